@@ -1,0 +1,28 @@
+"""The engine for RWKV-4 language models. Importing it compiles nothing."""
+
+from rwkv_engine._version import __version__
+from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
+from rwkv_engine.errors import (
+    CheckpointError,
+    ExtensionError,
+    RequestError,
+    RwkvError,
+    StrategyError,
+    TokenizerError,
+)
+from rwkv_engine.pipeline import RWKV
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "ExtensionError",
+    "ModelConfig",
+    "RWKV",
+    "RequestError",
+    "RwkvError",
+    "State",
+    "Strategy",
+    "StrategyError",
+    "TokenizerError",
+    "__version__",
+]

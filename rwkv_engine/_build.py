@@ -1,0 +1,89 @@
+"""The single answer to: which sources, which flags, which hash.
+
+`setup.py` (ahead of time), `ops._extension` (just in time) and CMake (C++ tests) all ask this module, so they cannot
+drift apart. Only the standard library is imported at the top: `setup.py` reads this file where torch may be absent.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+import sys
+import sysconfig
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+# Instruction levels are build variants of the same sources, best first. A processor runs its own level and all below.
+LEVELS: dict[str, tuple[str, ...]] = (
+    {
+        "x86-64-v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+        "x86-64-v3": ("-march=x86-64-v3",),
+        "portable": (),
+    }
+    if platform.machine().lower() in ("x86_64", "amd64")
+    else {"portable": ()}
+)
+
+# No fast-math: these two only drop errno and floating-point traps, which nothing here reads, so that loops vectorise.
+# Without -fopenmp torch's parallel_for header silently runs on one thread.
+COMPILE_FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra")
+
+
+def source_root() -> Path:
+    """The `csrc` folder: inside an installed package, beside it in a checkout or an editable install."""
+    for candidate in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"no csrc folder in {PACKAGE} nor in {PACKAGE.parent}: the installation is incomplete")
+
+
+def sources() -> list[Path]:
+    """Translation units of the CPU library."""
+    root = source_root()
+    return sorted([*root.glob("kernels/cpu/*.cpp"), *root.glob("bindings/*.cpp")])
+
+
+def compile_flags(level: str) -> list[str]:
+    """Compiler flags for one instruction level, a key of `LEVELS`."""
+    return [*COMPILE_FLAGS, *LEVELS[level], f"-I{source_root()}"]
+
+
+def schemas() -> list[str]:
+    """The operator schemas of `ops/`: module constants named `*SCHEMA`, read without importing anything."""
+    found = []
+    for path in sorted((PACKAGE / "ops").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").endswith("SCHEMA"):
+                found.append(ast.literal_eval(node.value))
+    return found
+
+
+def library_key(level: str) -> str:
+    """Hash of all that must agree between a compiled library and this package: a library with another key is stale.
+
+    A C++ signature that disagrees with a Python schema aborts the process when the library is opened, so the key is
+    part of the file name and is compared before opening. The compiler is not part of it (a machine without one must
+    still recognise a prebuilt library); the just-in-time cache adds it.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    root = source_root()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".h", ".cpp", ".cuh", ".cu")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    parts = [*schemas(), level, *COMPILE_FLAGS, *LEVELS[level], torch.__version__, str(torch.version.cuda)]
+    parts += [sys.implementation.cache_tag, str(sysconfig.get_platform())]
+    digest.update("\0".join(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def library_name(level: str) -> str:
+    """File name, without extension, of the compiled library for one level."""
+    return f"kernels_{level.replace('-', '_')}_{library_key(level)}"
+
+
+if __name__ == "__main__":  # CMake asks for the flags of a level: python _build.py x86-64-v3
+    print(";".join(compile_flags(sys.argv[1])))

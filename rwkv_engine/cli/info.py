@@ -1,0 +1,69 @@
+"""`rwkv-engine info`."""
+
+from __future__ import annotations
+
+import platform
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+
+@click.command()
+@click.argument("model", required=False)
+def info(model: str | None) -> None:
+    """Tells what is in use here and why; with MODEL, what that model is."""
+    rows = _model_rows(model) if model else _machine_rows()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console(highlight=False, soft_wrap=False).print(table)
+
+
+def _machine_rows() -> list[tuple[str, str]]:
+    import torch
+
+    import rwkv_engine
+    from rwkv_engine.ops import _extension
+    from rwkv_engine.pipeline import EMBEDDED
+
+    status = _extension.status()
+    kernels = {"prebuilt": "compiled", "jit": "compiled", "reference": "none: plain torch, slower"}[status.kind]
+    rows = [
+        ("rwkv_engine", rwkv_engine.__version__),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", torch.__version__),
+        ("kernels", f"{kernels}, {status.level}" if status.level else kernels),
+        ("why", status.reason),
+        ("library", str(status.path or "-")),
+        ("processor", f"{platform.machine()}, runs kernels up to {_extension.processor_level()}"),
+        ("threads", f"{torch.get_num_threads()}, {', '.join(_extension.openmp_runtimes()) or 'no OpenMP runtime'}"),
+        ("strategies", "cpu fp32"),
+        ("models", ", ".join(EMBEDDED)),
+    ]
+    return rows
+
+
+def _model_rows(model: str) -> list[tuple[str, str]]:
+    from rwkv_engine.core import Checkpoint
+    from rwkv_engine.pipeline import locate
+    from rwkv_engine.text import find_tokenizer
+
+    path = locate(model)
+    checkpoint = Checkpoint.open(path)
+    config = checkpoint.config
+    tokenizer = find_tokenizer(path, config.n_vocab)
+    return [
+        ("model", str(path)),
+        ("version", f"RWKV-{config.version}"),
+        ("parameters", f"{config.n_params:,}"),
+        ("layers", str(config.n_layer)),
+        ("width", f"{config.n_embd} (time mixing {config.n_att}, channel mixing {config.n_ffn})"),
+        ("vocabulary", str(config.n_vocab)),
+        ("tokenizer", tokenizer.name if tokenizer else "none found; give one with --tokenizer"),
+        ("stored as", str(checkpoint.read("head.weight").dtype).removeprefix("torch.")),
+        ("as cpu fp32", f"{config.n_params * 4 / 1e6:,.1f} MB of weights"),
+        ("fingerprint", checkpoint.fingerprint()),
+    ]

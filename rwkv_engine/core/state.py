@@ -1,0 +1,136 @@
+"""All that a model remembers between tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rwkv_engine.core.atomic import replace_atomically
+from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.errors import RequestError
+
+# The first token's own weight is e^(u+k) against e^max: with -1e30 the empty past counts for exactly nothing.
+EMPTY_MAX = -1e30
+FORMAT = "rwkv_engine.state.1"
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """The state of one layer, float32: `*_shift` (B, C), `wkv_*` (B, A)."""
+
+    att_shift: Tensor
+    ffn_shift: Tensor
+    wkv_num: Tensor
+    wkv_den: Tensor
+    wkv_max: Tensor
+
+
+FIELDS = tuple(LayerState.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What B sequences remember, float32, by name.
+
+    Attributes:
+        att_shift, ffn_shift: (B, L, C), the normalised input of time and channel mixing at the last token.
+        wkv_num, wkv_den, wkv_max: (B, L, A), the recurrence, see `ops.wkv4`.
+        position: (B,) int64, the number of tokens read so far.
+        fingerprint: of the model that made it; another model refuses it.
+    """
+
+    att_shift: Tensor
+    ffn_shift: Tensor
+    wkv_num: Tensor
+    wkv_den: Tensor
+    wkv_max: Tensor
+    position: Tensor
+    fingerprint: str = ""
+
+    @classmethod
+    def initial(cls, config: ModelConfig, batch: int = 1, fingerprint: str = "") -> State:
+        """The state before the first token."""
+        shift = torch.zeros(batch, config.n_layer, config.n_embd)
+        wkv = torch.zeros(batch, config.n_layer, config.n_att)
+        position = torch.zeros(batch, dtype=torch.int64)
+        return cls(shift, shift.clone(), wkv, wkv.clone(), torch.full_like(wkv, EMPTY_MAX), position, fingerprint)
+
+    @classmethod
+    def from_layers(cls, layers: list[LayerState], position: Tensor, fingerprint: str) -> State:
+        """Gathers the states of all layers, first layer first."""
+        tensors = {name: torch.stack([getattr(layer, name) for layer in layers], dim=1) for name in FIELDS}
+        return cls(**tensors, position=position, fingerprint=fingerprint)
+
+    def layers(self) -> Iterator[LayerState]:
+        """Views of the layers, first layer first."""
+        for i in range(self.att_shift.shape[1]):
+            yield LayerState(**{name: getattr(self, name)[:, i] for name in FIELDS})
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences, B."""
+        return self.att_shift.shape[0]
+
+    def clone(self) -> State:
+        """A copy that shares no memory with this one."""
+        return State(**{k: t.clone() for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
+
+    def detach(self) -> State:
+        """The same numbers, cut off from autograd: the step of truncated backpropagation through time."""
+        return State(**{k: t.detach() for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file, whole or not at all."""
+        tensors = {name: t.detach().contiguous() for name, t in self._tensors().items()}
+        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
+        with replace_atomically(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> State:
+        """Reads what `save` wrote. Whether it fits a model is checked when the model is given it.
+
+        Raises:
+            RequestError: the file cannot be read or holds no state.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    found = metadata.get("format", "no format tag")
+                    raise RequestError(f"{path}: expected a saved state ({FORMAT}), got {found}")
+                tensors = {name: file.get_tensor(name).clone() for name in (*FIELDS, "position")}
+        except (OSError, SafetensorError) as error:
+            raise RequestError(f"{path}: no saved state can be read here: {error}") from error
+        return cls(**tensors, fingerprint=metadata.get("fingerprint", ""))
+
+    def check(self, config: ModelConfig, fingerprint: str, batch: int) -> None:
+        """Refuses a state of another model or another batch size.
+
+        Raises:
+            RequestError: with what differs.
+        """
+        if self.fingerprint != fingerprint:
+            raise RequestError(
+                f"this state belongs to another model (fingerprint {self.fingerprint or 'none'}, this model's is"
+                f" {fingerprint or 'none'}); start from None, or load the model the state came from"
+            )
+        if self.batch != batch:
+            raise RequestError(f"state of {self.batch} sequences given for a batch of {batch}")
+        for name in FIELDS:
+            width = config.n_embd if name.endswith("shift") else config.n_att
+            tensor = getattr(self, name)
+            if tensor.shape != (batch, config.n_layer, width) or tensor.dtype != torch.float32:
+                raise RequestError(
+                    f"state.{name}: got {tensor.dtype} {tuple(tensor.shape)},"
+                    f" expected float32 {(batch, config.n_layer, width)}"
+                )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in (*FIELDS, "position")}

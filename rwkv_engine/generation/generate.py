@@ -1,0 +1,43 @@
+"""Prompt in, tokens out, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from rwkv_engine.core.state import State
+from rwkv_engine.errors import RequestError
+from rwkv_engine.generation.sampling import Sampler, SamplingParams
+from rwkv_engine.runtime.engine import Engine
+
+
+def generate_tokens(
+    engine: Engine,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    max_new_tokens: int,
+    state: State | None = None,
+) -> Iterator[int]:
+    """Reads the prompt, then yields tokens until a stop token or until there are `max_new_tokens`.
+
+    Args:
+        prompt: at least one id.
+        params: how tokens are chosen; stop tokens are not yielded.
+        max_new_tokens: at least 0.
+        state: what came before the prompt; None for nothing.
+
+    Raises:
+        RequestError: an empty prompt, a negative count, or what `Engine.forward` refuses.
+    """
+    if max_new_tokens < 0:
+        raise RequestError(f"max_new_tokens: got {max_new_tokens}, expected an integer >= 0")
+    sampler = Sampler(params)
+    logits, state = engine.forward(torch.tensor([list(prompt)], dtype=torch.int64), state)
+    for i in range(max_new_tokens):
+        [token] = sampler.sample(logits, state.position.tolist(), [0])
+        if token in params.stop_tokens:
+            return
+        yield token
+        if i + 1 < max_new_tokens:
+            logits, state = engine.forward(torch.tensor([[token]]), state)

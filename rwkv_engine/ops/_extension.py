@@ -1,0 +1,181 @@
+"""Finds the compiled kernels: a prebuilt library, else one built just in time, else the torch references.
+
+Nothing happens at import. The first operator call decides once per process; `status()` tells what was decided and why.
+`RWKV_ENGINE_KERNELS` forces the choice: `reference` uses no compiled code, an instruction level (`portable`,
+`x86-64-v3`, ...) builds and loads that level and fails if it cannot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rwkv_engine import _build
+from rwkv_engine.errors import ExtensionError
+
+PREBUILT = _build.PACKAGE / "_prebuilt"
+VARIABLE = "RWKV_ENGINE_KERNELS"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What serves the operators on the CPU."""
+
+    kind: str  # "prebuilt", "jit" or "reference"
+    level: str | None  # instruction level of the library
+    path: Path | None  # the library
+    reason: str  # why this and nothing better
+
+
+def ensure_loaded() -> None:
+    """Loads the kernels on the first call; later calls cost a cached look-up."""
+    status()
+
+
+@functools.cache
+def status() -> Status:
+    """What serves the operators; decided on the first call.
+
+    Raises:
+        ExtensionError: `RWKV_ENGINE_KERNELS` asks for what cannot be had.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "reference":
+        return Status("reference", None, None, f"{VARIABLE}=reference")
+    if wanted and wanted not in _build.LEVELS:
+        options = ", ".join(["reference", *_build.LEVELS])
+        raise ExtensionError(f"{VARIABLE}: got {wanted!r}, expected one of {options}")
+    try:
+        return _prebuilt(wanted) or _just_in_time(wanted or processor_level())
+    except (ExtensionError, OSError) as error:
+        if wanted:
+            raise
+        say(f"running without compiled kernels, slower but correct: {error}")
+        return Status("reference", None, None, str(error))
+
+
+def processor_level() -> str:
+    """The best instruction level this processor (as torch sees it) can run."""
+    best = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    return best if best in _build.LEVELS else "portable"
+
+
+def cache_folder() -> Path:
+    """Where just-in-time builds are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "rwkv_engine"
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal; standard output is left to results."""
+    print(f"rwkv_engine: {message}", file=sys.stderr, flush=True)
+
+
+def _prebuilt(wanted: str) -> Status | None:
+    if not any(PREBUILT.glob("*.so")):
+        return None
+    levels = list(_build.LEVELS)
+    for level in [wanted] if wanted else levels[levels.index(processor_level()) :]:
+        path = PREBUILT / f"{_build.library_name(level)}.so"
+        if path.exists():
+            _open(path)
+            return Status("prebuilt", level, path, "built when the package was installed")
+    say(f"the prebuilt kernels are for other sources or another torch than {torch.__version__}; not opened")
+    return None
+
+
+def _just_in_time(level: str) -> Status:
+    compiler = _compiler()
+    path = cache_folder() / f"{_build.library_name(level)}_{compiler.tag}.so"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # torch's own build lock waits for ever once its holder was killed; the kernel drops this one with the process.
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            _open(path)
+            return Status("jit", level, path, f"built here earlier by {compiler.version}")
+        seconds = _compile_and_open(level, path, compiler)
+    return Status("jit", level, path, f"built in {seconds:.0f} s by {compiler.version}")
+
+
+def _compile_and_open(level: str, path: Path, compiler: _Compiler) -> float:
+    from torch.utils import cpp_extension
+
+    say(f"compiling the {level} kernels for this machine, once, about 20 s ...")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as folder:
+        try:
+            cpp_extension.load(
+                name=path.stem,
+                sources=[str(source) for source in _build.sources()],
+                extra_cflags=_build.compile_flags(level),
+                extra_ldflags=["-fopenmp"],
+                build_directory=folder,
+                is_python_module=False,
+            )
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            log = path.with_suffix(".log")
+            log.write_text(str(error), encoding="utf-8")
+            first = _first_error_line(str(error))
+            raise ExtensionError(f"{compiler.version} could not build the kernels: {first} (all in {log})") from error
+        os.replace(Path(folder) / path.name, path)
+    return time.monotonic() - started
+
+
+def _open(path: Path) -> None:
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        raise ExtensionError(f"cannot open {path}: {error}; delete it to have it built again") from error
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    version: str  # first line of --version
+    tag: str  # short hash of it, for file names
+
+
+def _compiler() -> _Compiler:
+    name = os.environ.get("CXX", "c++")
+    for program, package in ((name, "g++"), ("ninja", "ninja")):
+        if not _which(program):
+            raise ExtensionError(f"no {program!r} on PATH; install {package} to have the kernels built")
+    output = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
+    version = output.splitlines()[0] if output else name
+    return _Compiler(version, hashlib.sha256(version.encode()).hexdigest()[:8])
+
+
+def _which(program: str) -> str | None:
+    # ninja comes as a Python package, whose folder is not on PATH when the environment is used without activating it.
+    beside_python = str(Path(sys.executable).parent)
+    path = os.pathsep.join([os.environ.get("PATH", ""), beside_python])
+    found = shutil.which(program, path=path)
+    if found and not shutil.which(program):
+        os.environ["PATH"] = path
+    return found
+
+
+def _first_error_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines()]
+    return next((line for line in lines if re.search(r"\berror:", line)), lines[0])
+
+
+def openmp_runtimes() -> list[str]:
+    """File names of the OpenMP runtimes loaded in this process; more than one would fight over the cores."""
+    try:
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return sorted(set(re.findall(r"/(lib[gi]?omp5?[^/\s]*\.so[^/\s]*)", mapped)))

@@ -1,0 +1,27 @@
+"""The operator library: schemas live in Python beside their references, kernels register under them by device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+NAMESPACE = "rwkv_engine"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define(schema: str, reference: Callable, fake: Callable) -> None:
+    """Registers one operator with its torch reference and the shapes of what it returns.
+
+    The reference is CompositeExplicitAutograd, so it serves every device until a compiled kernel for that device
+    registers itself under the same name and takes over. `fake` gives `torch.compile` the shapes without running a loop.
+    """
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+
+def register_gradient(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Registers the derivative of the operator `name`."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)

@@ -1,0 +1,188 @@
+"""RWKV: text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
+from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
+from rwkv_engine.generation import SamplingParams, generate_tokens
+from rwkv_engine.runtime import Engine, load_model
+from rwkv_engine.runtime.loader import Progress
+from rwkv_engine.text import BpeTokenizer, StreamDecoder, Tokenizer, check_fits, find_tokenizer
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `RWKV.generate` and `RWKV.stream`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop_tokens: Sequence[int]
+    on_token: Callable[[int], None]
+
+
+EMBEDDED = {"tales": Path(__file__).parent / "assets" / "tales"}
+
+
+class RWKV:
+    """A model and its tokenizer.
+
+    Attributes:
+        config: the model's numbers.
+        engine: runs token ids, see `Engine.forward`.
+        strategy: where and in what precision the model runs.
+    """
+
+    def __init__(self, engine: Engine, strategy: Strategy, tokenizer: Tokenizer | None, source: Path):
+        self.engine = engine
+        self.config: ModelConfig = engine.model.config
+        self.strategy = strategy
+        self.source = source
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        strategy: str = "cpu fp32",
+        tokenizer: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> RWKV:
+        """Loads a model.
+
+        Args:
+            model: `tales`, the embedded model; or the path of a `.pth`, a `.safetensors` or a Hugging Face directory.
+            strategy: where it runs, in what precision.
+            tokenizer: path of a tokenizer file; by default one is looked for beside the model, then in the hub cache.
+            progress: called while loading with the parameters placed so far and in all.
+
+        Raises:
+            CheckpointError: no RWKV-4 model can be read there.
+            StrategyError: the strategy cannot be parsed or run.
+            TokenizerError: the tokenizer cannot be read or does not fit the model.
+        """
+        parsed = Strategy.parse(strategy)
+        path = locate(model)
+        checkpoint = Checkpoint.open(path)
+        n_vocab = checkpoint.config.n_vocab
+        found = BpeTokenizer(tokenizer) if tokenizer else find_tokenizer(path, n_vocab)
+        if found:
+            check_fits(found, n_vocab)
+        return cls(Engine(load_model(checkpoint, parsed, progress)), parsed, found, path)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            TokenizerError: none was given or found.
+        """
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self.source}: no tokenizer beside the model or in the hub cache; give one:"
+                " RWKV.from_pretrained(..., tokenizer='20B_tokenizer.json'), or --tokenizer on the command line"
+            )
+        return self._tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the model; its states carry it."""
+        return self.engine.model.fingerprint
+
+    def forward(
+        self, tokens: Sequence[int] | Tensor, state: State | None = None, full_output: bool = False
+    ) -> tuple[Tensor, State]:
+        """Reads tokens, continuing from `state`, which is not modified.
+
+        Args:
+            tokens: T ids of one text, or (B, T) of several.
+            state: what a call before returned; None begins a new text.
+            full_output: logits for every token instead of the last one.
+
+        Returns:
+            Logits float32 (V,), or (T, V) with `full_output`, with a B in front where tokens had one; the new state.
+
+        Raises:
+            RequestError: no tokens, an id outside the vocabulary, or a state of another model.
+        """
+        ids = _as_ids(tokens)
+        logits, state = self.engine.forward(ids if ids.ndim == 2 else ids.unsqueeze(0), state, full_output)
+        return (logits if ids.ndim == 2 else logits.squeeze(0)), state
+
+    def generate(self, prompt: str, max_new_tokens: int = 128, **options: Unpack[GenerateOptions]) -> str:
+        """Continues a text; returns the continuation without the prompt. Arguments as for `stream`."""
+        return "".join(self.stream(prompt, max_new_tokens, **options))
+
+    def stream(self, prompt: str, max_new_tokens: int = 128, **options: Unpack[GenerateOptions]) -> Iterator[str]:
+        """Continues a text, yielding pieces as they come, never half a character.
+
+        Args:
+            prompt: the beginning; an empty one begins a text of the model's own.
+            max_new_tokens: at most so many tokens.
+            **options: `temperature`, `top_k`, `top_p`, `seed`, `stop_tokens` as in `SamplingParams` (by default the
+                tokenizer's end of text stops), and `on_token`, called with each id as it is drawn.
+
+        Raises:
+            RequestError: a value out of range.
+            TokenizerError: the model has no tokenizer.
+        """
+        on_token = options.pop("on_token", None)
+        end_of_text = self.tokenizer.end_of_text
+        if "stop_tokens" not in options and end_of_text is not None:
+            options["stop_tokens"] = (end_of_text,)
+        tokens = generate_tokens(self.engine, self.encode_prompt(prompt), SamplingParams(**options), max_new_tokens)
+        return self._pieces(tokens, on_token)
+
+    def _pieces(self, tokens: Iterator[int], on_token: Callable[[int], None] | None) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer)
+        for token in tokens:
+            if on_token:
+                on_token(token)
+            if piece := decoder.push(token):
+                yield piece
+        if rest := decoder.finish():
+            yield rest
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a prompt; the end-of-text token stands for an empty one.
+
+        Raises:
+            RequestError: an empty prompt for a tokenizer without such a token.
+        """
+        ids = self.tokenizer.encode(prompt)
+        if not ids and self.tokenizer.end_of_text is None:
+            raise RequestError("the prompt is empty, and this tokenizer has no end-of-text token to begin from")
+        return ids or [self.tokenizer.end_of_text]
+
+
+def locate(model: str | Path) -> Path:
+    """The path of an embedded model by name, else the path itself.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    if str(model) in EMBEDDED:
+        return EMBEDDED[str(model)]
+    path = Path(model).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"{model}: no such file or directory, and not an embedded model ({', '.join(EMBEDDED)})")
+    return path
+
+
+def _as_ids(tokens: Sequence[int] | Tensor) -> Tensor:
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"tokens: expected a list of integer ids, got {type(tokens).__name__}: {error}") from error
+    if ids.numel() == 0 or ids.ndim not in (1, 2):
+        raise RequestError(f"tokens: expected at least one id, as (T,) or (B, T); got shape {tuple(ids.shape)}")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise RequestError(f"tokens: expected integer ids, got {ids.dtype}")
+    return ids.long()

@@ -1,0 +1,144 @@
+"""Text to token ids and back, as bytes: a token may hold half a character."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+from huggingface_hub import try_to_load_from_cache
+
+from rwkv_engine.errors import TokenizerError
+
+END_OF_TEXT = "<|endoftext|>"
+FILE_NAMES = ("tokenizer.json", "20B_tokenizer.json")
+# The Pile and Raven models share one vocabulary; any of these repositories in the hub cache has it.
+N_VOCAB_20B = 50277
+REPOSITORIES_20B = ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-raven-1b5", "RWKV/rwkv-4-169m-pile")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package needs of a tokenizer.
+
+    Attributes:
+        name: for people: a path, or what kind it is.
+        n_vocab: one more than the largest id.
+        end_of_text: the id that ends a text, None if there is none.
+    """
+
+    name: str
+    n_vocab: int
+    end_of_text: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; empty for a special token."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
+
+
+class ByteTokenizer:
+    """One token per byte, for models with a vocabulary of 256."""
+
+    name = "bytes"
+    n_vocab = 256
+    end_of_text = None
+
+    def encode(self, text: str) -> list[int]:
+        """The UTF-8 bytes of a text."""
+        return list(text.encode())
+
+    def token_bytes(self, token: int) -> bytes:
+        """The byte itself."""
+        return bytes([token])
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of the bytes."""
+        return bytes(tokens).decode(errors="replace")
+
+
+class BpeTokenizer:
+    """A byte-level BPE in the format of the `tokenizers` library: the 20B vocabulary, or a model's own.
+
+    Raises:
+        TokenizerError: the file cannot be read, or is not byte-level.
+    """
+
+    def __init__(self, path: str | Path):
+        self.name = str(path)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            decoder = json.loads(text).get("decoder") or {}
+        except Exception as error:  # the library raises bare Exception for a file it cannot parse
+            raise TokenizerError(f"{path}: no tokenizer can be read here: {error}") from error
+        if decoder.get("type") != "ByteLevel":
+            raise TokenizerError(
+                f"{path}: expected a byte-level tokenizer (decoder ByteLevel), got decoder {decoder.get('type')}"
+            )
+        self.n_vocab = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        self._bytes = _token_bytes(self._tokenizer, self.n_vocab)
+        self.end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; special tokens written out in it are recognised."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; empty for a special token and for an id without one."""
+        return self._bytes[token] if token < self.n_vocab else b""
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode(errors="replace")
+
+
+def _token_bytes(tokenizer: tokenizers.Tokenizer, n_vocab: int) -> list[bytes]:
+    """Byte-level BPE writes bytes as characters: printable ones as themselves, the others from U+0100 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    table = [b""] * n_vocab
+    for text, token in tokenizer.get_vocab(with_added_tokens=False).items():
+        table[token] = bytes(byte_of[c] for c in text if c in byte_of)
+    for token, added in tokenizer.get_added_tokens_decoder().items():  # plain text, not written in byte characters
+        table[token] = b"" if added.special else added.content.encode()
+    return table
+
+
+def find_tokenizer(model: Path, n_vocab: int) -> Tokenizer | None:
+    """The tokenizer beside a model, or in the hub cache, or the bytes for a vocabulary of 256; None if there is none.
+
+    Args:
+        model: the checkpoint's file or directory.
+        n_vocab: the model's vocabulary.
+    """
+    folder = model if model.is_dir() else model.parent
+    for name in FILE_NAMES:
+        if (folder / name).is_file():
+            return BpeTokenizer(folder / name)
+    if n_vocab == ByteTokenizer.n_vocab:
+        return ByteTokenizer()
+    if n_vocab == N_VOCAB_20B:
+        for repository in REPOSITORIES_20B:
+            cached = try_to_load_from_cache(repository, "tokenizer.json")
+            if isinstance(cached, str):
+                return BpeTokenizer(cached)
+    return None
+
+
+def check_fits(tokenizer: Tokenizer, n_vocab: int) -> None:
+    """Refuses a tokenizer with ids the model does not have.
+
+    Raises:
+        TokenizerError: with both sizes.
+    """
+    if tokenizer.n_vocab > n_vocab:
+        raise TokenizerError(
+            f"{tokenizer.name}: has {tokenizer.n_vocab} tokens, the model's vocabulary is {n_vocab};"
+            " it belongs to another model"
+        )
