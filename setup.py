@@ -35,7 +35,10 @@ def ahead_of_time():
         )
         for level in build.LEVELS
     ]
-    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)}}
+    return {
+        "ext_modules": extensions,
+        "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
+    }
 
 
 setup(**ahead_of_time())

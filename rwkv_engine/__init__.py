@@ -13,11 +13,11 @@ from rwkv_engine.errors import (
 from rwkv_engine.pipeline import RWKV
 
 __all__ = [
+    "RWKV",
     "Checkpoint",
     "CheckpointError",
     "ExtensionError",
     "ModelConfig",
-    "RWKV",
     "RequestError",
     "RwkvError",
     "State",

@@ -17,15 +17,15 @@ from rwkv_engine.runtime import Engine, load_model
 from rwkv_engine.runtime.loader import Progress
 from rwkv_engine.text import BpeTokenizer, StreamDecoder, Tokenizer, check_fits, find_tokenizer
 
-class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of `RWKV.generate` and `RWKV.stream`."""
+
+class SamplingOptions(TypedDict, total=False):
+    """Keyword arguments of `RWKV.generate` and `RWKV.stream`: those of `SamplingParams`."""
 
     temperature: float
     top_k: int
     top_p: float
     seed: int | None
     stop_tokens: Sequence[int]
-    on_token: Callable[[int], None]
 
 
 EMBEDDED = {"tales": Path(__file__).parent / "assets" / "tales"}
@@ -116,24 +116,30 @@ class RWKV:
         logits, state = self.engine.forward(ids if ids.ndim == 2 else ids.unsqueeze(0), state, full_output)
         return (logits if ids.ndim == 2 else logits.squeeze(0)), state
 
-    def generate(self, prompt: str, max_new_tokens: int = 128, **options: Unpack[GenerateOptions]) -> str:
+    def generate(self, prompt: str, max_new_tokens: int = 128, **options: Unpack[SamplingOptions]) -> str:
         """Continues a text; returns the continuation without the prompt. Arguments as for `stream`."""
         return "".join(self.stream(prompt, max_new_tokens, **options))
 
-    def stream(self, prompt: str, max_new_tokens: int = 128, **options: Unpack[GenerateOptions]) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        on_token: Callable[[int], None] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[str]:
         """Continues a text, yielding pieces as they come, never half a character.
 
         Args:
             prompt: the beginning; an empty one begins a text of the model's own.
             max_new_tokens: at most so many tokens.
-            **options: `temperature`, `top_k`, `top_p`, `seed`, `stop_tokens` as in `SamplingParams` (by default the
-                tokenizer's end of text stops), and `on_token`, called with each id as it is drawn.
+            on_token: called with each id as it is drawn.
+            **options: `temperature`, `top_k`, `top_p`, `seed`, `stop_tokens` as in `SamplingParams`; by default the
+                tokenizer's end of text stops.
 
         Raises:
             RequestError: a value out of range.
             TokenizerError: the model has no tokenizer.
         """
-        on_token = options.pop("on_token", None)
         end_of_text = self.tokenizer.end_of_text
         if "stop_tokens" not in options and end_of_text is not None:
             options["stop_tokens"] = (end_of_text,)
@@ -157,9 +163,11 @@ class RWKV:
             RequestError: an empty prompt for a tokenizer without such a token.
         """
         ids = self.tokenizer.encode(prompt)
-        if not ids and self.tokenizer.end_of_text is None:
+        if ids:
+            return ids
+        if self.tokenizer.end_of_text is None:
             raise RequestError("the prompt is empty, and this tokenizer has no end-of-text token to begin from")
-        return ids or [self.tokenizer.end_of_text]
+        return [self.tokenizer.end_of_text]
 
 
 def locate(model: str | Path) -> Path:

@@ -241,7 +241,10 @@ def main() -> None:
         smooth += (loss.item() - smooth) / min(step, 100)
         if step % 100 == 0:
             rate = step * args.batch * args.length / (minutes * 60)
-            print(f"{minutes:.1f} min, step {step}, epoch {streams.epoch}, {smooth:.3f} nats/token, {rate:.0f} tok/s", flush=True)
+            print(
+                f"{minutes:.1f} min, step {step}, epoch {streams.epoch}, {smooth:.3f} nats/token, {rate:.0f} tok/s",
+                flush=True,
+            )
         if minutes - saved > 8:
             saved = minutes
             save(model, tokenizer, args.out)

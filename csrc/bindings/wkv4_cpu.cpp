@@ -82,14 +82,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> wkv4_backward
          v_out = at::empty_like(in.v), num_out = at::empty_like(in.num), den_out = at::empty_like(in.den),
          max_out = at::empty_like(in.max);
   AT_DISPATCH_FLOATING_TYPES(k.scalar_type(), op, [&] {
-    cpu::wkv4_backward<scalar_t>(
-        in.size, in.pointers<scalar_t>(),
-        {gy.const_data_ptr<scalar_t>(), gn.const_data_ptr<scalar_t>(), gd.const_data_ptr<scalar_t>(),
-         gm.const_data_ptr<scalar_t>()},
-        {decay_out.data_ptr<scalar_t>(), first_out.data_ptr<scalar_t>(), k_out.data_ptr<scalar_t>(),
-         v_out.data_ptr<scalar_t>(), num_out.data_ptr<scalar_t>(), den_out.data_ptr<scalar_t>(),
-         max_out.data_ptr<scalar_t>()},
-        threads_for(16 * in.size.B * in.size.T));
+    cpu::wkv4_backward<scalar_t>(in.size, in.pointers<scalar_t>(),
+                                 {gy.const_data_ptr<scalar_t>(), gn.const_data_ptr<scalar_t>(),
+                                  gd.const_data_ptr<scalar_t>(), gm.const_data_ptr<scalar_t>()},
+                                 {decay_out.data_ptr<scalar_t>(), first_out.data_ptr<scalar_t>(),
+                                  k_out.data_ptr<scalar_t>(), v_out.data_ptr<scalar_t>(), num_out.data_ptr<scalar_t>(),
+                                  den_out.data_ptr<scalar_t>(), max_out.data_ptr<scalar_t>()},
+                                 threads_for(16 * in.size.B * in.size.T));
   });
   return {decay_out, first_out, k_out, v_out, num_out, den_out, max_out};
 }

@@ -17,7 +17,7 @@ namespace rwkv {
 // is exactly 0, NaN stays NaN. Written without branches or library calls so that a loop over channels vectorises.
 //
 // e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln(2)/2; e^r = 1 + r + r^2 p(r), p a minimax polynomial (the
-// coefficients of the Cephes library, Moshier). Relative error below 2 ulp.
+// coefficients of the Cephes library, Moshier). Error below 1 ulp, see tests/cpp/test_math.cpp.
 RWKV_HOST_DEVICE inline float exp_nonpositive(float x) {
   constexpr float kLowest = -87.0f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits

@@ -8,6 +8,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from rwkv_engine.pipeline import RWKV
+
 
 @click.command()
 @click.argument("prompt", default="")
@@ -31,12 +33,9 @@ def generate(
     seed: int | None,
 ) -> None:
     """Continues PROMPT and prints it with its continuation."""
-    # torch takes seconds to import: not for --help.
-    from rwkv_engine.pipeline import RWKV
-
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("loading"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
         loaded = RWKV.from_pretrained(
             model, strategy, tokenizer, progress=lambda done, total: bar.update(task, completed=done, total=total)

@@ -5,34 +5,28 @@ from __future__ import annotations
 import platform
 
 import click
-from rich.console import Console
-from rich.table import Table
+import torch
+
+from rwkv_engine._version import __version__
+from rwkv_engine.core import Checkpoint
+from rwkv_engine.ops import _extension
+from rwkv_engine.pipeline import EMBEDDED, locate
+from rwkv_engine.text import find_tokenizer
 
 
 @click.command()
 @click.argument("model", required=False)
 def info(model: str | None) -> None:
     """Tells what is in use here and why; with MODEL, what that model is."""
-    rows = _model_rows(model) if model else _machine_rows()
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    Console(highlight=False, soft_wrap=False).print(table)
+    for name, value in _model_rows(model) if model else _machine_rows():
+        click.echo(f"{name:<12} {value}")
 
 
 def _machine_rows() -> list[tuple[str, str]]:
-    import torch
-
-    import rwkv_engine
-    from rwkv_engine.ops import _extension
-    from rwkv_engine.pipeline import EMBEDDED
-
     status = _extension.status()
     kernels = {"prebuilt": "compiled", "jit": "compiled", "reference": "none: plain torch, slower"}[status.kind]
-    rows = [
-        ("rwkv_engine", rwkv_engine.__version__),
+    return [
+        ("rwkv_engine", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", torch.__version__),
         ("kernels", f"{kernels}, {status.level}" if status.level else kernels),
@@ -43,14 +37,9 @@ def _machine_rows() -> list[tuple[str, str]]:
         ("strategies", "cpu fp32"),
         ("models", ", ".join(EMBEDDED)),
     ]
-    return rows
 
 
 def _model_rows(model: str) -> list[tuple[str, str]]:
-    from rwkv_engine.core import Checkpoint
-    from rwkv_engine.pipeline import locate
-    from rwkv_engine.text import find_tokenizer
-
     path = locate(model)
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config

@@ -17,9 +17,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from rwkv_engine.core.config import ModelConfig
@@ -46,7 +47,7 @@ class Checkpoint:
         config: the model's numbers, from the tensor shapes.
     """
 
-    def __init__(self, path: Path, tensors: dict[str, StoredTensor], settings: dict | None = None):
+    def __init__(self, path: Path, tensors: dict[str, StoredTensor], settings: dict[str, Any] | None = None):
         self.path = path
         found = _canonical(path, tensors, settings or {})
         self.config = _checked_config(path, {name: t.shape for name, t in found.items()}, settings or {})
@@ -120,8 +121,9 @@ class _damage_reported:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+    # torch begins with the advice to load without `weights_only`, which is the last thing to do here
+    lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+    return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -148,9 +150,9 @@ def _read_pth(path: Path) -> dict[str, StoredTensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if refused := re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE):
             raise CheckpointError(
-                f"{path}: the file holds more than tensors, and loading it would run code from it; refused."
+                f"{path}: holds more than tensors ({refused[1]}), and loading it would run code from it; refused."
                 " Ask its author for a file with the state dict alone"
             ) from error
         raise
@@ -166,7 +168,7 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _directory(path: Path) -> tuple[dict, list[Path]]:
+def _directory(path: Path) -> tuple[dict[str, Any], list[Path]]:
     """Settings and tensor files of a Hugging Face directory, or the one raw file of a plain one."""
     config = path / "config.json"
     settings = _read_json(config) if config.is_file() else {}
@@ -197,7 +199,7 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     with _damage_reported(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -208,7 +210,7 @@ def _read_json(path: Path) -> dict:
 # --- meaning ---------------------------------------------------------------------------------------------------------
 
 
-def _canonical(path: Path, tensors: dict[str, StoredTensor], settings: dict) -> dict[str, StoredTensor]:
+def _canonical(path: Path, tensors: dict[str, StoredTensor], settings: dict[str, Any]) -> dict[str, StoredTensor]:
     renamed = {to_original(name): tensor for name, tensor in tensors.items()}
     if len(renamed) != len(tensors):
         raise CheckpointError(f"{path}: two tensors have one name, once with and once without the 'rwkv.' prefix")
@@ -230,7 +232,7 @@ _OTHER_ARCHITECTURES = (  # a pattern in tensor names, and what it is a sign of
 )
 
 
-def _checked_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: dict) -> ModelConfig:
+def _checked_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: dict[str, Any]) -> ModelConfig:
     for pattern, what in _OTHER_ARCHITECTURES:
         found = next((name for name in shapes if re.search(pattern, name)), None)
         if found:
@@ -264,7 +266,7 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], config: ModelC
             raise CheckpointError(f"{path}: {name}: got shape {shapes[name]}, expected {shape}")
 
 
-def _check_settings(path: Path, settings: dict, config: ModelConfig) -> None:
+def _check_settings(path: Path, settings: dict[str, Any], config: ModelConfig) -> None:
     expected = {
         "model_type": "rwkv",
         "vocab_size": config.n_vocab,

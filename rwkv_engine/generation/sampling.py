@@ -48,7 +48,7 @@ def _require(condition: bool, name: str, got: object, expected: str) -> None:
 
 
 class Sampler:
-    """Draws tokens. A draw depends on the logits, the seed, the sample's index and the position, and on nothing else."""
+    """Draws tokens; a draw depends on the logits, the seed, the sample and the position, and on nothing else."""
 
     def __init__(self, params: SamplingParams):
         self.params = params

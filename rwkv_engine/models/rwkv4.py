@@ -6,9 +6,10 @@ checkpoint. Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V =
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.state import LayerState, State
@@ -43,9 +44,10 @@ class TimeMixing(nn.Module):
         k = self.key(torch.lerp(shifted, x, self.time_mix_k))
         v = self.value(torch.lerp(shifted, x, self.time_mix_v))
         decay = -torch.exp(self.time_decay)
-        # The recurrence is float32 whatever the products were computed in (a no-op for fp32 weights).
+        # The recurrence keeps the state's precision, float32, whatever the products were computed in.
+        precision = state.wkv_num.dtype
         y, num, den, max = wkv4(
-            decay, self.time_first, k.float(), v.float(), state.wkv_num, state.wkv_den, state.wkv_max
+            decay, self.time_first, k.to(precision), v.to(precision), state.wkv_num, state.wkv_den, state.wkv_max
         )
         out = self.output(torch.sigmoid(r) * y)
         return out, {"att_shift": x[:, -1], "wkv_num": num, "wkv_den": den, "wkv_max": max}
@@ -115,7 +117,7 @@ class Rwkv4(nn.Module):
         Returns:
             Logits (B, V), or (B, T, V) with `full_output`; and the state after the last token.
         """
-        x = self.blocks[0].ln0(self.emb(tokens))
+        x = cast(Block, self.blocks[0]).ln0(self.emb(tokens))
         layers = []
         for block, layer in zip(self.blocks, state.layers(), strict=True):
             x, new_layer = block(x, layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ NAMESPACE = "rwkv_engine"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def define(schema: str, reference: Callable, fake: Callable) -> None:
+def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Registers one operator with its torch reference and the shapes of what it returns.
 
     The reference is CompositeExplicitAutograd, so it serves every device until a compiled kernel for that device
@@ -22,6 +23,6 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
-def register_gradient(name: str, backward: Callable, setup_context: Callable) -> None:
+def register_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
     """Registers the derivative of the operator `name`."""
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)

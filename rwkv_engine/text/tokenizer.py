@@ -44,9 +44,12 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """One token per byte, for models with a vocabulary of 256."""
 
-    name = "bytes"
-    n_vocab = 256
-    end_of_text = None
+    N_VOCAB = 256
+
+    def __init__(self) -> None:
+        self.name = "bytes"
+        self.n_vocab = self.N_VOCAB
+        self.end_of_text: int | None = None
 
     def encode(self, text: str) -> list[int]:
         """The UTF-8 bytes of a text."""
@@ -121,7 +124,7 @@ def find_tokenizer(model: Path, n_vocab: int) -> Tokenizer | None:
     for name in FILE_NAMES:
         if (folder / name).is_file():
             return BpeTokenizer(folder / name)
-    if n_vocab == ByteTokenizer.n_vocab:
+    if n_vocab == ByteTokenizer.N_VOCAB:
         return ByteTokenizer()
     if n_vocab == N_VOCAB_20B:
         for repository in REPOSITORIES_20B:

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import oracle
+import pytest
+from checkpoints import save_pth
+from conftest import ROOT
+from oracle import Shape
+
+import rwkv_engine
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rwkv_engine", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def test_generate_writes_text_to_stdout_and_the_rest_to_stderr(tales):
+    options = {"max_new_tokens": 30, "temperature": 0.8, "top_p": 0.9, "seed": 1}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    result = run("generate", "Once upon a time", "--model", "tales", "--strategy", "cpu fp32", *flags)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "Once upon a time" + tales.generate("Once upon a time", **options) + "\n"
+    assert re.search(r"read \d+ tokens in .* wrote 30 at \d+ tok/s", result.stderr)
+
+
+def test_generate_needs_no_arguments():
+    result = run("generate", "--max-new-tokens", "5")
+    assert result.returncode == 0
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "missing.pth"], "missing.pth: no such file or directory"),
+        (["--model", "README.md"], "README.md: damaged, or not a checkpoint"),
+        (["--strategy", "cuda fp16"], "strategy 'cuda fp16'"),
+        (["--temperature", "-1"], "temperature: got -1.0, expected a number >= 0"),
+        (["--tokenizer", "README.md"], "README.md: no tokenizer can be read here"),
+        (["--max-new-tokens", "-2"], "max_new_tokens: got -2"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_1(arguments, message):
+    result = run("generate", "x", *arguments)
+    assert result.returncode == 1
+    errors = result.stderr.strip().splitlines()
+    assert len(errors) == 1, result.stderr
+    assert errors[0].startswith("rwkv-engine: error: ")
+    assert message in errors[0]
+
+
+def test_wrong_usage_is_exit_code_2():
+    for arguments in (["generate", "--top-k", "many"], ["sing"], ["generate", "--what"]):
+        result = run(*arguments)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+
+
+def test_a_model_without_tokenizer_is_told_how_to_give_one(tmp_path):
+    path = save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth")
+    result = run("generate", "x", "--model", str(path))
+    assert result.returncode == 1
+    assert "--tokenizer" in result.stderr
+
+
+def test_a_closed_pipe_is_no_traceback():
+    result = subprocess.run(
+        f"{sys.executable} -m rwkv_engine generate x --seed 1 --max-new-tokens 60 | head -c 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_ctrl_c_is_exit_code_130_and_no_traceback():
+    command = [sys.executable, "-m", "rwkv_engine", "generate", "x", "--max-new-tokens", "1000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.read(40)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_info_tells_what_is_in_use_and_why():
+    result = run("info")
+    assert result.returncode == 0, result.stderr
+    for name in ("rwkv_engine", "torch", "kernels", "why", "library", "processor", "threads"):
+        assert re.search(rf"^{name} +\S", result.stdout, re.MULTILINE), name
+    assert rwkv_engine.__version__ in result.stdout
+
+
+def test_info_on_a_model():
+    result = run("info", "tales")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^parameters +3,9\d\d,\d\d\d$", result.stdout, re.MULTILINE)
+    assert re.search(r"^tokenizer .*tokenizer\.json$", result.stdout, re.MULTILINE)
+    assert run("info", "missing").returncode == 1

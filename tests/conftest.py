@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data",
+        type=Path,
+        help="folder with fairy_tales_train.txt, fairy_tales_valid.txt and 20B_tokenizer.json; without it, what needs"
+        " them is skipped",
+    )
+
+
+@pytest.fixture
+def data(request: pytest.FixtureRequest) -> Path:
+    folder = request.config.getoption("--data")
+    if folder is None:
+        pytest.skip("needs the corpus and the 20B tokenizer: give their folder with --data")
+    assert (folder / "fairy_tales_valid.txt").is_file(), f"{folder} holds no fairy_tales_valid.txt"
+    return folder.resolve()
+
+
+@pytest.fixture
+def run_python():
+    """Runs a Python program in a process of its own: `run(code, NAME=value)`; environment variables by name."""
+
+    def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tales():
+    from rwkv_engine import RWKV
+
+    return RWKV.from_pretrained("tales")

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from checkpoints import as_torch, save_hugging_face, save_pth, save_safetensors, settings
+from oracle import Shape
+
+from rwkv_engine import RWKV, Checkpoint, CheckpointError
+
+SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return oracle.random_weights(SHAPE)
+
+
+def write(kind, weights, tmp_path):
+    match kind:
+        case "pth":
+            return save_pth(weights, tmp_path / "model.pth")
+        case "legacy":
+            return save_pth(weights, tmp_path / "model.pth", legacy=True)
+        case "safetensors":
+            return save_safetensors(weights, tmp_path / "model.safetensors")
+        case "folder with one pth":
+            return save_pth(weights, tmp_path / "model.pth").parent
+        case _:
+            form, shards, prefix = kind
+            return save_hugging_face(weights, SHAPE, tmp_path / "hf", kind=form, shards=shards, prefix=prefix)
+
+
+KINDS = [
+    "pth",
+    "legacy",
+    "safetensors",
+    "folder with one pth",
+    *[(form, shards, prefix) for form in ("safetensors", "bin") for shards in (1, 3) for prefix in (True, False)],
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_format_holds_the_same_model(kind, weights, tmp_path):
+    checkpoint = Checkpoint.open(write(kind, weights, tmp_path))
+    config = checkpoint.config
+    assert (config.n_layer, config.n_embd, config.n_att, config.n_ffn, config.n_vocab) == (2, 16, 24, 40, 33)
+    assert config.n_params == sum(value.size for value in weights.values())
+    for name in checkpoint.names:
+        np.testing.assert_array_equal(checkpoint.read(name).numpy(), weights[name].squeeze())
+
+
+def test_the_fingerprint_is_the_models_not_the_files(weights, tmp_path):
+    prints = set()
+    for i, kind in enumerate(["pth", "legacy", "safetensors", ("bin", 3, False)]):
+        (tmp_path / str(i)).mkdir()
+        prints.add(Checkpoint.open(write(kind, weights, tmp_path / str(i))).fingerprint())
+    assert len(prints) == 1
+    other = oracle.random_weights(SHAPE, seed=1)
+    assert Checkpoint.open(save_pth(other, tmp_path / "o.pth")).fingerprint() not in prints
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_float_type_is_read(dtype, weights, tmp_path):
+    path = save_pth(weights, tmp_path / "m.pth", dtype)
+    model = RWKV.from_pretrained(path).engine.model
+    expected = torch.from_numpy(weights["head.weight"]).to(dtype).float()
+    assert torch.equal(model.head.weight, expected)
+
+
+def test_one_layer_and_a_vocabulary_of_one(tmp_path):
+    weights = oracle.random_weights(Shape(1, 8, 8, 8, 1))
+    logits, _ = RWKV.from_pretrained(save_pth(weights, tmp_path / "m.pth")).forward([0, 0])
+    assert logits.shape == (1,)
+
+
+@pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors"])
+def test_a_file_cut_anywhere_is_refused(kind, weights, tmp_path):
+    whole = write(kind, weights, tmp_path).read_bytes()
+    cut = tmp_path / f"cut.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    rng = random.Random(0)
+    for length in [0, 1, 8, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(100))]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="cut"):
+            RWKV.from_pretrained(cut)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_cut_shard_is_refused(form, weights, tmp_path):
+    folder = save_hugging_face(weights, SHAPE, tmp_path / "hf", kind=form, shards=2)
+    shard = sorted(folder.glob("*-of-*"))[1]
+    whole = shard.read_bytes()
+    rng = random.Random(1)
+    for _ in range(20):
+        shard.write_bytes(whole[: rng.randrange(len(whole))])
+        with pytest.raises(CheckpointError):
+            RWKV.from_pretrained(folder)
+
+
+class Attack:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_refused(legacy, weights, tmp_path):
+    marker = tmp_path / "executed"
+    content = as_torch(weights) | {"emb.weight": Attack(marker)}
+    path = tmp_path / "model.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="would run code"):
+        RWKV.from_pretrained(path)
+    path.write_bytes(pickle.dumps(Attack(marker), protocol=2))
+    with pytest.raises(CheckpointError):
+        RWKV.from_pretrained(path)
+    assert not marker.exists()
+    torch.load(save_and_return(content, tmp_path / "loud.pth"), weights_only=False)  # the attack itself does work
+    assert marker.exists()
+
+
+def save_and_return(content, path):
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("blocks.1.ln2.bias"), "tensors are missing: blocks.1.ln2.bias"),
+        (lambda w: w.update({"ln_out.weight": np.zeros(5, np.float32)}), r"ln_out.weight: got shape \(5,\), expected"),
+        (lambda w: w.update({"extra": np.zeros(5, np.float32)}), "tensors RWKV-4 does not have: extra"),
+        (lambda w: w.update({"blocks.0.att.time_maa_k": np.zeros(5, np.float32)}), "this is RWKV-6"),
+        (lambda w: w.update({"blocks.0.att.ln_x.weight": np.zeros(5, np.float32)}), "this is RWKV-5"),
+        (lambda w: w.update({"blocks.0.att.x_r": np.zeros(5, np.float32)}), "this is RWKV-7"),
+        (lambda w: w.update({"head_q.weight": np.zeros(5, np.float32)}), "head_qk"),
+        (lambda w: w.pop("emb.weight"), "not an RWKV-4 checkpoint"),
+        (lambda w: w.update({"head.weight": np.zeros((33, 16), np.int64)}), "expected a floating-point tensor"),
+    ],
+)
+def test_wrong_tensors_are_named(change, message, weights, tmp_path):
+    weights = dict(weights)
+    change(weights)
+    path = tmp_path / "m.pth"
+    torch.save({name: torch.from_numpy(value) for name, value in weights.items()}, path)
+    with pytest.raises(CheckpointError, match=message):
+        RWKV.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", "gpt2"),
+        ("vocab_size", 34),
+        ("hidden_size", 8),
+        ("num_hidden_layers", 3),
+        ("attention_hidden_size", 16),
+        ("intermediate_size", 64),
+        ("layer_norm_epsilon", "small"),
+    ],
+)
+def test_a_config_that_disagrees_is_refused(key, value, weights, tmp_path):
+    folder = save_hugging_face(weights, SHAPE, tmp_path / "hf")
+    (folder / "config.json").write_text(json.dumps(settings(SHAPE) | {key: value}))
+    with pytest.raises(CheckpointError, match=key):
+        Checkpoint.open(folder)
+
+
+def test_the_layer_norm_epsilon_comes_from_the_config(weights, tmp_path):
+    folder = save_hugging_face(weights, SHAPE, tmp_path / "hf")
+    (folder / "config.json").write_text(json.dumps(settings(SHAPE) | {"layer_norm_epsilon": 1e-3}))
+    model = RWKV.from_pretrained(folder).engine.model
+    assert model.blocks[1].ln1.eps == 1e-3
+    assert model.ln_out.eps == 1e-5
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\xff"])
+def test_damaged_json_is_refused(content, weights, tmp_path):
+    folder = save_hugging_face(weights, SHAPE, tmp_path / "hf", shards=2)
+    for name in ("config.json", "model.safetensors.index.json"):
+        good = (folder / name).read_bytes()
+        (folder / name).write_bytes(content.encode("latin-1"))
+        with pytest.raises(CheckpointError, match="json"):
+            Checkpoint.open(folder)
+        (folder / name).write_bytes(good)
+
+
+def test_a_shard_outside_the_directory_is_refused(weights, tmp_path):
+    folder = save_hugging_face(weights, SHAPE, tmp_path / "hf", shards=2)
+    save_safetensors(weights, tmp_path / "outside.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "../outside.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"outside\.safetensors"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("name", ["nothing.pth", "folder"])
+def test_nothing_there(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CheckpointError, match=name):
+        RWKV.from_pretrained(tmp_path / name)

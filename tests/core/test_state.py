@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+
+import oracle
+import pytest
+import torch
+from checkpoints import save_pth
+from oracle import Shape
+
+from rwkv_engine import RWKV, RequestError, State
+
+
+@pytest.fixture
+def model(tmp_path):
+    return RWKV.from_pretrained(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
+
+
+def test_save_and_load_continue_bit_for_bit(model, tmp_path):
+    _, state = model.forward([1, 2, 3])
+    state.save(tmp_path / "s.safetensors")
+    loaded = State.load(tmp_path / "s.safetensors")
+    assert loaded.fingerprint == model.fingerprint
+    assert torch.equal(model.forward([4], state)[0], model.forward([4], loaded)[0])
+    assert os.stat(tmp_path / "s.safetensors").st_mode & 0o444 == 0o444 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
+    path = tmp_path / "s.safetensors"
+    _, state = model.forward([1])
+    state.save(path)
+    before = path.read_bytes()
+
+    def full_disk(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("rwkv_engine.core.state.save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        state.save(path)
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pth", "s.safetensors"]
+
+
+def test_a_foreign_state_is_refused(model, tmp_path):
+    other = RWKV.from_pretrained(save_pth(oracle.random_weights(Shape(), seed=1), tmp_path / "o.pth"))
+    _, state = other.forward([1])
+    with pytest.raises(RequestError, match="another model"):
+        model.forward([1], state)
+
+
+def test_a_state_of_another_batch_is_refused(model):
+    _, state = model.forward(torch.tensor([[1], [2]]))
+    with pytest.raises(RequestError, match="2 sequences given for a batch of 1"):
+        model.forward([1], state)
+
+
+def test_initial_is_what_none_means(model):
+    given, _ = model.forward([1, 2], model.engine.initial_state())
+    none, _ = model.forward([1, 2], None)
+    assert torch.equal(given, none)
+
+
+def test_clone_shares_nothing(model):
+    _, state = model.forward([1])
+    copy = state.clone()
+    copy.wkv_num.zero_()
+    assert state.wkv_num.abs().sum() > 0
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", b'\x08\0\0\0\0\0\0\0{"a": 1}'])
+def test_what_is_no_state_is_refused(content, tmp_path):
+    path = tmp_path / "s.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match=r"s\.safetensors"):
+        State.load(path)
+    with pytest.raises(RequestError):
+        State.load(tmp_path / "missing")
+
+
+def test_a_checkpoint_is_no_state(tales, tmp_path):
+    with pytest.raises(RequestError, match="expected a saved state"):
+        State.load(tales.source / "model.safetensors")

@@ -1,0 +1,98 @@
+"""What loading and reading cost in memory, measured in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import oracle
+import pytest
+import torch
+from checkpoints import save_pth
+from oracle import Shape
+from safetensors.torch import save_file
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+MEASURE = """
+import json, sys, threading, time
+
+def kilobytes(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(name))
+
+peak, done = {"RssAnon": 0, "RssFile": 0}, threading.Event()
+
+def watch():
+    while not done.wait(0.001):
+        for name in peak:
+            peak[name] = max(peak[name], kilobytes(name))
+
+import torch
+from rwkv_engine import RWKV
+file_before = kilobytes("RssFile")
+thread = threading.Thread(target=watch); thread.start()
+model = RWKV.from_pretrained(sys.argv[1])
+done.set(); thread.join()
+print(json.dumps({
+    "placed": sum(p.nbytes for p in model.engine.model.parameters()),
+    "anonymous": peak["RssAnon"] * 1024,
+    "file": (peak["RssFile"] - file_before) * 1024,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def large():
+    """100 M parameters, 200 MB in bfloat16."""
+    shape = Shape(n_layer=6, n_embd=1024, n_att=1024, n_ffn=4096, n_vocab=9000)
+    small = oracle.random_weights(Shape(n_layer=6))
+    config = {"n_layer": 6, "n_embd": 1024, "n_att": 1024, "n_ffn": 4096, "n_vocab": 9000}
+    from rwkv_engine import ModelConfig
+
+    tensors = {n: torch.zeros(s, dtype=torch.bfloat16) for n, s in ModelConfig(**config).tensor_shapes().items()}
+    assert tensors.keys() == small.keys()
+    return shape, tensors
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "legacy"])
+def test_loading_holds_the_placed_weights_and_little_more(kind, large, tmp_path, run_python):
+    _, tensors = large
+    path = tmp_path / ("m.safetensors" if kind == "safetensors" else "m.pth")
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "pth")
+    result = run_python(MEASURE, str(path))
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout)
+    limit = 1.15 * seen["placed"] + 400e6 + (path.stat().st_size if kind == "legacy" else 0)
+    assert seen["anonymous"] < limit, seen
+    # The largest tensor is 18 MB; a loader that kept the file's pages would hold all 200 MB of them.
+    if kind != "legacy":
+        assert seen["file"] < 100e6, seen
+
+
+READ = """
+import sys, torch
+from rwkv_engine import RWKV
+
+def kilobytes():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+model = RWKV.from_pretrained(sys.argv[1])
+tokens = torch.randint(0, 33, (100_000,), generator=torch.Generator().manual_seed(0))
+_, state = model.forward(tokens[:10_000])
+before = kilobytes()
+logits, state = model.forward(tokens[10_000:], state)
+assert torch.isfinite(logits).all() and state.position.item() == 100_000
+print(kilobytes() - before)
+"""
+
+
+def test_memory_is_flat_over_100_000_tokens(tmp_path, run_python):
+    path = save_pth(oracle.random_weights(Shape(n_embd=64, n_att=64, n_ffn=256)), tmp_path / "m.pth")
+    result = run_python(READ, str(path))
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 8_000  # kB; keeping one activation of all tokens would take 23,000

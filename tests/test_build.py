@@ -1,0 +1,140 @@
+"""How the compiled kernels come to be, or do not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+
+import pytest
+from conftest import ROOT
+
+from rwkv_engine import _build
+from rwkv_engine.errors import ExtensionError
+from rwkv_engine.ops import _extension
+
+CALL = (
+    "import torch\n"
+    "from rwkv_engine.ops import _extension, wkv4\n"
+    "z = torch.zeros(2, 8)\n"
+    "for _ in range(3): wkv4(-torch.ones(8), torch.ones(8), torch.ones(2, 3, 8), torch.ones(2, 3, 8), z, z, z - 1e30)\n"
+    "print(_extension.status().kind, _extension.status().level)\n"
+)
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+
+
+def test_importing_compiles_and_loads_nothing(run_python, tmp_path):
+    code = (
+        "import rwkv_engine, sys, pathlib\n"
+        "from rwkv_engine.ops import _extension\n"
+        "assert _extension.status.cache_info().currsize == 0\n"
+        "assert 'kernels_' not in pathlib.Path('/proc/self/maps').read_text()\n"
+        "assert 'torch.utils.cpp_extension' not in sys.modules\n"
+    )
+    result = run_python(code, XDG_CACHE_HOME=str(tmp_path))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_compiler_the_reference_runs_and_says_so_once(run_python, tmp_path):
+    result = run_python(CALL, CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
+    assert result.stdout == "reference None\n", result.stderr
+    [line] = result.stderr.splitlines()
+    assert "slower but correct" in line
+    assert "no-such-compiler" in line
+
+
+def test_a_compiler_that_fails_is_quoted(run_python, tmp_path):
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo broken 1.0 && exit\necho 'x.cpp:1: error: no luck' >&2; exit 1\n"
+    )
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    result = run_python(CALL, CXX=str(compiler), XDG_CACHE_HOME=str(tmp_path))
+    assert result.stdout == "reference None\n", result.stderr
+    # torch may add a warning of its own about a compiler it does not know
+    compiling, failed = [line for line in result.stderr.splitlines() if line.startswith("rwkv_engine: ")]
+    assert "compiling" in compiling
+    assert "broken 1.0" in failed
+    assert "no luck" in failed
+    assert not list((tmp_path / "rwkv_engine").glob("*.so"))
+
+
+@needs_compiler
+def test_first_use_builds_with_one_line_and_the_second_uses_the_cache(run_python, tmp_path):
+    """With what a killed build leaves behind: its lock file and its half-filled folder."""
+    folder = tmp_path / "rwkv_engine"
+    (folder / "build_killed").mkdir(parents=True)
+    (folder / "build_killed" / "lock").touch()
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "RWKV_ENGINE_KERNELS": "portable"}
+    first = run_python(CALL, **environment)
+    assert first.stdout == "jit portable\n", first.stderr
+    [line] = first.stderr.splitlines()
+    assert "compiling the portable kernels" in line
+    second = run_python(CALL, **environment)
+    assert (second.stdout, second.stderr) == ("jit portable\n", "")
+    [library] = folder.glob("*.so")
+    assert library.name.startswith(_build.library_name("portable"))
+    # Without -fopenmp torch's parallel_for compiles to a loop on one thread, silently.
+    assert b"GOMP_parallel" in library.read_bytes()
+
+
+def test_an_unknown_choice_is_refused(run_python):
+    result = run_python(CALL, RWKV_ENGINE_KERNELS="avx9")
+    assert "ExtensionError: RWKV_ENGINE_KERNELS: got 'avx9', expected one of reference" in result.stderr
+
+
+def test_a_forced_level_that_cannot_be_built_is_an_error(run_python, tmp_path):
+    result = run_python(CALL, RWKV_ENGINE_KERNELS="portable", CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
+    assert "ExtensionError: no 'no-such-compiler' on PATH" in result.stderr
+
+
+def test_the_key_changes_with_what_must_agree(tmp_path, monkeypatch):
+    package = tmp_path / "rwkv_engine"
+    shutil.copytree(ROOT / "rwkv_engine" / "ops", package / "ops")
+    shutil.copytree(_build.source_root(), package / "csrc")
+    monkeypatch.setattr(_build, "PACKAGE", package)
+    keys = [_build.library_key("portable")]
+
+    def remember():
+        keys.append(_build.library_key("portable"))
+
+    with open(package / "csrc" / "kernels" / "math.h", "a") as file:
+        file.write("// changed\n")
+    remember()
+    op = package / "ops" / "wkv4.py"
+    op.write_text(op.read_text().replace("Tensor decay", "Tensor w", 1))
+    remember()
+    op.write_text(op.read_text() + "\n# a comment is no schema\n")
+    assert _build.library_key("portable") == keys[-1]
+    monkeypatch.setattr(_build, "COMPILE_FLAGS", (*_build.COMPILE_FLAGS, "-O1"))
+    remember()
+    monkeypatch.setattr("torch.__version__", "9.9")
+    remember()
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_stale_prebuilt_library_is_never_opened(tmp_path, monkeypatch, capsys):
+    (tmp_path / "kernels_portable_0000.so").write_bytes(b"opening this would fail")
+    monkeypatch.setattr(_extension, "PREBUILT", tmp_path)
+    assert _extension._prebuilt("") is None
+    assert "other sources or another torch" in capsys.readouterr().err
+
+
+def test_a_damaged_library_says_what_to_do(tmp_path):
+    path = tmp_path / "x.so"
+    path.write_bytes(b"no library")
+    with pytest.raises(ExtensionError, match="delete it"):
+        _extension._open(path)
+
+
+def test_one_openmp_runtime_and_it_is_named():
+    _extension.status()
+    assert len(_extension.openmp_runtimes()) == 1
+
+
+def test_sources_are_found_beside_the_package_and_inside_it():
+    assert _build.source_root().name == "csrc"
+    assert {p.parent.name for p in _build.sources()} == {"cpu", "bindings"}
+    assert len({p.name for p in _build.sources()}) == len(_build.sources()), "object files are named by their source"
+    assert os.path.isfile(_build.source_root() / "kernels" / "wkv4_step.h")

@@ -1,0 +1,91 @@
+"""What the README shows: the embedded model, text in, text out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ROOT
+from torch.nn import functional as F
+
+from rwkv_engine import RWKV, CheckpointError, RequestError, StrategyError
+
+GOLDEN = ROOT / "tests" / "golden" / "tales.txt"
+PROMPT = "Once upon a time"
+
+
+def test_golden_greedy_text(tales):
+    """Written by this engine; transformers agrees, see below. A change of a single token shows here."""
+    text = PROMPT + tales.generate(PROMPT, max_new_tokens=120, temperature=0)
+    assert text + "\n" == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_transformers_writes_the_golden_text_too(tales):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs = transformers.RwkvForCausalLM.from_pretrained(tales.source, dtype=torch.float32).eval()
+    tokens, state = torch.tensor([tales.tokenizer.encode(PROMPT)]), None
+    written = []
+    with torch.no_grad():
+        for _ in range(120):
+            output = theirs(tokens, state=state, use_cache=True)
+            state, tokens = output.state, output.logits[:, -1:].argmax(-1)
+            written.append(int(tokens))
+    assert PROMPT + tales.tokenizer.decode(written) + "\n" == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_embedded_model_fits_and_learned_its_corpus(tales, data):
+    """The whole validation text read once, state carried."""
+    size = sum(path.stat().st_size for path in tales.source.iterdir())
+    assert size <= 8_000_000
+    text = (data / "fairy_tales_valid.txt").read_text(encoding="utf-8")
+    ids = torch.tensor([0, *tales.tokenizer.encode(text)])
+    state, nats = None, 0.0
+    for inputs, targets in zip(ids[:-1].split(2048), ids[1:].split(2048), strict=True):
+        logits, state = tales.forward(inputs, state, full_output=True)
+        nats += F.cross_entropy(logits.double(), targets, reduction="sum").item()
+    loss = nats / len(text.encode())
+    print(f"{loss:.4f} nats per byte")
+    assert loss <= 1.00
+
+
+def test_the_readme_calls(tales):
+    text = tales.generate(PROMPT, max_new_tokens=120, temperature=0.8, top_p=0.9, seed=1)
+    assert len(text) > 100
+    assert text == tales.generate(PROMPT, max_new_tokens=120, temperature=0.8, top_p=0.9, seed=1)
+    assert "".join(tales.stream("There was a king who", seed=2)) == tales.generate("There was a king who", seed=2)
+    ids = tales.tokenizer.encode("The fox")
+    logits, _ = tales.forward(ids, None)
+    assert logits.shape == (tales.config.n_vocab,)
+    assert logits.dtype == torch.float32
+    every, _ = tales.forward(ids, None, full_output=True)
+    assert every.shape == (len(ids), tales.config.n_vocab)
+    assert torch.allclose(every[-1], logits, atol=1e-4)
+
+
+def test_a_stream_is_read_as_it_is_written(tales):
+    seen = []
+    stream = tales.stream(PROMPT, max_new_tokens=10, seed=1, on_token=seen.append)
+    assert seen == []
+    next(stream)
+    assert len(seen) < 10
+
+
+def test_an_empty_prompt_begins_a_text_of_its_own(tales):
+    assert tales.generate("", max_new_tokens=5, seed=1)
+
+
+@pytest.mark.parametrize(
+    "tokens", [[], 5, [[]], [0.5], ["a"], torch.zeros(1, 1, 1), [-1], [2048], None, [True]], ids=str
+)
+def test_tokens_that_make_no_sense_are_refused(tokens, tales):
+    with pytest.raises(RequestError, match="token"):
+        tales.forward(tokens)
+
+
+def test_wrong_arguments_are_refused_at_the_call(tales):
+    with pytest.raises(RequestError, match="temperature"):
+        tales.stream(PROMPT, temperature=-1)
+    with pytest.raises(CheckpointError, match="tales"):
+        RWKV.from_pretrained("fables")
+    for strategy in ("cuda fp16", "cpu", "", "cpu fp32 -> cpu fp32"):
+        with pytest.raises(StrategyError, match="cpu fp32"):
+            RWKV.from_pretrained("tales", strategy=strategy)
