@@ -7,7 +7,6 @@ Nothing happens at import. The first operator call decides once per process; `st
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -17,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def status() -> Status:
         raise ExtensionError(f"{VARIABLE}: got {wanted!r}, expected one of {options}")
     try:
         return _prebuilt(wanted) or _just_in_time(wanted or processor_level())
-    except (ExtensionError, OSError) as error:
+    except (ExtensionError, OSError, ImportError) as error:
         if wanted:
             raise
         say(f"running without compiled kernels, slower but correct: {error}")
@@ -97,6 +98,8 @@ def _prebuilt(wanted: str) -> Status | None:
 
 
 def _just_in_time(level: str) -> Status:
+    import fcntl  # Unix only, like the kernels' build
+
     compiler = _compiler()
     path = cache_folder() / f"{_build.library_name(level)}_{compiler.tag}.so"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,9 +116,9 @@ def _just_in_time(level: str) -> Status:
 def _compile_and_open(level: str, path: Path, compiler: _Compiler) -> float:
     from torch.utils import cpp_extension
 
-    say(f"compiling the {level} kernels for this machine, once, about 20 s ...")
+    say(f"compiling the {level} kernels for this machine, once, about 10 s ...")
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as folder, _search_path():
         try:
             cpp_extension.load(
                 name=path.stem,
@@ -149,22 +152,24 @@ class _Compiler:
 
 def _compiler() -> _Compiler:
     name = os.environ.get("CXX", "c++")
-    for program, package in ((name, "g++"), ("ninja", "ninja")):
-        if not _which(program):
-            raise ExtensionError(f"no {program!r} on PATH; install {package} to have the kernels built")
-    output = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
+    with _search_path():
+        for program, package in ((name, "g++"), ("ninja", "ninja")):
+            if not shutil.which(program):
+                raise ExtensionError(f"no {program!r} on PATH; install {package} to have the kernels built")
+        output = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
     version = output.splitlines()[0] if output else name
     return _Compiler(version, hashlib.sha256(version.encode()).hexdigest()[:8])
 
 
-def _which(program: str) -> str | None:
-    # ninja comes as a Python package, whose folder is not on PATH when the environment is used without activating it.
-    beside_python = str(Path(sys.executable).parent)
-    path = os.pathsep.join([os.environ.get("PATH", ""), beside_python])
-    found = shutil.which(program, path=path)
-    if found and not shutil.which(program):
-        os.environ["PATH"] = path
-    return found
+@contextmanager
+def _search_path() -> Iterator[None]:
+    """ninja comes as a Python package, whose folder is not on PATH in an environment that was not activated."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([before, str(Path(sys.executable).parent)])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def _first_error_line(output: str) -> str:
