@@ -42,7 +42,7 @@ class State:
         att_shift, ffn_shift: (B, L, C), the normalised input of time and channel mixing at the last token.
         wkv_num, wkv_den, wkv_max: (B, L, A), the recurrence, see `ops.wkv4`.
         position: (B,) int64, the number of tokens read so far.
-        fingerprint: of the model that made it; another model refuses it.
+        fingerprint: of the model that made it, refused by another model; empty while no model has written to it.
     """
 
     att_shift: Tensor
@@ -54,12 +54,12 @@ class State:
     fingerprint: str = ""
 
     @classmethod
-    def initial(cls, config: ModelConfig, batch: int = 1, fingerprint: str = "") -> State:
+    def initial(cls, config: ModelConfig, batch: int = 1) -> State:
         """The state before the first token."""
         shift = torch.zeros(batch, config.n_layer, config.n_embd)
         wkv = torch.zeros(batch, config.n_layer, config.n_att)
         position = torch.zeros(batch, dtype=torch.int64)
-        return cls(shift, shift.clone(), wkv, wkv.clone(), torch.full_like(wkv, EMPTY_MAX), position, fingerprint)
+        return cls(shift, shift.clone(), wkv, wkv.clone(), torch.full_like(wkv, EMPTY_MAX), position)
 
     @classmethod
     def from_layers(cls, layers: list[LayerState], position: Tensor, fingerprint: str) -> State:
@@ -116,10 +116,10 @@ class State:
         Raises:
             RequestError: with what differs.
         """
-        if self.fingerprint != fingerprint:
+        if self.fingerprint not in ("", fingerprint):
             raise RequestError(
-                f"this state belongs to another model (fingerprint {self.fingerprint or 'none'}, this model's is"
-                f" {fingerprint or 'none'}); start from None, or load the model the state came from"
+                f"this state belongs to another model (fingerprint {self.fingerprint}, this model's is"
+                f" {fingerprint or 'empty'}); start from None, or load the model the state came from"
             )
         if self.batch != batch:
             raise RequestError(f"state of {self.batch} sequences given for a batch of {batch}")

@@ -124,4 +124,4 @@ class Rwkv4(nn.Module):
             layers.append(new_layer)
         x = self.ln_out(x if full_output else x[:, -1])
         position = state.position + tokens.shape[1]
-        return self.head(x), State.from_layers(layers, position, state.fingerprint)
+        return self.head(x), State.from_layers(layers, position, self.fingerprint)

@@ -23,7 +23,7 @@ class Engine:
 
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first token of `batch` sequences."""
-        return State.initial(self.model.config, batch, self.model.fingerprint)
+        return State.initial(self.model.config, batch)
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, state: State | None = None, full_output: bool = False) -> tuple[Tensor, State]:

@@ -63,8 +63,11 @@ def test_a_state_of_another_batch_is_refused(model):
 
 def test_initial_is_what_none_means(model):
     given, _ = model.forward([1, 2], model.engine.initial_state())
-    none, _ = model.forward([1, 2], None)
+    none, after = model.forward([1, 2], None)
+    unmarked, marked = model.forward([1, 2], State.initial(model.config))
     assert torch.equal(given, none)
+    assert torch.equal(given, unmarked)
+    assert after.fingerprint == marked.fingerprint == model.fingerprint
 
 
 def test_clone_shares_nothing(model):
