@@ -1,10 +1,13 @@
-"""Builds the kernels ahead of time where torch is importable in the build environment; else first use builds them.
+"""Builds the kernels ahead of time where torch is importable in the build environment; else first use does.
 
 `pip install .` isolates the build and has no torch: a pure wheel that carries `csrc/`. `pip install
 --no-build-isolation .` finds the torch that will run the kernels and compiles one library per instruction level.
 """
 
 import importlib.util
+import os
+import shlex
+import shutil
 from pathlib import Path
 
 from setuptools import setup
@@ -25,11 +28,14 @@ def ahead_of_time():
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         return {}
+    if not shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]):
+        return {}
     build = build_module()
     extensions = [
         CppExtension(
             name=f"rwkv_engine._prebuilt.{build.library_name(level)}",
             sources=[str(path.relative_to(HERE)) for path in build.sources()],
+            include_dirs=[str(build.source_root())],
             extra_compile_args=build.compile_flags(level),
             extra_link_args=["-fopenmp"],
         )

@@ -46,8 +46,8 @@ def sources() -> list[Path]:
 
 
 def compile_flags(level: str) -> list[str]:
-    """Compiler flags for one instruction level, a key of `LEVELS`."""
-    return [*COMPILE_FLAGS, *LEVELS[level], f"-I{source_root()}"]
+    """Compiler flags for one instruction level, a key of `LEVELS`; `source_root()` is on the include path besides."""
+    return [*COMPILE_FLAGS, *LEVELS[level]]
 
 
 def schemas() -> list[str]:

@@ -40,7 +40,8 @@ class RWKV:
         strategy: where and in what precision the model runs.
     """
 
-    def __init__(self, engine: Engine, strategy: Strategy, tokenizer: Tokenizer | None, source: Path):
+    def __init__(self, engine: Engine, strategy: Strategy, tokenizer: Tokenizer | TokenizerError, source: Path):
+        """`tokenizer`: or the reason why there is none, raised by the first call that needs one."""
         self.engine = engine
         self.config: ModelConfig = engine.model.config
         self.strategy = strategy
@@ -72,9 +73,7 @@ class RWKV:
         path = locate(model)
         checkpoint = Checkpoint.open(path)
         n_vocab = checkpoint.config.n_vocab
-        found = BpeTokenizer(tokenizer) if tokenizer else find_tokenizer(path, n_vocab)
-        if found:
-            check_fits(found, n_vocab)
+        found = _tokenizer_for(path, n_vocab, tokenizer)
         return cls(Engine(load_model(checkpoint, parsed, progress)), parsed, found, path)
 
     @property
@@ -82,13 +81,10 @@ class RWKV:
         """The tokenizer.
 
         Raises:
-            TokenizerError: none was given or found.
+            TokenizerError: none was given, and what was found, if anything, does not fit.
         """
-        if self._tokenizer is None:
-            raise TokenizerError(
-                f"{self.source}: no tokenizer beside the model or in the hub cache; give one:"
-                " RWKV.from_pretrained(..., tokenizer='20B_tokenizer.json'), or --tokenizer on the command line"
-            )
+        if isinstance(self._tokenizer, TokenizerError):
+            raise self._tokenizer
         return self._tokenizer
 
     @property
@@ -160,8 +156,12 @@ class RWKV:
         """Token ids of a prompt; the end-of-text token stands for an empty one.
 
         Raises:
-            RequestError: an empty prompt for a tokenizer without such a token.
+            RequestError: no text, or an empty one for a tokenizer without such a token.
         """
+        try:
+            prompt.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise RequestError(f"prompt: expected text, got {prompt!r}: {error}") from error
         ids = self.tokenizer.encode(prompt)
         if ids:
             return ids
@@ -178,10 +178,30 @@ def locate(model: str | Path) -> Path:
     """
     if str(model) in EMBEDDED:
         return EMBEDDED[str(model)]
-    path = Path(model).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"{model}: no such file or directory, and not an embedded model ({', '.join(EMBEDDED)})")
-    return path
+    try:
+        path = Path(model).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{model}: no such file or directory: {error}") from error
+    raise CheckpointError(f"{model}: no such file or directory, and not an embedded model ({', '.join(EMBEDDED)})")
+
+
+def _tokenizer_for(path: Path, n_vocab: int, given: str | Path | None) -> Tokenizer | TokenizerError:
+    """The tokenizer given, which must fit; else one that is found, or why there is none: `forward` works without."""
+    if given:
+        tokenizer: Tokenizer = BpeTokenizer(given)
+        check_fits(tokenizer, n_vocab)
+        return tokenizer
+    advice = "give one: RWKV.from_pretrained(..., tokenizer='20B_tokenizer.json'), or --tokenizer on the command line"
+    try:
+        found = find_tokenizer(path, n_vocab)
+        if found is None:
+            return TokenizerError(f"{path}: no tokenizer beside the model or in the hub cache; {advice}")
+        check_fits(found, n_vocab)
+        return found
+    except TokenizerError as error:
+        return TokenizerError(f"{error}; {advice}")
 
 
 def _as_ids(tokens: Sequence[int] | Tensor) -> Tensor:

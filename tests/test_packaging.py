@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from rwkv_engine.ops import _extension
+
 GENERATE = ["-m", "rwkv_engine", "generate", "Once upon a time", "--max-new-tokens", "8", "--temperature", "0"]
 LOCATE = ["-c", "import rwkv_engine; print(rwkv_engine.__file__)"]
 
@@ -37,7 +39,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     """A copy of the tree, as git would clone it with the changes made so far."""
-    copy = tmp_path_factory.mktemp("source") / "rwkv_engine"
+    copy = tmp_path_factory.mktemp("with a space") / "rwkv_engine"
     ignore = shutil.ignore_patterns(
         ".git", "*.egg-info", "build", "dist", "__pycache__", ".venv", "*.so", ".*_cache", "_prebuilt"
     )
@@ -124,5 +126,6 @@ def test_ahead_of_time(source, environment, tmp_path):
     cache = tmp_path / "cache"
     output = run(environment, "-m", "rwkv_engine", "info", cwd=tmp_path, XDG_CACHE_HOME=str(cache))
     assert "built when the package was installed" in output
+    assert _extension.processor_level() in output
     assert not cache.exists()
     assert run(environment, *GENERATE, cwd=tmp_path).startswith("Once upon a time")

@@ -69,6 +69,24 @@ def test_a_stream_is_read_as_it_is_written(tales):
     assert len(seen) < 10
 
 
+def test_the_reference_writes_the_golden_text_too(run_python):
+    code = (
+        "import sys; from rwkv_engine import RWKV\n"
+        "print(sys.argv[1] + RWKV.from_pretrained('tales').generate(sys.argv[1], max_new_tokens=120, temperature=0))"
+    )
+    result = run_python(code, PROMPT, RWKV_ENGINE_KERNELS="reference")
+    assert result.stdout == GOLDEN.read_text(encoding="utf-8"), result.stderr
+
+
+def test_the_end_of_text_stops_by_default(tales, monkeypatch):
+    whole = []
+    list(tales.stream(PROMPT, 20, on_token=whole.append, seed=3))
+    monkeypatch.setattr(tales.tokenizer, "end_of_text", whole[5])
+    stopped = []
+    list(tales.stream(PROMPT, 20, on_token=stopped.append, seed=3))
+    assert stopped == whole[: whole.index(whole[5])]
+
+
 def test_an_empty_prompt_begins_a_text_of_its_own(tales):
     assert tales.generate("", max_new_tokens=5, seed=1)
 
@@ -84,6 +102,8 @@ def test_tokens_that_make_no_sense_are_refused(tokens, tales):
 def test_wrong_arguments_are_refused_at_the_call(tales):
     with pytest.raises(RequestError, match="temperature"):
         tales.stream(PROMPT, temperature=-1)
+    with pytest.raises(RequestError, match="max_new_tokens"):
+        tales.stream(PROMPT, max_new_tokens=-1)
     with pytest.raises(CheckpointError, match="tales"):
         RWKV.from_pretrained("fables")
     for strategy in ("cuda fp16", "cpu", "", "cpu fp32 -> cpu fp32"):

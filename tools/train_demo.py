@@ -1,6 +1,6 @@
 """Trains the embedded model `tales`: a byte-level BPE and an RWKV-4 small enough to travel inside the package.
 
-    python tools/train_demo.py CORPUS --valid VALID --out rwkv_engine/assets/tales --minutes 80
+    python tools/train_demo.py CORPUS --valid VALID --out rwkv_engine/assets/tales
 
 The learning rate follows the clock: the run ends after `--minutes` however fast the machine is. The corpus is read as
 `--batch` parallel streams whose state is carried from step to step, as it is when the model is used.
@@ -185,15 +185,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--valid", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=80)
+    parser.add_argument("--minutes", type=float, default=82)
     parser.add_argument("--vocab", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--embd", type=int, default=192)
-    parser.add_argument("--ffn", type=int, default=832)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--embd", type=int, default=224)
+    parser.add_argument("--ffn", type=int, default=768)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--muon-lr", type=float, default=8e-3)
+    parser.add_argument("--lr", type=float, default=8e-3)
+    parser.add_argument("--muon-lr", type=float, default=12e-3)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=1)

@@ -13,7 +13,6 @@ import math
 import re
 import zipfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +50,8 @@ class Checkpoint:
         self.path = path
         found = _canonical(path, tensors, settings or {})
         self.config = _checked_config(path, {name: t.shape for name, t in found.items()}, settings or {})
-        self._tensors = {name: found[name] for name in self.config.tensor_shapes()}
+        self._shapes = self.config.tensor_shapes()
+        self._tensors = {name: found[name] for name in self._shapes}
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -62,8 +62,9 @@ class Checkpoint:
         """
         path = Path(path)
         if path.is_dir():
-            settings, files = _directory(path)
-            return cls(path, {n: t for file in files for n, t in _read_file(file).items()}, settings)
+            with _damage_reported(path):
+                settings, files = _directory(path)
+            return cls(path, _joined(path, files), settings)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file or directory")
         return cls(path, _read_file(path))
@@ -83,7 +84,9 @@ class Checkpoint:
             tensor = self._tensors[name].read()
         if tensor.dtype not in FLOAT_TYPES:
             raise CheckpointError(f"{self.path}: {name}: expected a floating-point tensor, got {tensor.dtype}")
-        return tensor.squeeze() if tensor.ndim != 2 else tensor
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(f"{self.path}: {name}: holds no numbers ({tensor.layout}, {tensor.device})")
+        return tensor.detach().reshape(self._shapes[name])
 
     @staticmethod
     def release(tensor: Tensor) -> None:
@@ -91,7 +94,11 @@ class Checkpoint:
         release_pages(tensor)
 
     def fingerprint(self) -> str:
-        """Identifies the model, whatever file holds it: all vectors and the first row of every matrix, in float32."""
+        """Identifies the model, whatever file holds it.
+
+        A hash of all vectors and of the first row of every matrix in float32: enough to tell trained models apart
+        without reading gigabytes.
+        """
         digest = hashlib.sha256(repr(self.config).encode())
         for name in self.names:
             tensor = self.read(name)
@@ -114,6 +121,8 @@ class _damage_reported:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.strerror:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
         if isinstance(error, Exception) and not isinstance(error, CheckpointError):
             raise CheckpointError(
                 f"{self.path}: damaged, or not a checkpoint ({_first_line(error)}); download or export it again"
@@ -136,19 +145,27 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
 
 
+def _joined(path: Path, files: list[Path]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        part = _read_file(file)
+        if twice := part.keys() & tensors.keys():
+            raise CheckpointError(f"{path}: {_some(twice)} in two files; download it again")
+        tensors |= part
+    return tensors
+
+
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    with ExitStack() as stack:
-        file = stack.enter_context(safe_open(path, framework="pt"))
-        names = list(file.keys())
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        stack.pop_all()  # the tensors read later come from this mapping; it closes with the last of them
-    return {name: StoredTensor(shapes[name], partial(file.get_tensor, name)) for name in names}
+    file = safe_open(path, framework="pt")  # stays open: tensors read later are views of this mapping
+    return {
+        name: StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
+        for name in file.keys()  # noqa: SIM118 - it is no mapping
+    }
 
 
 def _read_pth(path: Path) -> dict[str, StoredTensor]:
-    mapped = zipfile.is_zipfile(path)  # the legacy format is one pickle and cannot be mapped
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except Exception as error:
         if refused := re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE):
             raise CheckpointError(
@@ -162,6 +179,14 @@ def _read_pth(path: Path) -> dict[str, StoredTensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: expected a dictionary of tensors, found {name!r}: {type(tensor).__name__}")
     return {name: StoredTensor(tuple(t.shape), partial(_same, t)) for name, t in content.items()}
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """The legacy format is one pickle; and a zip someone has compressed again holds no tensor as it is in memory."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -261,9 +286,13 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], config: ModelC
     if unknown:
         raise CheckpointError(f"{path}: tensors RWKV-4 does not have: {_some(unknown)}; is it another architecture?")
     for name, shape in expected.items():
-        got = shapes[name] if len(shape) == 2 else (math.prod(shapes[name]),)
-        if got != shape:
-            raise CheckpointError(f"{path}: {name}: got shape {shapes[name]}, expected {shape}")
+        got = shapes[name]
+        # Time mixes are stored as (1, 1, C): a vector may have further dimensions of 1.
+        same = got == shape if len(shape) == 2 else math.prod(got) == max(got, default=1) == shape[0]
+        if not same or 0 in shape:
+            raise CheckpointError(
+                f"{path}: {name}: got shape {got}, expected {shape if 0 not in shape else 'sizes > 0'}"
+            )
 
 
 def _check_settings(path: Path, settings: dict[str, Any], config: ModelConfig) -> None:

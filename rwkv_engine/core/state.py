@@ -86,11 +86,18 @@ class State:
         return State(**{k: t.detach() for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file, whole or not at all."""
+        """Writes a safetensors file, whole or not at all.
+
+        Raises:
+            RequestError: it cannot be written there.
+        """
         tensors = {name: t.detach().contiguous() for name, t in self._tensors().items()}
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
-        with replace_atomically(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        try:
+            with replace_atomically(Path(path)) as temporary:
+                save_file(tensors, temporary, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            raise RequestError(f"{path}: the state cannot be written here: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> State:
@@ -123,6 +130,8 @@ class State:
             )
         if self.batch != batch:
             raise RequestError(f"state of {self.batch} sequences given for a batch of {batch}")
+        if self.position.shape != (batch,) or self.position.dtype != torch.int64:
+            raise RequestError(f"state.position: got {self.position!r}, expected {batch} integers (int64)")
         for name in FIELDS:
             width = config.n_embd if name.endswith("shift") else config.n_att
             tensor = getattr(self, name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,15 +38,21 @@ class SamplingParams:
     stop_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "a number >= 0")
-        _require(self.top_k >= 0, "top_k", self.top_k, "an integer >= 0 (0 is off)")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1] (1.0 is off)")
-        _require(self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "an integer in [0, 2**64) or None")
+        require("temperature", self.temperature, Real, lambda x: 0 <= x < math.inf, "a number >= 0")
+        require("top_k", self.top_k, Integral, lambda x: x >= 0, "an integer >= 0 (0 is off)")
+        require("top_p", self.top_p, Real, lambda x: 0 < x <= 1, "a number in (0, 1] (1.0 is off)")
+        if self.seed is not None:
+            require("seed", self.seed, Integral, lambda x: 0 <= x < 2**64, "an integer in [0, 2**64) or None")
 
 
-def _require(condition: bool, name: str, got: object, expected: str) -> None:
-    if not condition:
-        raise RequestError(f"{name}: got {got}, expected {expected}")
+def require(name: str, got: Any, kind: type, holds: Callable[[Any], bool], expected: str) -> None:
+    """Checks one argument.
+
+    Raises:
+        RequestError: it is not of the kind, or does not hold.
+    """
+    if not isinstance(got, kind) or not holds(got):
+        raise RequestError(f"{name}: got {got!r}, expected {expected}")
 
 
 class Sampler:
@@ -76,7 +84,9 @@ class Sampler:
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution a draw is made from, float64 (B, V), zero where top-k or top-p cut; not normalised."""
         params = self.params
-        probs = torch.softmax(logits.double() / params.temperature, dim=-1)
+        logits = logits.double()
+        logits = logits - logits.amax(dim=-1, keepdim=True)  # before the division: a tiny temperature must not overflow
+        probs = torch.softmax(logits / params.temperature, dim=-1)
         if params.top_k == 0 and params.top_p == 1.0:
             return probs
         # A stable sort: among equals the lower id comes first, on every device.

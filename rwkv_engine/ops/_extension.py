@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def status() -> Status:
         raise ExtensionError(f"{VARIABLE}: got {wanted!r}, expected one of {options}")
     try:
         return _prebuilt(wanted) or _just_in_time(wanted or processor_level())
-    except (ExtensionError, OSError, ImportError) as error:
+    except (ExtensionError, OSError, ImportError, RuntimeError) as error:
         if wanted:
             raise
         say(f"running without compiled kernels, slower but correct: {error}")
@@ -91,7 +92,11 @@ def _prebuilt(wanted: str) -> Status | None:
     for level in [wanted] if wanted else levels[levels.index(processor_level()) :]:
         path = PREBUILT / f"{_build.library_name(level)}.so"
         if path.exists():
-            _open(path)
+            try:
+                _open(path)
+            except ExtensionError as error:
+                say(f"{error}; building another")
+                return None
             return Status("prebuilt", level, path, "built when the package was installed")
     say(f"the prebuilt kernels are for other sources or another torch than {torch.__version__}; not opened")
     return None
@@ -124,6 +129,7 @@ def _compile_and_open(level: str, path: Path, compiler: _Compiler) -> float:
                 name=path.stem,
                 sources=[str(source) for source in _build.sources()],
                 extra_cflags=_build.compile_flags(level),
+                extra_include_paths=[str(_build.source_root())],
                 extra_ldflags=["-fopenmp"],
                 build_directory=folder,
                 is_python_module=False,
@@ -151,13 +157,13 @@ class _Compiler:
 
 
 def _compiler() -> _Compiler:
-    name = os.environ.get("CXX", "c++")
+    command = shlex.split(os.environ.get("CXX", "c++"))  # "ccache g++" is a compiler too
     with _search_path():
-        for program, package in ((name, "g++"), ("ninja", "ninja")):
+        for program, package in ((command[0], "g++"), ("ninja", "ninja")):
             if not shutil.which(program):
                 raise ExtensionError(f"no {program!r} on PATH; install {package} to have the kernels built")
-        output = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
-    version = output.splitlines()[0] if output else name
+        output = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+    version = output.splitlines()[0] if output else shlex.join(command)
     return _Compiler(version, hashlib.sha256(version.encode()).hexdigest()[:8])
 
 

@@ -60,7 +60,7 @@ def wkv4_reference(
         e1, e2 = torch.exp(max - q), torch.exp(bonus - q)
         outputs.append((e1 * num + e2 * v_t) / (e1 * den + e2))
         num, den, max = _update(decay, k_t, v_t, num, den, max)
-    return torch.stack(outputs, dim=1), num, den, max
+    return torch.stack(outputs, dim=1), num.contiguous(), den.contiguous(), max.contiguous()
 
 
 def _update(
@@ -97,7 +97,7 @@ def wkv4_backward_reference(
         state = _update(decay, k_t, v_t, *state)
 
     grad_decay, grad_first = torch.zeros_like(decay), torch.zeros_like(first)
-    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    grad_k, grad_v = _empty(k), _empty(v)
     for t in reversed(range(k.shape[1])):
         k_t, v_t, (num, den, max) = k[:, t], v[:, t], before[t]
 
@@ -124,15 +124,20 @@ def wkv4_backward_reference(
         grad_first += grad_bonus.sum(0)
         grad_max = g * (num - y * den) * e1 + grad_decayed
         grad_num, grad_den = g * e1 + grad_num * f1, -g * y * e1 + grad_den * f1
-    return grad_decay, grad_first, grad_k, grad_v, grad_num, grad_den, grad_max
+    state_grads = (grad_num.contiguous(), grad_den.contiguous(), grad_max.contiguous())
+    return grad_decay.contiguous(), grad_first.contiguous(), grad_k, grad_v, *state_grads
+
+
+def _empty(like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 def _wkv4_fake(decay, first, k, v, num, den, max):  # type: ignore[no-untyped-def]
-    return torch.empty_like(k), torch.empty_like(num), torch.empty_like(den), torch.empty_like(max)
+    return _empty(k), _empty(num), _empty(den), _empty(max)
 
 
 def _wkv4_backward_fake(grad_y, grad_num, grad_den, grad_max, *inputs):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(t) for t in inputs)
+    return tuple(_empty(t) for t in inputs)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -143,6 +148,12 @@ def _backward(ctx, *grads):  # type: ignore[no-untyped-def]
     return torch.ops.rwkv_engine.wkv4_backward(*grads, *ctx.saved_tensors)
 
 
+def _no_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
+    raise RuntimeError("rwkv_engine::wkv4 has first derivatives only; create_graph=True cannot go through it")
+
+
 define(WKV4_SCHEMA, wkv4_reference, _wkv4_fake)
 define(WKV4_BACKWARD_SCHEMA, wkv4_backward_reference, _wkv4_backward_fake)
 register_gradient("wkv4", _backward, _setup_context)
+# Without a formula of its own an operator yields zeros, silently.
+register_gradient("wkv4_backward", _no_second_derivative, _setup_context)

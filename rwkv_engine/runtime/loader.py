@@ -27,8 +27,9 @@ def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | 
     """
     config = checkpoint.config
     placements = strategy.place(config)
+    fingerprint = checkpoint.fingerprint()
     with torch.device("meta"):
-        model = ARCHITECTURES[config.version](config, checkpoint.fingerprint())
+        model = ARCHITECTURES[config.version](config, fingerprint)
     placed: dict[str, Tensor] = {}
     done = 0
     for name in checkpoint.names:

@@ -77,6 +77,8 @@ class BpeTokenizer:
             text = Path(path).read_text(encoding="utf-8")
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
             decoder = json.loads(text).get("decoder") or {}
+            self._tokenizer.no_truncation()  # a file may carry the limits of the model it was trained with
+            self._tokenizer.no_padding()
         except Exception as error:  # the library raises bare Exception for a file it cannot parse
             raise TokenizerError(f"{path}: no tokenizer can be read here: {error}") from error
         if decoder.get("type") != "ByteLevel":

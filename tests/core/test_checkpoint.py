@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import random
+import shutil
+import zipfile
 
 import numpy as np
 import oracle
@@ -144,6 +146,8 @@ def save_and_return(content, path):
         (lambda w: w.update({"head_q.weight": np.zeros(5, np.float32)}), "head_qk"),
         (lambda w: w.pop("emb.weight"), "not an RWKV-4 checkpoint"),
         (lambda w: w.update({"head.weight": np.zeros((33, 16), np.int64)}), "expected a floating-point tensor"),
+        (lambda w: w.update({"ln_out.weight": np.zeros((2, 8), np.float32)}), r"ln_out.weight: got shape \(2, 8\)"),
+        (lambda w: w.update({n: np.zeros((0, 16), np.float32) for n in ("emb.weight", "head.weight")}), "sizes > 0"),
     ],
 )
 def test_wrong_tensors_are_named(change, message, weights, tmp_path):
@@ -153,6 +157,58 @@ def test_wrong_tensors_are_named(change, message, weights, tmp_path):
     torch.save({name: torch.from_numpy(value) for name, value in weights.items()}, path)
     with pytest.raises(CheckpointError, match=message):
         RWKV.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda t: t.to_sparse(), "sparse"),
+        (lambda t: t.to("meta"), "meta"),
+        (lambda t: "text", "expected a dictionary of tensors"),
+    ],
+)
+def test_tensors_that_hold_no_numbers_are_refused(wrap, message, weights, tmp_path):
+    tensors = as_torch(weights)
+    tensors["head.weight"] = wrap(tensors["head.weight"])
+    torch.save(tensors, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=message):
+        RWKV.from_pretrained(tmp_path / "m.pth")
+
+
+def test_parameters_and_strided_tensors_are_read(weights, tmp_path):
+    tensors = {n: torch.nn.Parameter(t) for n, t in as_torch(weights).items()}
+    tensors["head.weight"] = tensors["head.weight"].detach().t().contiguous().t()
+    torch.save(tensors, tmp_path / "m.pth")
+    checkpoint = Checkpoint.open(tmp_path / "m.pth")
+    for name in checkpoint.names:
+        np.testing.assert_array_equal(checkpoint.read(name).numpy(), weights[name].squeeze())
+
+
+def test_a_zip_that_was_compressed_again_is_read_not_mapped(weights, tmp_path):
+    stored, packed = save_pth(weights, tmp_path / "stored.pth"), tmp_path / "packed.pth"
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    checkpoint = Checkpoint.open(packed)
+    np.testing.assert_array_equal(checkpoint.read("head.weight").numpy(), weights["head.weight"])
+
+
+def test_tied_embeddings(weights, tmp_path):
+    weights = {name: value for name, value in weights.items() if name != "head.weight"}
+    folder = save_hugging_face(weights, SHAPE, tmp_path / "hf")
+    with pytest.raises(CheckpointError, match="tensors are missing: head"):
+        Checkpoint.open(folder)
+    (folder / "config.json").write_text(json.dumps(settings(SHAPE) | {"tie_word_embeddings": True}))
+    model = RWKV.from_pretrained(folder).engine.model
+    assert torch.equal(model.head.weight, model.emb.weight)
+
+
+def test_one_tensor_in_two_shards_is_refused(weights, tmp_path):
+    folder = save_hugging_face(weights, SHAPE, tmp_path / "hf", shards=2)
+    first, second = sorted(folder.glob("*-of-*"))
+    shutil.copy(first, second)
+    with pytest.raises(CheckpointError, match="in two files"):
+        Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +258,13 @@ def test_a_shard_outside_the_directory_is_refused(weights, tmp_path):
         Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize("name", ["nothing.pth", "folder"])
+@pytest.mark.parametrize("name", ["nothing.pth", "folder", "x" * 300])
 def test_nothing_there(name, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(CheckpointError, match=name):
         RWKV.from_pretrained(tmp_path / name)
+
+
+def test_a_user_who_does_not_exist():
+    with pytest.raises(CheckpointError, match="nobody-at-all"):
+        RWKV.from_pretrained("~nobody-at-all/model.pth")

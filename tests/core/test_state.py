@@ -42,8 +42,10 @@ def test_a_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("rwkv_engine.core.state.save_file", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(RequestError, match="no space"):
         state.save(path)
+    with pytest.raises(RequestError, match="cannot be written"):
+        state.save(tmp_path / "missing" / "s.safetensors")
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pth", "s.safetensors"]
 

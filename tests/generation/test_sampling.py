@@ -125,6 +125,9 @@ def test_a_draw_does_not_depend_on_its_neighbours():
     "bad",
     [
         {"temperature": -1},
+        {"temperature": "x"},
+        {"top_k": 2.5},
+        {"seed": "x"},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"top_k": -1},
@@ -179,4 +182,11 @@ def test_stop_tokens_end_the_text_and_are_not_part_of_it(model):
 def test_no_tokens_when_none_are_asked_for(model):
     assert list(generate_tokens(model.engine, [1], SamplingParams(), 0)) == []
     with pytest.raises(RequestError, match="max_new_tokens"):
-        list(generate_tokens(model.engine, [1], SamplingParams(), -1))
+        generate_tokens(model.engine, [1], SamplingParams(), -1)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e30])
+def test_extreme_temperatures(temperature):
+    logits = torch.tensor([[1.0, 3.0, 3.0, -2.0]])
+    [token] = Sampler(SamplingParams(temperature, seed=1)).sample(logits, [0], [0])
+    assert token in ((1, 2) if temperature < 1 else (0, 1, 2, 3))

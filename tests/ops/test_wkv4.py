@@ -77,10 +77,15 @@ def test_backward_reference_is_autograd_through_the_reference():
         torch.testing.assert_close(g, e, rtol=1e-12, atol=1e-12)
 
 
+def gradcheck(size):
+    leaves = [t.requires_grad_() for t in make_inputs(*size, torch.float64)]
+    return torch.autograd.gradcheck(wkv4, leaves)
+
+
+@needs_kernels
 @pytest.mark.parametrize("size", [(2, 5, 3), (1, 1, 17), (2, 3, 16)])
 def test_gradcheck(size):
-    leaves = [t.requires_grad_() for t in make_inputs(*size, torch.float64)]
-    assert torch.autograd.gradcheck(wkv4, leaves)
+    assert gradcheck(size)
 
 
 def test_gradcheck_without_the_library(run_python):
@@ -88,7 +93,7 @@ def test_gradcheck_without_the_library(run_python):
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import test_wkv4 as tests\n"
         "assert tests._extension.status().kind == 'reference'\n"
-        "tests.test_gradcheck((2, 5, 3)); print('checked')"
+        "assert tests.gradcheck((2, 5, 3)); print('checked')"
     )
     result = run_python(code, str(__file__).rsplit("/", 1)[0], RWKV_ENGINE_KERNELS="reference")
     assert result.stdout == "checked\n", result.stderr
@@ -162,9 +167,19 @@ def test_strided_and_aliased_arguments():
     assert not any(a.data_ptr() == b.data_ptr() for a in aliased for b in (k, num))
 
 
-def test_opcheck():
-    leaves = [t.requires_grad_() for t in make_inputs(2, 3, 18)]
-    torch.library.opcheck(torch.ops.rwkv_engine.wkv4.default, leaves)
+@pytest.mark.parametrize("strided", [False, True])
+def test_opcheck(strided):
+    leaves = make_inputs(2, 3, 18)
+    if strided:
+        leaves = [t.mT.contiguous().mT if t.ndim > 1 else t.repeat_interleave(2)[::2] for t in leaves]
+    torch.library.opcheck(torch.ops.rwkv_engine.wkv4.default, [t.requires_grad_() for t in leaves])
+
+
+def test_a_second_derivative_is_refused_not_zero():
+    leaves = [t.requires_grad_() for t in make_inputs(1, 3, 4, torch.float64)]
+    [slope] = torch.autograd.grad(wkv4(*leaves)[0].square().sum(), leaves[2], create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        slope.sum().backward()
 
 
 @needs_kernels

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 
 import huggingface_hub
@@ -12,7 +13,7 @@ from oracle import Shape
 from tokenizers import Tokenizer as Library
 from tokenizers import models
 
-from rwkv_engine import RWKV, TokenizerError
+from rwkv_engine import RWKV, RequestError, TokenizerError
 from rwkv_engine.pipeline import EMBEDDED
 from rwkv_engine.text import BpeTokenizer, ByteTokenizer, StreamDecoder, find_tokenizer
 
@@ -104,6 +105,28 @@ def test_forward_works_without_a_tokenizer_and_text_calls_say_how_to_give_one(tm
     for call in (lambda: model.generate("a"), lambda: model.stream("a"), lambda: model.tokenizer):
         with pytest.raises(TokenizerError, match="--tokenizer"):
             call()
+
+
+@pytest.mark.parametrize("content", [(EMBEDDED["tales"] / "tokenizer.json").read_text(), "{"], ids=["other", "damaged"])
+def test_a_useless_tokenizer_beside_the_model_only_stops_text(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    model = RWKV.from_pretrained(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
+    model.forward([1, 2])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json.*--tokenizer"):
+        model.generate("a")
+
+
+def test_a_tokenizer_files_own_limits_do_not_cut_a_prompt(tmp_path):
+    content = json.loads((EMBEDDED["tales"] / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert len(BpeTokenizer(tmp_path / "t.json").encode("Once upon a time there was a king")) > 4
+
+
+@pytest.mark.parametrize("prompt", ["\udcff", 5, None, b"bytes"])
+def test_a_prompt_that_is_no_text_is_refused(prompt, tales):
+    with pytest.raises(RequestError, match="prompt: expected text"):
+        tales.generate(prompt)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
