@@ -130,16 +130,19 @@ class Streams:
 
 
 @torch.no_grad()
-def validation_loss(model: Rwkv4, ids: Tensor, n_bytes: int) -> float:
-    """Nats per byte over a text read once from beginning to end, state carried."""
+def report(model: Rwkv4, tokenizer: Tokenizer, text: str) -> None:
+    """Prints nats per byte over a text read once from beginning to end, state carried."""
+    if not text:
+        return
     model.eval()
+    ids = encode(tokenizer, text)
     state, total = State.initial(model.config), 0.0
     inputs, targets = ids[None, :-1], ids[None, 1:]
     for x, y in zip(inputs.split(512, dim=1), targets.split(512, dim=1), strict=True):
         logits, state = model(x, state, full_output=True)
         total += F.cross_entropy(logits[0].double(), y[0], reduction="sum").item()
     model.train()
-    return total / n_bytes
+    print(f"validation: {total / len(text.encode()):.4f} nats/byte", flush=True)
 
 
 def save(model: Rwkv4, tokenizer: Tokenizer, folder: Path) -> None:
@@ -183,8 +186,8 @@ def keep_freed_memory() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("--valid", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--valid", type=Path, help="a text to report the loss on")
+    parser.add_argument("--out", type=Path, default=Path("tales"))
     parser.add_argument("--minutes", type=float, default=82)
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=5)
@@ -204,10 +207,10 @@ def main() -> None:
     args = parse_arguments()
     keep_freed_memory()
     torch.manual_seed(args.seed)
-    text, valid_text = args.corpus.read_text(encoding="utf-8"), args.valid.read_text(encoding="utf-8")
+    text = args.corpus.read_text(encoding="utf-8")
+    valid_text = args.valid.read_text(encoding="utf-8") if args.valid else ""
     tokenizer = train_tokenizer(text, args.vocab)
-    ids, valid_ids = encode(tokenizer, text), encode(tokenizer, valid_text)
-    valid_bytes = len(valid_text.encode())
+    ids = encode(tokenizer, text)
     print(f"{len(ids)} tokens, {len(text.encode()) / len(ids):.2f} bytes each", flush=True)
 
     model = Rwkv4(ModelConfig(args.layers, args.embd, args.embd, args.ffn, tokenizer.get_vocab_size()))
@@ -248,10 +251,11 @@ def main() -> None:
         if minutes - saved > 8:
             saved = minutes
             save(model, tokenizer, args.out)
-            print(f"validation: {validation_loss(model, valid_ids, valid_bytes):.4f} nats/byte", flush=True)
+            report(model, tokenizer, valid_text)
 
     save(model, tokenizer, args.out)
-    print(f"validation: {validation_loss(model, valid_ids, valid_bytes):.4f} nats/byte")
+    model.half().float()  # as saved
+    report(model, tokenizer, valid_text)
     print(f"{step} steps, {streams.epoch} epochs, {(time.monotonic() - started) / 60:.1f} minutes")
     print("command: python " + shlex.join(sys.argv))
 
