@@ -8,7 +8,7 @@ import click
 import torch
 
 from rwkv_engine._version import __version__
-from rwkv_engine.core import Checkpoint
+from rwkv_engine.core import Checkpoint, Strategy
 from rwkv_engine.ops import _extension
 from rwkv_engine.pipeline import EMBEDDED, locate
 from rwkv_engine.text import find_tokenizer
@@ -16,10 +16,11 @@ from rwkv_engine.text import find_tokenizer
 
 @click.command()
 @click.argument("model", required=False)
-def info(model: str | None) -> None:
-    """Tells what is in use here and why; with MODEL, what that model is."""
-    for name, value in _model_rows(model) if model else _machine_rows():
-        click.echo(f"{name:<12} {value}")
+@click.option("--strategy", default="cpu fp32", show_default=True, help="With MODEL: show what goes where.")
+def info(model: str | None, strategy: str) -> None:
+    """Tells what is in use here and why; with MODEL, what that model is and where its layers go. Loads nothing."""
+    for name, value in _model_rows(model, strategy) if model else _machine_rows():
+        click.echo(f"{name:<14} {value}")
 
 
 def _machine_rows() -> list[tuple[str, str]]:
@@ -39,7 +40,7 @@ def _machine_rows() -> list[tuple[str, str]]:
     ]
 
 
-def _model_rows(model: str) -> list[tuple[str, str]]:
+def _model_rows(model: str, strategy: str) -> list[tuple[str, str]]:
     path = locate(model)
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
@@ -53,6 +54,9 @@ def _model_rows(model: str) -> list[tuple[str, str]]:
         ("vocabulary", str(config.n_vocab)),
         ("tokenizer", tokenizer.name if tokenizer else "none found; give one with --tokenizer"),
         ("stored as", str(checkpoint.read("head.weight").dtype).removeprefix("torch.")),
-        ("as cpu fp32", f"{config.n_params * 4 / 1e6:,.1f} MB of weights"),
         ("fingerprint", checkpoint.fingerprint()),
+        *[
+            (f"layers {layers}", f"{device}, {precision}, {size} of weights, {free} free")
+            for layers, device, precision, size, free in Strategy.parse(strategy).explain(config)
+        ],
     ]

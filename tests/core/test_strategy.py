@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_engine import ModelConfig, Strategy, StrategyError
+
+CONFIG = ModelConfig(24, 64, 64, 256, 100)  # 25 layers with the head, as 1B5 has
+
+
+def peer_plan(text: str, total: int) -> list[tuple[str, int, int]]:
+    """How the `rwkv` package deals out layers: (device and dtype, resident, streamed) per segment."""
+    segments = [part.split() for part in text.split("->")]
+    plan, streamer, placed = [0] * len(segments), None, 0
+    for i, words in enumerate(segments):
+        if len(words) > 2:
+            count = words[2].strip("*")
+            if count.endswith("+"):
+                streamer = i
+            plan[i] = int(count.rstrip("+"))
+            placed += plan[i]
+            if placed >= total:
+                plan[i] += total - placed
+                break
+    left, streamed = total - placed, 0
+    if streamer is not None:
+        streamed = left
+    elif left > 0:
+        free = [i for i, words in enumerate(segments) if len(words) == 2]
+        for j, i in enumerate(free):
+            plan[i] = left // (len(free) - j)
+            left -= plan[i]
+        if not free:
+            plan[-1] += left
+    return [(" ".join(words[:2]), plan[i], streamed if i == streamer else 0) for i, words in enumerate(segments)]
+
+
+SAME_AS_THE_PEER = [
+    "cpu fp32",
+    "cpu bf16",
+    "cuda fp16",
+    "cuda:1 bf16",
+    "cuda fp16i8",
+    "cpu fp32i8",
+    "cuda bf16i8",
+    "mps fp16",
+    "dml fp32",
+    "cuda fp16 *25",
+    "cuda fp16 *10 -> cpu fp32",
+    "cuda fp16 *24 -> cpu fp32",
+    "cuda fp16 *1 -> cpu fp32",
+    "cuda fp16 *10 -> cpu fp32 *15",
+    "cuda fp16 -> cpu fp32",
+    "cuda fp16 -> cpu fp32 *1",
+    "cuda fp16 -> cpu fp32 *24",
+    "cuda fp16 -> cuda fp32 -> cpu fp32",
+    "cuda fp16 *3 -> cuda fp32 -> cpu fp32",
+    "cuda fp16 -> cuda fp32 *3 -> cpu fp32",
+    "cuda fp16 -> cuda fp32 -> cpu fp32 *4",
+    "cuda:0 fp16 -> cuda:1 fp16",
+    "cuda:0 fp16 *10 -> cuda:1 fp16 *8 -> cpu fp32",
+    "cuda:0 fp16 *10 -> cuda:1 fp16 *8 -> cpu fp32 *7",
+    "cuda:0 fp16 -> cuda:1 fp16 -> cuda:2 fp16 -> cuda:3 fp16",
+    "cuda fp16i8 *10 -> cuda fp16",
+    "cuda fp16i8 *20 -> cuda fp16 *4 -> cpu fp32",
+    "cuda fp16i8 *10 -> cuda fp16 *0+ -> cpu fp32 *1",
+    "cuda fp16i8 *6 -> cuda fp16 *0+ -> cpu fp32 *1",
+    "cuda fp16 *0+",
+    "cuda fp16 *10+",
+    "cuda fp16i8 *10+",
+    "cuda fp16 *25+",
+    "cuda fp16 *0+ -> cpu fp32 *1",
+    "cuda fp16 *0+ -> cpu fp32 *20",
+    "cpu fp32 *3 -> cuda fp16 *6+",
+    "cpu fp32 *3 -> cuda fp16 *6+ -> cpu fp32 *2",
+    "cuda fp16 *12+ -> cpu fp32 *12",
+    "cpu fp32 *1 -> cpu bf16 *1 -> cpu fp16",
+    "cpu fp32 *12 -> cpu bf16 *13",
+    "cuda fp16 *5 -> cpu fp32 *5 -> cuda fp16 *5 -> cpu fp32",
+    "cuda fp32 *2 -> cuda fp16 -> cuda fp32 *2",
+    "cpu fp16i8 *8 -> cpu fp32",
+    "dml fp32 *10 -> cpu fp32",
+]
+
+
+@pytest.mark.parametrize("n_layer", [24, 12, 40])
+@pytest.mark.parametrize("text", SAME_AS_THE_PEER)
+def test_the_same_plan_as_the_rwkv_package(text, n_layer):
+    config = ModelConfig(n_layer, 64, 64, 256, 100)
+    expected = peer_plan(text, n_layer + 1)
+    strategy = Strategy.parse(text)
+    sums_differ = (
+        "+" not in text
+        and all("*" in part for part in text.split("->"))
+        and sum(s.count for s in strategy.segments) != n_layer + 1
+    )
+    if (
+        sums_differ
+        or any(resident + streamed == 0 for _, resident, streamed in expected)
+        or ("*" in text and sum(s.count or 0 for s in strategy.segments) > n_layer + 1)
+    ):
+        with pytest.raises(StrategyError):  # the peer moves layers about, or leaves a segment empty, without a word
+            strategy.place(config)
+        return
+    assert len(SAME_AS_THE_PEER) >= 40
+    got = []
+    for segment, share in zip(strategy.segments, strategy.shares(config), strict=True):
+        suffix = "" if segment.weight_format == "dense" else segment.weight_format
+        assert {p.device for p in share} == {segment.device}
+        resident = sum(p.resident for p in share)
+        got.append((f"{segment.device} {segment.dtype}{suffix}", resident, len(share) - resident))
+    assert got == expected
+    assert len(strategy.place(config)) == n_layer + 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cuda fp16*10->cpu fp32",
+        "  cuda   fp16 * 10  ->   cpu fp32 ",
+        "cuda fp16 *10->cpu fp32",
+        "cuda fp16\t*10 -> cpu fp32",
+    ],
+)
+def test_spaces_are_free(text):
+    assert str(Strategy.parse(text)) == "cuda fp16 *10 -> cpu fp32"
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "message"),
+    [
+        ("", 0, "expected a device"),
+        ("gpu fp16", 0, "expected a device"),
+        ("CUDA fp16", 0, "expected a device"),
+        ("-> cuda fp16", 0, "expected a device"),
+        ("cuda", 4, "expected a precision"),
+        ("cuda fp8", 5, "expected a precision"),
+        ("cuda fp16i3", 5, "expected a precision"),
+        ("cuda fp16 ->", 12, "expected a device"),
+        ("cuda fp16 cpu fp32", 10, "expected '->'"),
+        ("cuda fp16 *10 *5", 14, "expected '->'"),
+        ("cuda fp16 *", 11, "expected a number of layers"),
+        ("cuda fp16 *x", 11, "expected a number of layers"),
+        ("cuda fp16 *0", 11, "places nothing"),
+        ("cuda fp16 *2+ -> cuda fp16 *2+", 17, "only one segment can stream"),
+        ("cuda fp16 *30", 0, "too many layers"),
+        ("cuda fp16 *20 -> cpu fp32 *6", 17, "too many layers"),
+        ("cuda fp16 *25 -> cpu fp32", 17, "gets no layer"),
+        ("cuda fp16 -> cpu fp32 *25", 0, "gets no layer"),
+        ("cuda fp16 *10+ -> cpu fp32", 18, "gets no layer"),
+        ("cuda fp16 *10 -> cpu fp32 *5", 17, "10 layers have no place"),
+    ],
+)
+def test_errors_point_at_what_is_wrong(text, column, message):
+    with pytest.raises(StrategyError) as caught:
+        Strategy.parse(text).place(CONFIG)
+    explanation, shown, caret = str(caught.value).split("\n")
+    assert message in explanation
+    assert shown == f"  {text}"
+    assert caret.index("^") - 2 == column
+
+
+SEGMENTS = st.builds(
+    "{} {}{}{}".format,
+    st.sampled_from(["cpu", "cuda", "cuda:0", "cuda:12", "mps", "dml"]),
+    st.sampled_from(["fp32", "fp16", "bf16"]),
+    st.sampled_from(["", "i8", "i4"]),
+    st.sampled_from(["", " *1", " *7", " *30"]),
+)
+
+
+@given(st.lists(SEGMENTS, min_size=1, max_size=4))
+def test_parse_print_parse(segments):
+    text = " -> ".join(segments)
+    strategy = Strategy.parse(text)
+    assert str(strategy) == text
+    again = Strategy.parse(str(strategy))
+    assert [str(s) for s in again.segments] == [str(s) for s in strategy.segments]
+
+
+@given(st.text(alphabet="cpuda fp1632bi8>-*+:0", max_size=30))
+def test_any_text_is_parsed_or_refused(text):
+    with contextlib.suppress(StrategyError):
+        assert len(Strategy.parse(text).place(CONFIG)) == 25
+
+
+def test_explain_counts_every_byte():
+    rows = Strategy.parse("cpu fp32").explain(CONFIG)
+    assert [row[0] for row in rows] == ["0-23, head"]
+    assert rows[0][3] == f"{CONFIG.n_params * 4 / 1e6:,.1f} MB"
+    rows = Strategy.parse("cuda fp16i8 *6 -> cuda fp16 *0+ -> cpu fp32 *1").explain(CONFIG)
+    assert [row[:3] for row in rows] == [
+        ("0-5", "cuda", "float16, i8 weights"),
+        ("6-23", "cuda", "float16, streamed"),
+        ("head", "cpu", "float32"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cuda fp16", "use cpu"),
+        ("mps fp16", "mps is not supported"),
+        ("dml fp32", "dml is not"),
+        ("cpu bf16", "use fp32"),
+        ("cpu fp32i8", "use fp32"),
+    ],
+)
+def test_what_cannot_run_says_what_to_use(text, message):
+    with pytest.raises(StrategyError, match=message):
+        Strategy.parse(text).check_runnable()
+
+
+def test_auto_takes_what_is_there():
+    assert str(Strategy.parse("auto")) == ("cuda fp16" if torch.cuda.is_available() else "cpu fp32")
