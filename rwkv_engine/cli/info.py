@@ -20,7 +20,7 @@ from rwkv_engine.text import find_tokenizer
 def info(model: str | None, strategy: str) -> None:
     """Tells what is in use here and why; with MODEL, what that model is and where its layers go. Loads nothing."""
     for name, value in _model_rows(model, strategy) if model else _machine_rows():
-        click.echo(f"{name:<14} {value}")
+        click.echo(f"{name:<16} {value}")
 
 
 def _machine_rows() -> list[tuple[str, str]]:
@@ -56,7 +56,7 @@ def _model_rows(model: str, strategy: str) -> list[tuple[str, str]]:
         ("stored as", str(checkpoint.read("head.weight").dtype).removeprefix("torch.")),
         ("fingerprint", checkpoint.fingerprint()),
         *[
-            (f"layers {layers}", f"{device}, {precision}, {size} of weights, {free} free")
+            (f"layers {layers}", f"{device}, {precision}, {size} of weights; free memory {free}")
             for layers, device, precision, size, free in Strategy.parse(strategy).explain(config)
         ],
     ]

@@ -66,7 +66,6 @@ def test_generate_needs_no_arguments(call):
     [
         (["--model", "missing.pth"], "missing.pth: no such file or directory"),
         (["--model", "README.md"], "README.md: damaged, or not a checkpoint"),
-        (["--strategy", "cuda fp16"], "strategy 'cuda fp16'"),
         (["--temperature", "-1"], "temperature: got -1.0, expected a number >= 0"),
         (["--tokenizer", "README.md"], "README.md: no tokenizer can be read here"),
         (["--max-new-tokens", "-2"], "max_new_tokens: got -2"),
@@ -80,6 +79,14 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(arguments, message, call):
     assert len(errors) == 1, errors
     assert errors[0].startswith("rwkv-engine: error: ")
     assert message in errors[0]
+
+
+def test_a_wrong_strategy_is_shown_with_a_caret(call):
+    code, text, errors = call("generate", "x", "--strategy", "cpu fp32 *2 -> gpu fp16")
+    assert (code, text) == (1, "")
+    explanation, shown, caret = errors.rstrip().splitlines()
+    assert explanation.startswith("rwkv-engine: error: strategy: expected a device")
+    assert shown[caret.index("^") :].startswith("gpu")
 
 
 @pytest.mark.parametrize("arguments", [["generate", "--top-k", "many"], ["sing"], ["generate", "--what"]], ids=str)
@@ -130,4 +137,12 @@ def test_info_on_a_model(call, tales):
     assert code == 0
     assert re.search(rf"^parameters +{tales.config.n_params:,}$", text, re.MULTILINE)
     assert re.search(r"^tokenizer .*tokenizer\.json$", text, re.MULTILINE)
+    assert re.search(r"^layers 0-4, head +cpu, float32, 15\.6 MB of weights", text, re.MULTILINE)
     assert call("info", "missing")[0] == 1
+
+
+def test_info_shows_a_plan_without_loading_anything(call):
+    code, text, _ = call("info", "tales", "--strategy", "cuda fp16i8 *2 -> cuda fp16 *0+ -> cpu fp32 *1")
+    assert code == 0
+    for row in (r"layers 0-1 +cuda, float16, i8 weights", r"layers 2-4 +cuda, float16, streamed", r"layers head +cpu"):
+        assert re.search(f"^{row}", text, re.MULTILINE), row

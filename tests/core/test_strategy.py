@@ -87,26 +87,25 @@ SAME_AS_THE_PEER = [
 ]
 
 
+def peer_makes_sense(strategy: Strategy, plan: list[tuple[str, int, int]], total: int) -> bool:
+    """Not where the peer ignores a segment, cuts a count short, or gives a segment more than it asks for."""
+    asked = sum(segment.count or 0 for segment in strategy.segments)
+    all_counted = all(segment.count is not None and not segment.streams for segment in strategy.segments)
+    nothing_ignored = all(resident + streamed > 0 for _, resident, streamed in plan)
+    return nothing_ignored and asked <= total and (asked == total or not all_counted)
+
+
 @pytest.mark.parametrize("n_layer", [24, 12, 40])
 @pytest.mark.parametrize("text", SAME_AS_THE_PEER)
 def test_the_same_plan_as_the_rwkv_package(text, n_layer):
     config = ModelConfig(n_layer, 64, 64, 256, 100)
-    expected = peer_plan(text, n_layer + 1)
     strategy = Strategy.parse(text)
-    sums_differ = (
-        "+" not in text
-        and all("*" in part for part in text.split("->"))
-        and sum(s.count for s in strategy.segments) != n_layer + 1
-    )
-    if (
-        sums_differ
-        or any(resident + streamed == 0 for _, resident, streamed in expected)
-        or ("*" in text and sum(s.count or 0 for s in strategy.segments) > n_layer + 1)
-    ):
-        with pytest.raises(StrategyError):  # the peer moves layers about, or leaves a segment empty, without a word
+    expected = peer_plan(text, n_layer + 1)
+    if not peer_makes_sense(strategy, expected, n_layer + 1):
+        assert n_layer != 24, "the table is made for 25 layers"
+        with pytest.raises(StrategyError):
             strategy.place(config)
         return
-    assert len(SAME_AS_THE_PEER) >= 40
     got = []
     for segment, share in zip(strategy.segments, strategy.shares(config), strict=True):
         suffix = "" if segment.weight_format == "dense" else segment.weight_format
@@ -115,6 +114,10 @@ def test_the_same_plan_as_the_rwkv_package(text, n_layer):
         got.append((f"{segment.device} {segment.dtype}{suffix}", resident, len(share) - resident))
     assert got == expected
     assert len(strategy.place(config)) == n_layer + 1
+
+
+def test_the_table_is_long_enough():
+    assert len(set(SAME_AS_THE_PEER)) >= 40
 
 
 @pytest.mark.parametrize(
