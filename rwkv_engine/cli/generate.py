@@ -44,7 +44,8 @@ def generate(
     pieces = loaded.stream(
         prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, on_token=tokens.count
     )
-    click.echo(prompt, nl=False)
+    first = next(pieces, "")  # what is said on the way, about kernels, comes before the text and not inside it
+    click.echo(prompt + first, nl=False)
     for piece in pieces:
         click.echo(piece, nl=False)
     click.echo()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -102,6 +103,18 @@ def test_errors_of_a_real_process_are_no_traceback(tmp_path):
     assert (result.returncode, result.stdout) == (1, "")
     [line] = result.stderr.splitlines()
     assert "--tokenizer" in line
+
+
+def test_what_is_said_about_kernels_does_not_fall_into_the_text(tmp_path):
+    """As a terminal shows it, both streams together, on the first run of a machine without a compiler."""
+    environment = os.environ | {"CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "rwkv_engine", "generate", "Once", "--max-new-tokens", "5"]
+    output = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment, check=True
+    ).stdout
+    first, second, *_ = output.splitlines()
+    assert first.startswith("rwkv_engine: running without compiled kernels")
+    assert second.startswith("Once")
 
 
 def test_a_closed_pipe_is_no_traceback():
