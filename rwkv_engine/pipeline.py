@@ -73,7 +73,6 @@ class RWKV:
         parsed.check_runnable()
         path = locate(model)
         checkpoint = Checkpoint.open(path)
-        parsed.place(checkpoint.config)
         n_vocab = checkpoint.config.n_vocab
         found = _tokenizer_for(path, n_vocab, tokenizer)
         return cls(Engine(load_model(checkpoint, parsed, progress)), parsed, found, path)
