@@ -73,8 +73,8 @@ class RWKV:
         parsed.check_runnable()
         path = locate(model)
         checkpoint = Checkpoint.open(path)
-        n_vocab = checkpoint.config.n_vocab
-        found = _tokenizer_for(path, n_vocab, tokenizer)
+        parsed = parsed.resolve(checkpoint.config)
+        found = _tokenizer_for(path, checkpoint.config.n_vocab, tokenizer)
         return cls(Engine(load_model(checkpoint, parsed, progress)), parsed, found, path)
 
     @property

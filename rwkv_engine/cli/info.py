@@ -35,7 +35,7 @@ def _machine_rows() -> list[tuple[str, str]]:
         ("library", str(status.path or "-")),
         ("processor", f"{platform.machine()}, runs kernels up to {_extension.processor_level()}"),
         ("threads", f"{torch.get_num_threads()}, {', '.join(_extension.openmp_runtimes()) or 'no OpenMP runtime'}"),
-        ("strategies", "cpu fp32"),
+        ("strategies", "cpu fp32, cpu bf16, cpu fp16, mixes of them, auto"),
         ("models", ", ".join(EMBEDDED)),
     ]
 

@@ -1,31 +1,32 @@
 """Where each layer runs, in what precision, with which weights: `cuda fp16i8 *10 -> cpu fp32`.
 
-    strategy = segment ( "->" segment )* | "auto"
-    segment  = device dtype [ "*" N [ "+" ] ]
-    device   = "cpu" | "cuda" [ ":" N ] | "mps" | "dml"
-    dtype    = ( "fp32" | "fp16" | "bf16" ) [ "i8" | "i4" ]
-
 Layers are dealt out from left to right; the output LayerNorm with the head counts as one layer more. `*N` takes N
 layers; `*N+` keeps N on the device and streams to it all that nobody else takes; segments without `*` share what is
-left. Spaces are free. It is the grammar of the `rwkv` package, and a string means the same here wherever it means
-something there: what that package silently ignores or crashes on (`*0`, segments that get nothing, counts that do not
-add up) is an error.
+left. Spaces are free. It is the grammar of the `rwkv` package (see `strategy_grammar`), and a string means the same
+here wherever it means something there: what that package silently ignores or crashes on (`*0`, segments that get
+nothing, counts that do not add up) is an error. `auto` takes the best that this machine can run and has memory for.
 """
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 
+from rwkv_engine._version import __version__
 from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.core.strategy_grammar import Segment, read_segments, strategy_error
 from rwkv_engine.errors import StrategyError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Bits of one weight of a matrix; int4 has a 16-bit scale and minimum for 64 weights besides.
 FORMAT_BITS = {"i8": 8.0, "i4": 4.5}
+
+
+# What parses already and runs from these versions on.
+CUDA_SINCE, QUANTIZED_SINCE = "0.2", "0.3"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Placement:
 
     Attributes:
         device: where it runs, a name torch knows (but for dml).
-        dtype: of its activations, and of its weights if they are dense.
+        dtype: of its matrices if they are dense, and of what goes into their products.
         weight_format: of its matrices: "dense", "i8" or "i4".
         resident: False if its matrices stay in main memory and are streamed to the device when needed.
     """
@@ -51,47 +52,41 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One part of a strategy, as written; `column` is where it begins."""
-
-    device: str
-    dtype: str
-    weight_format: str
-    count: int | None
-    streams: bool
-    column: int
-
-    def __str__(self) -> str:
-        suffix = "" if self.weight_format == "dense" else self.weight_format
-        count = "" if self.count is None else f" *{self.count}{'+' if self.streams else ''}"
-        return f"{self.device} {self.dtype}{suffix}{count}"
-
-    def placement(self, resident: bool = True) -> Placement:
-        """Of one layer in this segment."""
-        return Placement(self.device, DTYPES[self.dtype], self.weight_format, resident)
-
-
-@dataclass(frozen=True)
 class Strategy:
-    """What the user wrote, parsed. It does not know how many layers there are until `place`."""
+    """What the user wrote, parsed. It does not know how many layers there are until `place`.
+
+    Attributes:
+        text: as written.
+        segments: none for `auto`, which is decided for a model, see `resolve`.
+    """
 
     text: str
     segments: tuple[Segment, ...]
 
     @classmethod
     def parse(cls, text: str) -> Strategy:
-        """Parses a strategy string; `auto` takes what this machine has.
+        """Parses a strategy string.
 
         Raises:
             StrategyError: with a caret under what is wrong.
         """
-        if text.strip() == "auto":
-            text = "cuda fp16" if torch.cuda.is_available() else "cpu fp32"
-        return cls(text, tuple(_Parser(text).strategy()))
+        return cls(text, () if text.strip() == "auto" else read_segments(text))
 
     def __str__(self) -> str:
         """The normal form; parsing it gives the same segments."""
-        return " -> ".join(map(str, self.segments))
+        return " -> ".join(map(str, self.segments)) or "auto"
+
+    def resolve(self, config: ModelConfig) -> Strategy:
+        """`auto` decided for a model: float32, or bfloat16 if float32 does not fit into the free memory."""
+        if self.segments:
+            return self
+        exact, smaller = Strategy.parse("cpu fp32"), Strategy.parse("cpu bf16")
+        free = _free_memory("cpu")
+        return exact if free is None or exact.nbytes(config) < free else smaller
+
+    def nbytes(self, config: ModelConfig) -> int:
+        """Bytes of the model's weights, placed."""
+        return sum(p.nbytes(_shapes_of(config, i)) for i, p in enumerate(self.place(config)))
 
     def place(self, config: ModelConfig) -> tuple[Placement, ...]:
         """One placement for each layer and a last one for the output LayerNorm and the head.
@@ -103,6 +98,8 @@ class Strategy:
 
     def shares(self, config: ModelConfig) -> list[list[Placement]]:
         """The placements of `place`, segment by segment."""
+        if not self.segments:
+            return self.resolve(config).shares(config)
         total = config.n_layer + 1
         rest = total - sum(s.count or 0 for s in self.segments)
         layers = f"this model has {total} layers, the head counted as one"
@@ -125,10 +122,10 @@ class Strategy:
                 # The peer's arithmetic: an even share of what is left, so the last free segment gets the odd ones.
                 count = rest // len(free)
                 rest, free = rest - count, free[1:]
-                shares.append([segment.placement()] * count)
+                shares.append([_placement(segment)] * count)
             else:
                 streamed = rest if segment.streams else 0
-                shares.append([segment.placement()] * segment.count + [segment.placement(False)] * streamed)
+                shares.append([_placement(segment)] * segment.count + [_placement(segment, resident=False)] * streamed)
         return shares
 
     def explain(self, config: ModelConfig) -> list[tuple[str, str, str, str, str]]:
@@ -140,6 +137,7 @@ class Strategy:
                 last = first + len(list(group)) - 1
                 size = sum(placement.nbytes(_shapes_of(config, i)) for i in range(first, last + 1))
                 precision = str(placement.dtype).removeprefix("torch.")
+                free = _free_memory(placement.device)
                 if placement.weight_format != "dense":
                     precision += f", {placement.weight_format} weights"
                 if not placement.resident:
@@ -150,7 +148,7 @@ class Strategy:
                         placement.device,
                         precision,
                         f"{size / 1e6:,.1f} MB",
-                        _free_memory(placement.device),
+                        "unknown" if free is None else f"{free / 1e6:,.0f} MB",
                     )
                 )
                 first = last + 1
@@ -164,13 +162,13 @@ class Strategy:
         """
         for s in self.segments:
             if s.device in ("mps", "dml"):
-                raise self._error(s, f"{s.device} is not supported; use cpu or cuda")
+                raise self._error(s, f"{s.device} is not supported; use cuda or cpu")
             if s.device.startswith("cuda"):
-                raise self._error(s, "cuda is not supported by this version; use cpu")
+                needed = "there is no GPU that torch can use here, and " if not torch.cuda.is_available() else ""
+                raise self._error(s, f"{needed}cuda needs rwkv_engine {CUDA_SINCE}, this is {__version__}; use cpu")
             if s.weight_format != "dense":
-                raise self._error(s, f"{s.weight_format} weights are not supported by this version; use {s.dtype}")
-            if s.dtype != "fp32":
-                raise self._error(s, f"{s.dtype} is not supported by this version; use fp32")
+                needs = f"{s.weight_format} weights need rwkv_engine {QUANTIZED_SINCE}, this is {__version__}"
+                raise self._error(s, f"{needs}; use {s.dtype}")
 
     def _overflowing(self, total: int) -> Segment:
         used = 0
@@ -181,7 +179,11 @@ class Strategy:
         raise AssertionError("called without an overflow")
 
     def _error(self, segment: Segment, message: str) -> StrategyError:
-        return _error(self.text, segment.column, 1, message)
+        return strategy_error(self.text, segment.column, 1, message)
+
+
+def _placement(segment: Segment, resident: bool = True) -> Placement:
+    return Placement(segment.device, DTYPES[segment.dtype], segment.weight_format, resident)
 
 
 def _shapes_of(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
@@ -202,75 +204,11 @@ def _span(first: int, last: int, n_layer: int) -> str:
     return "head" if first == n_layer else f"{blocks}, head"
 
 
-def _free_memory(device: str) -> str:
+def _free_memory(device: str) -> int | None:
+    """Bytes, None if nothing tells."""
     if device.startswith("cuda") and torch.cuda.is_available():
-        return f"{torch.cuda.mem_get_info(device)[0] / 1e6:,.0f} MB"
+        return torch.cuda.mem_get_info(device)[0]
     if device == "cpu":
-        try:
-            with open("/proc/meminfo") as meminfo:
-                kilobytes = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
-            return f"{kilobytes / 1e3:,.0f} MB"
-        except OSError:
-            pass
-    return "unknown"
-
-
-def _error(text: str, column: int, width: int, message: str) -> StrategyError:
-    return StrategyError(f"strategy: {message}\n  {text}\n  {' ' * column}{'^' * width}")
-
-
-class _Parser:
-    """Words and signs of the string, one after the other."""
-
-    def __init__(self, text: str):
-        self.text = text
-        self.tokens = [(m.group(), m.start()) for m in re.finditer(r"->|[*+]|[^\s*+]+?(?=->|[\s*+]|$)", text)]
-        self.at = 0
-
-    def strategy(self) -> list[Segment]:
-        segments = [self.segment()]
-        while self.at < len(self.tokens):
-            word, _ = self.tokens[self.at]
-            if word != "->":
-                raise self.error("expected '->' before the next segment")
-            self.at += 1
-            segments.append(self.segment())
-        streaming = [s for s in segments if s.streams]
-        if len(streaming) > 1:
-            raise _error(self.text, streaming[1].column, 1, "only one segment can stream ('+')")
-        return segments
-
-    def segment(self) -> Segment:
-        column = self.column()
-        device = self.word(r"cpu|cuda(:\d+)?|mps|dml", "a device: cpu, cuda, cuda:N")
-        dtype = self.word(
-            r"(fp32|fp16|bf16)(i8|i4)?", "a precision: fp32, fp16 or bf16, with i8 or i4 behind it or not"
-        )
-        count, streams = None, False
-        if self.accept("*"):
-            count = int(self.word(r"\d+", "a number of layers"))
-            streams = self.accept("+")
-            if count == 0 and not streams:
-                self.at -= 1
-                raise self.error("*0 places nothing; leave the segment out, or write *0+ to stream all of it")
-        return Segment(device, dtype[:4], dtype[4:] or "dense", count, streams, column)
-
-    def word(self, pattern: str, expected: str) -> str:
-        if self.at < len(self.tokens) and re.fullmatch(pattern, self.tokens[self.at][0]):
-            self.at += 1
-            return self.tokens[self.at - 1][0]
-        raise self.error(f"expected {expected}")
-
-    def accept(self, sign: str) -> bool:
-        found = self.at < len(self.tokens) and self.tokens[self.at][0] == sign
-        self.at += found
-        return found
-
-    def column(self) -> int:
-        return self.tokens[self.at][1] if self.at < len(self.tokens) else len(self.text)
-
-    def error(self, message: str) -> StrategyError:
-        if self.at >= len(self.tokens):
-            return _error(self.text, len(self.text), 1, f"{message}, found the end")
-        word, column = self.tokens[self.at]
-        return _error(self.text, column, len(word), f"{message}, found {word!r}")
+        with suppress(OSError), open("/proc/meminfo") as meminfo:
+            return 1024 * next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
+    return None

@@ -1,7 +1,8 @@
 """RWKV-4: placed weights and the forward pass (Peng et al. 2023, arXiv:2305.13048, section 3).
 
 Modules carry the tensor names of the original checkpoints (`blocks.0.att.time_decay`, ...), so a state dict is a
-checkpoint. Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V = n_vocab.
+checkpoint. Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V = n_vocab. Only matrices may be stored in
+half precision: the residual stream, LayerNorm, the recurrence and the state are float32 in every strategy.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.state import LayerState, State
+from rwkv_engine.models.weights import Dense
 from rwkv_engine.ops import wkv4
 
 
@@ -32,10 +34,10 @@ class TimeMixing(nn.Module):
         self.time_mix_k = nn.Parameter(torch.empty(c))
         self.time_mix_v = nn.Parameter(torch.empty(c))
         self.time_mix_r = nn.Parameter(torch.empty(c))
-        self.key = nn.Linear(c, a, bias=False)
-        self.value = nn.Linear(c, a, bias=False)
-        self.receptance = nn.Linear(c, a, bias=False)
-        self.output = nn.Linear(a, c, bias=False)
+        self.key = Dense(c, a)
+        self.value = Dense(c, a)
+        self.receptance = Dense(c, a)
+        self.output = Dense(a, c)
 
     def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
         """x: normalised. Returns what to add to the residual, and the new `att_shift, wkv_*`."""
@@ -44,11 +46,7 @@ class TimeMixing(nn.Module):
         k = self.key(torch.lerp(shifted, x, self.time_mix_k))
         v = self.value(torch.lerp(shifted, x, self.time_mix_v))
         decay = -torch.exp(self.time_decay)
-        # The recurrence keeps the state's precision, float32, whatever the products were computed in.
-        precision = state.wkv_num.dtype
-        y, num, den, max = wkv4(
-            decay, self.time_first, k.to(precision), v.to(precision), state.wkv_num, state.wkv_den, state.wkv_max
-        )
+        y, num, den, max = wkv4(decay, self.time_first, k, v, state.wkv_num, state.wkv_den, state.wkv_max)
         out = self.output(torch.sigmoid(r) * y)
         return out, {"att_shift": x[:, -1], "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
@@ -61,9 +59,9 @@ class ChannelMixing(nn.Module):
         c, f = config.n_embd, config.n_ffn
         self.time_mix_k = nn.Parameter(torch.empty(c))
         self.time_mix_r = nn.Parameter(torch.empty(c))
-        self.key = nn.Linear(c, f, bias=False)
-        self.receptance = nn.Linear(c, c, bias=False)
-        self.value = nn.Linear(f, c, bias=False)
+        self.key = Dense(c, f)
+        self.receptance = Dense(c, c)
+        self.value = Dense(f, c)
 
     def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
         """x: normalised. Returns what to add to the residual, and the new `ffn_shift`."""
@@ -104,7 +102,7 @@ class Rwkv4(nn.Module):
         self.emb = nn.Embedding(config.n_vocab, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.n_vocab, bias=False)
+        self.head = Dense(config.n_embd, config.n_vocab)
 
     def forward(self, tokens: Tensor, state: State, full_output: bool = False) -> tuple[Tensor, State]:
         """Reads T tokens of each of B sequences.
@@ -117,7 +115,8 @@ class Rwkv4(nn.Module):
         Returns:
             Logits (B, V), or (B, T, V) with `full_output`; and the state after the last token.
         """
-        x = cast(Block, self.blocks[0]).ln0(self.emb(tokens))
+        ln0 = cast(Block, self.blocks[0]).ln0
+        x = ln0(self.emb(tokens).to(ln0.weight.dtype))
         layers = []
         for block, layer in zip(self.blocks, state.layers(), strict=True):
             x, new_layer = block(x, layer)

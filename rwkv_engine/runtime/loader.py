@@ -46,7 +46,9 @@ def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | 
 
 
 def _place(stored: Tensor, placement: Placement) -> Tensor:
-    return stored.to(placement.device, placement.dtype, copy=True, memory_format=torch.contiguous_format)
+    """Vectors stay float32: they are few, and exponentials and norms are made of them."""
+    dtype = placement.dtype if stored.ndim == 2 else torch.float32
+    return stored.to(placement.device, dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _layer_of(name: str, n_layer: int) -> int:

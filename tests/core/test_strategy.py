@@ -206,11 +206,12 @@ def test_explain_counts_every_byte():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cuda fp16", "use cpu"),
-        ("mps fp16", "mps is not supported"),
-        ("dml fp32", "dml is not"),
-        ("cpu bf16", "use fp32"),
-        ("cpu fp32i8", "use fp32"),
+        ("cuda fp16", "cuda needs rwkv_engine 0.2, this is .*; use cpu"),
+        ("cpu fp32 -> cuda:1 fp16", "cuda needs rwkv_engine 0.2, this is .*; use cpu"),
+        ("mps fp16", "mps is not supported; use cuda or cpu"),
+        ("dml fp32", "dml is not supported; use cuda or cpu"),
+        ("cpu fp32i8", "i8 weights need rwkv_engine 0.3, this is .*; use fp32"),
+        ("cpu bf16i4", "i4 weights need rwkv_engine 0.3, this is .*; use bf16"),
     ],
 )
 def test_what_cannot_run_says_what_to_use(text, message):
@@ -218,5 +219,23 @@ def test_what_cannot_run_says_what_to_use(text, message):
         Strategy.parse(text).check_runnable()
 
 
-def test_auto_takes_what_is_there():
-    assert str(Strategy.parse("auto")) == ("cuda fp16" if torch.cuda.is_available() else "cpu fp32")
+def test_a_cuda_segment_where_there_is_no_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StrategyError, match="no GPU that torch can use here, .* use cpu"):
+        Strategy.parse("cuda fp16").check_runnable()
+
+
+@pytest.mark.parametrize("text", ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32 *3 -> cpu bf16 -> cpu fp16 *1", "auto"])
+def test_what_runs(text):
+    Strategy.parse(text).check_runnable()
+
+
+def test_auto_takes_the_best_that_fits_into_memory(monkeypatch):
+    auto = Strategy.parse(" auto ")
+    assert str(auto) == "auto"
+    needed = Strategy.parse("cpu fp32").nbytes(CONFIG)
+    for free, expected in ((needed + 1, "cpu fp32"), (needed, "cpu bf16"), (None, "cpu fp32")):
+        monkeypatch.setattr("rwkv_engine.core.strategy._free_memory", lambda device, free=free: free)
+        assert str(auto.resolve(CONFIG)) == expected
+        assert auto.place(CONFIG) == Strategy.parse(expected).place(CONFIG)
+    assert [row[0] for row in auto.explain(CONFIG)] == ["0-23, head"]
