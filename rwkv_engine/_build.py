@@ -1,6 +1,6 @@
 """The single answer to: which sources, which flags, which hash.
 
-`setup.py` (ahead of time), `ops._extension` (just in time) and CMake (C++ tests) all ask this module, so they cannot
+`setup.py` (ahead of time), `_extension` (just in time) and CMake (C++ tests) all ask this module, so they cannot
 drift apart. Only the standard library is imported at the top: `setup.py` reads this file where torch may be absent.
 """
 

@@ -12,13 +12,13 @@ import sys
 import pytest
 from conftest import ROOT
 
-from rwkv_engine import _build
+from rwkv_engine import _build, _extension
 from rwkv_engine.errors import ExtensionError
-from rwkv_engine.ops import _extension
 
 CALL = (
     "import torch\n"
-    "from rwkv_engine.ops import _extension, wkv4\n"
+    "from rwkv_engine import _extension\n"
+    "from rwkv_engine.ops import wkv4\n"
     "z = torch.zeros(2, 8)\n"
     "for _ in range(3): wkv4(-torch.ones(8), torch.ones(8), torch.ones(2, 3, 8), torch.ones(2, 3, 8), z, z, z - 1e30)\n"
     "print(_extension.status().kind, _extension.status().level)\n"
@@ -29,7 +29,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ 
 def test_importing_compiles_and_loads_nothing(run_python, tmp_path):
     code = (
         "import rwkv_engine, sys, pathlib\n"
-        "from rwkv_engine.ops import _extension\n"
+        "from rwkv_engine import _extension\n"
         "assert _extension.status.cache_info().currsize == 0\n"
         "assert 'kernels_' not in pathlib.Path('/proc/self/maps').read_text()\n"
         "assert 'torch.utils.cpp_extension' not in sys.modules\n"

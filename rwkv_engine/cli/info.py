@@ -7,9 +7,9 @@ import platform
 import click
 import torch
 
+from rwkv_engine import _extension
 from rwkv_engine._version import __version__
 from rwkv_engine.core import Checkpoint, Strategy
-from rwkv_engine.ops import _extension
 from rwkv_engine.pipeline import EMBEDDED, locate
 from rwkv_engine.text import find_tokenizer
 
