@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 from conftest import ROOT
@@ -154,3 +155,17 @@ def test_sources_are_found_beside_the_package_and_inside_it():
     assert {p.parent.name for p in _build.sources()} == {"cpu", "bindings"}
     assert len({p.name for p in _build.sources()}) == len(_build.sources()), "object files are named by their source"
     assert os.path.isfile(_build.source_root() / "kernels" / "wkv4_step.h")
+
+
+def test_without_pythons_headers_only_the_python_modules_are_missing(tmp_path, monkeypatch):
+    everything = {path.name for path in _build.sources()}
+    tag = _extension._compiler().tag if shutil.which("c++") else None
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert everything - {path.name for path in _build.sources()} == {"byte_trie_pybind.cpp"}
+    assert tag is None or _extension._compiler().tag != tag, "a library without modules would be found for ever"
+
+
+@needs_compiler
+def test_a_library_without_the_module_asked_for_says_what_to_do(capsys):
+    assert _extension.python_module("no_such_module") is None
+    assert "without the compiled no_such_module" in capsys.readouterr().err
