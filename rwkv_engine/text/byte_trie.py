@@ -36,8 +36,10 @@ def byte_trie_reference(tokens: dict[int, bytes]) -> Encode:
         result = []
         start = 0
         while start < len(data):
-            tries = (data[start : start + length] for length in lengths.get(data[start : start + 2], (1,)))
-            token = next(piece for piece in tries if piece in ids)
+            for length in lengths.get(data[start : start + 2], (1,)):
+                token = data[start : start + length]
+                if token in ids:
+                    break
             result.append(ids[token])
             start += len(token)
         return result
