@@ -1,6 +1,6 @@
 """The single answer to: which sources, which flags, which hash.
 
-`setup.py` (ahead of time), `ops._extension` (just in time) and CMake (C++ tests) all ask this module, so they cannot
+`setup.py` (ahead of time), `_extension` (just in time) and CMake (C++ tests) all ask this module, so they cannot
 drift apart. Only the standard library is imported at the top: `setup.py` reads this file where torch may be absent.
 """
 
@@ -39,10 +39,16 @@ def source_root() -> Path:
     raise FileNotFoundError(f"no csrc folder in {PACKAGE} nor in {PACKAGE.parent}: the installation is incomplete")
 
 
+def has_python_headers() -> bool:
+    """Whether `Python.h` is here; some systems keep it in a package of its own."""
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
+
+
 def sources() -> list[Path]:
-    """Translation units of the CPU library."""
+    """Translation units of the CPU library. The bindings of operators do not need `Python.h`, those of pybind11 do."""
     root = source_root()
-    return sorted([*root.glob("kernels/cpu/*.cpp"), *root.glob("bindings/*.cpp")])
+    bindings = [p for p in root.glob("bindings/*.cpp") if has_python_headers() or not p.stem.endswith("_pybind")]
+    return sorted([*root.glob("kernels/cpu/*.cpp"), *bindings])
 
 
 def compile_flags(level: str) -> list[str]:
@@ -64,8 +70,8 @@ def library_key(level: str) -> str:
     """Hash of all that must agree between a compiled library and this package: a library with another key is stale.
 
     A C++ signature that disagrees with a Python schema aborts the process when the library is opened, so the key is
-    part of the file name and is compared before opening. The compiler is not part of it (a machine without one must
-    still recognise a prebuilt library); the just-in-time cache adds it.
+    part of the file name and is compared before opening. The compiler and `Python.h` are not part of it (a machine
+    without them must still recognise a prebuilt library); the just-in-time cache adds them.
     """
     import torch
 

@@ -15,7 +15,8 @@ from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.generation import SamplingParams, generate_tokens
 from rwkv_engine.runtime import Engine, load_model
 from rwkv_engine.runtime.loader import Progress
-from rwkv_engine.text import BpeTokenizer, StreamDecoder, Tokenizer, check_fits, find_tokenizer
+from rwkv_engine.text import StreamDecoder, Tokenizer, check_fits, find_tokenizer, load_tokenizer
+from rwkv_engine.text.find import KINDS
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -61,7 +62,8 @@ class RWKV:
         Args:
             model: `tales`, the embedded model; or the path of a `.pth`, a `.safetensors` or a Hugging Face directory.
             strategy: where it runs, in what precision.
-            tokenizer: path of a tokenizer file; by default one is looked for beside the model, then in the hub cache.
+            tokenizer: path of a tokenizer file; by default one that fits is looked for beside the model, then in the
+                hub cache.
             progress: called while loading with the parameters placed so far and in all.
 
         Raises:
@@ -191,16 +193,16 @@ def locate(model: str | Path) -> Path:
 def _tokenizer_for(path: Path, n_vocab: int, given: str | Path | None) -> Tokenizer | TokenizerError:
     """The tokenizer given, which must fit; else one that is found, or why there is none: `forward` works without."""
     if given:
-        tokenizer: Tokenizer = BpeTokenizer(given)
+        tokenizer = load_tokenizer(given)
         check_fits(tokenizer, n_vocab)
         return tokenizer
-    advice = "give one: RWKV.from_pretrained(..., tokenizer='20B_tokenizer.json'), or --tokenizer on the command line"
+    advice = "give one: RWKV.from_pretrained(..., tokenizer='FILE'), or --tokenizer FILE on the command line"
     try:
         found = find_tokenizer(path, n_vocab)
-        if found is None:
-            return TokenizerError(f"{path}: no tokenizer beside the model or in the hub cache; {advice}")
-        check_fits(found, n_vocab)
-        return found
+        if found is not None:
+            return found
+        looked = "no tokenizer beside the model or in the hub cache"
+        return TokenizerError(f"{path}: {looked} fits its vocabulary of {n_vocab} ({KINDS}); {advice}")
     except TokenizerError as error:
         return TokenizerError(f"{error}; {advice}")
 

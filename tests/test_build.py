@@ -8,17 +8,18 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 from conftest import ROOT
 
-from rwkv_engine import _build
+from rwkv_engine import _build, _extension
 from rwkv_engine.errors import ExtensionError
-from rwkv_engine.ops import _extension
 
 CALL = (
     "import torch\n"
-    "from rwkv_engine.ops import _extension, wkv4\n"
+    "from rwkv_engine import _extension\n"
+    "from rwkv_engine.ops import wkv4\n"
     "z = torch.zeros(2, 8)\n"
     "for _ in range(3): wkv4(-torch.ones(8), torch.ones(8), torch.ones(2, 3, 8), torch.ones(2, 3, 8), z, z, z - 1e30)\n"
     "print(_extension.status().kind, _extension.status().level)\n"
@@ -29,7 +30,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ 
 def test_importing_compiles_and_loads_nothing(run_python, tmp_path):
     code = (
         "import rwkv_engine, sys, pathlib\n"
-        "from rwkv_engine.ops import _extension\n"
+        "from rwkv_engine import _extension\n"
         "assert _extension.status.cache_info().currsize == 0\n"
         "assert 'kernels_' not in pathlib.Path('/proc/self/maps').read_text()\n"
         "assert 'torch.utils.cpp_extension' not in sys.modules\n"
@@ -154,3 +155,17 @@ def test_sources_are_found_beside_the_package_and_inside_it():
     assert {p.parent.name for p in _build.sources()} == {"cpu", "bindings"}
     assert len({p.name for p in _build.sources()}) == len(_build.sources()), "object files are named by their source"
     assert os.path.isfile(_build.source_root() / "kernels" / "wkv4_step.h")
+
+
+def test_without_pythons_headers_only_the_python_modules_are_missing(tmp_path, monkeypatch):
+    everything = {path.name for path in _build.sources()}
+    tag = _extension._compiler().tag if shutil.which("c++") else None
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert everything - {path.name for path in _build.sources()} == {"byte_trie_pybind.cpp"}
+    assert tag is None or _extension._compiler().tag != tag, "a library without modules would be found for ever"
+
+
+@needs_compiler
+def test_a_library_without_the_module_asked_for_says_what_to_do(capsys):
+    assert _extension.python_module("no_such_module") is None
+    assert "without the compiled no_such_module" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "rwkv_engine"
 RANKS = [
     {"errors", "_build", "_version"},
+    {"_extension"},
     {"core", "ops", "text"},
     {"models"},
     {"runtime"},

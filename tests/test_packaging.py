@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from rwkv_engine.ops import _extension
+from rwkv_engine import _extension
 
 GENERATE = ["-m", "rwkv_engine", "generate", "Once upon a time", "--max-new-tokens", "8", "--temperature", "0"]
 LOCATE = ["-c", "import rwkv_engine; print(rwkv_engine.__file__)"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import click
 import torch
 
+from rwkv_engine import _extension
 from rwkv_engine._version import __version__
 from rwkv_engine.core import Checkpoint, Strategy
-from rwkv_engine.ops import _extension
+from rwkv_engine.errors import TokenizerError
 from rwkv_engine.pipeline import EMBEDDED, locate
 from rwkv_engine.text import find_tokenizer
 
@@ -44,7 +46,6 @@ def _model_rows(model: str, strategy: str) -> list[tuple[str, str]]:
     path = locate(model)
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
-    tokenizer = find_tokenizer(path, config.n_vocab)
     return [
         ("model", str(path)),
         ("version", f"RWKV-{config.version}"),
@@ -52,7 +53,7 @@ def _model_rows(model: str, strategy: str) -> list[tuple[str, str]]:
         ("layers", str(config.n_layer)),
         ("width", f"{config.n_embd} (time mixing {config.n_att}, channel mixing {config.n_ffn})"),
         ("vocabulary", str(config.n_vocab)),
-        ("tokenizer", tokenizer.name if tokenizer else "none found; give one with --tokenizer"),
+        ("tokenizer", _tokenizer_name(path, config.n_vocab)),
         ("stored as", str(checkpoint.read("head.weight").dtype).removeprefix("torch.")),
         ("fingerprint", checkpoint.fingerprint()),
         *[
@@ -60,3 +61,11 @@ def _model_rows(model: str, strategy: str) -> list[tuple[str, str]]:
             for layers, device, precision, size, free in Strategy.parse(strategy).explain(config)
         ],
     ]
+
+
+def _tokenizer_name(model: Path, n_vocab: int) -> str:
+    try:
+        tokenizer = find_tokenizer(model, n_vocab)
+    except TokenizerError as error:
+        return f"none: {error}"
+    return tokenizer.name if tokenizer else "none found; give one with --tokenizer"

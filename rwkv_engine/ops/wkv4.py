@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rwkv_engine.ops import _extension
+from rwkv_engine import _extension
 from rwkv_engine.ops._library import define, register_gradient
 
 WKV4_SCHEMA = (

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Protocol
 
 import tokenizers
-from huggingface_hub import try_to_load_from_cache
 
 from rwkv_engine.errors import TokenizerError
 
 END_OF_TEXT = "<|endoftext|>"
-FILE_NAMES = ("tokenizer.json", "20B_tokenizer.json")
-# The Pile and Raven models share one vocabulary; any of these repositories in the hub cache has it.
-N_VOCAB_20B = 50277
-REPOSITORIES_20B = ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-raven-1b5", "RWKV/rwkv-4-169m-pile")
 
 
 class Tokenizer(Protocol):
@@ -33,6 +29,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Token ids of any bytes, UTF-8 or not."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token; empty for a special token."""
@@ -54,6 +53,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         """The UTF-8 bytes of a text."""
         return list(text.encode())
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The bytes themselves."""
+        return list(data)
 
     def token_bytes(self, token: int) -> bytes:
         """The byte itself."""
@@ -87,11 +90,36 @@ class BpeTokenizer:
             )
         self.n_vocab = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         self._bytes = _token_bytes(self._tokenizer, self.n_vocab)
+        self._single_bytes = {entry: token for token, entry in enumerate(self._bytes) if len(entry) == 1}
         self.end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens written out in it are recognised."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Token ids of any bytes: what is UTF-8 is encoded as text, each byte between as a token of its own.
+
+        Raises:
+            TokenizerError: such a byte is no token of this vocabulary.
+        """
+        tokens = []
+        # surrogateescape turns just the bytes that are no UTF-8 into U+DC80 to U+DCFF, which no UTF-8 decodes to.
+        for piece in re.split("([\udc80-\udcff])", data.decode(errors="surrogateescape")):
+            if "\udc80" <= piece[:1] <= "\udcff":
+                tokens.append(self._single_byte(piece.encode(errors="surrogateescape")))
+            elif piece:
+                tokens += self.encode(piece)
+        return tokens
+
+    def _single_byte(self, byte: bytes) -> int:
+        try:
+            return self._single_bytes[byte]
+        except KeyError:
+            raise TokenizerError(
+                f"{self.name}: got {byte!r}, which is no UTF-8, expected a byte that is a token of this vocabulary;"
+                " give text"
+            ) from None
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token; empty for a special token and for an id without one."""
@@ -113,37 +141,3 @@ def _token_bytes(tokenizer: tokenizers.Tokenizer, n_vocab: int) -> list[bytes]:
     for token, added in tokenizer.get_added_tokens_decoder().items():  # plain text, not written in byte characters
         table[token] = b"" if added.special else added.content.encode()
     return table
-
-
-def find_tokenizer(model: Path, n_vocab: int) -> Tokenizer | None:
-    """The tokenizer beside a model, or in the hub cache, or the bytes for a vocabulary of 256; None if there is none.
-
-    Args:
-        model: the checkpoint's file or directory.
-        n_vocab: the model's vocabulary.
-    """
-    folder = model if model.is_dir() else model.parent
-    for name in FILE_NAMES:
-        if (folder / name).is_file():
-            return BpeTokenizer(folder / name)
-    if n_vocab == ByteTokenizer.N_VOCAB:
-        return ByteTokenizer()
-    if n_vocab == N_VOCAB_20B:
-        for repository in REPOSITORIES_20B:
-            cached = try_to_load_from_cache(repository, "tokenizer.json")
-            if isinstance(cached, str):
-                return BpeTokenizer(cached)
-    return None
-
-
-def check_fits(tokenizer: Tokenizer, n_vocab: int) -> None:
-    """Refuses a tokenizer with ids the model does not have.
-
-    Raises:
-        TokenizerError: with both sizes.
-    """
-    if tokenizer.n_vocab > n_vocab:
-        raise TokenizerError(
-            f"{tokenizer.name}: has {tokenizer.n_vocab} tokens, the model's vocabulary is {n_vocab};"
-            " it belongs to another model"
-        )

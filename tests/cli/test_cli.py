@@ -154,6 +154,13 @@ def test_info_on_a_model(call, tales):
     assert call("info", "missing")[0] == 1
 
 
+def test_info_on_a_model_whose_tokenizer_is_anothers(call, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    code, text, _ = call("info", str(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth")))
+    assert code == 0
+    assert re.search(r"^tokenizer +none: .*tokenizer\.json: no tokenizer can be read here", text, re.MULTILINE)
+
+
 def test_info_shows_a_plan_without_loading_anything(call):
     code, text, _ = call("info", "tales", "--strategy", "cuda fp16i8 *2 -> cuda fp16 *0+ -> cpu fp32 *1")
     assert code == 0

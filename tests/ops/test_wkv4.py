@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rwkv_engine import _extension
 from rwkv_engine.core.state import EMPTY_MAX
-from rwkv_engine.ops import _extension
 from rwkv_engine.ops.wkv4 import wkv4, wkv4_backward_reference, wkv4_reference
 
 SIZES = [(1, 1, 8), (1, 2, 1), (3, 129, 19), (2, 2, 2056), (1, 129, 8), (16, 5, 32)]

@@ -3,19 +3,15 @@ from __future__ import annotations
 import json
 import random
 
-import huggingface_hub
-import oracle
 import pytest
-from checkpoints import save_pth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Shape
 from tokenizers import Tokenizer as Library
-from tokenizers import models
+from tokenizers import decoders, models
 
-from rwkv_engine import RWKV, RequestError, TokenizerError
+from rwkv_engine import RequestError, TokenizerError
 from rwkv_engine.pipeline import EMBEDDED
-from rwkv_engine.text import BpeTokenizer, ByteTokenizer, StreamDecoder, find_tokenizer
+from rwkv_engine.text import BpeTokenizer, ByteTokenizer, StreamDecoder
 
 TALES = BpeTokenizer(EMBEDDED["tales"] / "tokenizer.json")
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
@@ -44,6 +40,37 @@ def test_streaming_any_bytes_equals_decoding_them_at_once(tokens):
     tokenizer = ByteTokenizer()
     decoder = StreamDecoder(tokenizer)
     assert "".join([*map(decoder.push, tokens), decoder.finish()]) == tokenizer.decode(tokens)
+
+
+@given(data=st.one_of(st.binary(max_size=60), ANY_TEXT.map(str.encode)))
+@settings(deadline=None)
+def test_any_bytes_survive(data):
+    for tokenizer in (TALES, ByteTokenizer()):
+        assert b"".join(map(tokenizer.token_bytes, tokenizer.encode_bytes(data))) == data
+
+
+@given(text=ANY_TEXT)
+@settings(deadline=None)
+def test_the_bytes_of_a_text_are_encoded_as_the_text(text):
+    for tokenizer in (TALES, ByteTokenizer()):
+        assert tokenizer.encode_bytes(text.encode()) == tokenizer.encode(text)
+
+
+def test_only_what_is_no_utf8_is_taken_byte_by_byte():
+    text = TALES.encode("Once upon a time é")
+    tokens = TALES.encode_bytes("Once upon a time é".encode() + b"\xff\xe7" + "Once upon a time é".encode())
+    assert tokens[: len(text)] == tokens[-len(text) :] == text
+    assert [TALES.token_bytes(token) for token in tokens[len(text) : -len(text)]] == [b"\xff", b"\xe7"]
+
+
+def test_a_byte_that_is_no_token_is_refused(tmp_path):
+    library = Library(models.BPE({"a": 0, "b": 1}, []))
+    library.decoder = decoders.ByteLevel()
+    library.save(str(tmp_path / "t.json"))
+    tokenizer = BpeTokenizer(tmp_path / "t.json")
+    assert tokenizer.encode_bytes(b"ab") == [0, 1]
+    with pytest.raises(TokenizerError, match=r"t\.json: got b'\\xff', which is no UTF-8"):
+        tokenizer.encode_bytes(b"a\xffb")
 
 
 def test_an_unfinished_character_at_the_end_is_shown_not_dropped():
@@ -75,47 +102,6 @@ def test_the_20b_tokenizer(data):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_found_beside_the_file(tmp_path):
-    (tmp_path / "20B_tokenizer.json").write_text((EMBEDDED["tales"] / "tokenizer.json").read_text())
-    assert find_tokenizer(tmp_path / "model.pth", 50277).n_vocab == 2048
-    assert find_tokenizer(tmp_path, 50277).n_vocab == 2048
-
-
-def test_found_in_the_hub_cache(tmp_path, monkeypatch):
-    snapshot = tmp_path / "hub" / "models--EleutherAI--gpt-neox-20b" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text("abc")
-    (snapshot / "tokenizer.json").write_text((EMBEDDED["tales"] / "tokenizer.json").read_text())
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert find_tokenizer(tmp_path / "model.pth", 50277).name.endswith("tokenizer.json")
-    assert find_tokenizer(tmp_path / "model.pth", 50276) is None
-
-
-def test_bytes_for_a_vocabulary_of_256(tmp_path):
-    model = RWKV.from_pretrained(save_pth(oracle.random_weights(Shape(n_vocab=256)), tmp_path / "m.pth"))
-    assert isinstance(model.tokenizer, ByteTokenizer)
-    assert isinstance(model.generate("héllo", max_new_tokens=5, seed=1), str)
-
-
-def test_forward_works_without_a_tokenizer_and_text_calls_say_how_to_give_one(tmp_path):
-    path = save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth")
-    model = RWKV.from_pretrained(path)
-    model.forward([1, 2])
-    for call in (lambda: model.generate("a"), lambda: model.stream("a"), lambda: model.tokenizer):
-        with pytest.raises(TokenizerError, match="--tokenizer"):
-            call()
-
-
-@pytest.mark.parametrize("content", [(EMBEDDED["tales"] / "tokenizer.json").read_text(), "{"], ids=["other", "damaged"])
-def test_a_useless_tokenizer_beside_the_model_only_stops_text(content, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(content)
-    model = RWKV.from_pretrained(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
-    model.forward([1, 2])
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json.*--tokenizer"):
-        model.generate("a")
-
-
 def test_a_tokenizer_files_own_limits_do_not_cut_a_prompt(tmp_path):
     content = json.loads((EMBEDDED["tales"] / "tokenizer.json").read_text())
     content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
@@ -127,12 +113,6 @@ def test_a_tokenizer_files_own_limits_do_not_cut_a_prompt(tmp_path):
 def test_a_prompt_that_is_no_text_is_refused(prompt, tales):
     with pytest.raises(RequestError, match="prompt: expected text"):
         tales.generate(prompt)
-
-
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    path = save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth")
-    with pytest.raises(TokenizerError, match="has 2048 tokens, the model's vocabulary is 33"):
-        RWKV.from_pretrained(path, tokenizer=EMBEDDED["tales"] / "tokenizer.json")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"decoder": {"type": "ByteLevel"}}', None])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import shlex
@@ -20,7 +21,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -66,6 +69,22 @@ def status() -> Status:
             raise
         say(f"running without compiled kernels, slower but correct: {error}")
         return Status("reference", None, None, str(error))
+
+
+@functools.cache
+def python_module(name: str) -> ModuleType | None:
+    """The pybind11 module `name` inside the library; None where there is no library, or it was built without them."""
+    path = status().path
+    if path is None:
+        return None
+    loader = ExtensionFileLoader(f"{__package__}.{name}", str(path))
+    try:
+        module = importlib.util.module_from_spec(ModuleSpec(loader.name, loader, origin=str(path)))
+        loader.exec_module(module)
+    except ImportError as error:
+        say(f"running without the compiled {name}, slower but correct: {error}; install Python's headers (Python.h)")
+        return None
+    return module
 
 
 def processor_level() -> str:
@@ -153,7 +172,7 @@ def _open(path: Path) -> None:
 @dataclass(frozen=True)
 class _Compiler:
     version: str  # first line of --version
-    tag: str  # short hash of it, for file names
+    tag: str  # for file names: short hash of it, and of whether there are Python's headers
 
 
 def _compiler() -> _Compiler:
@@ -164,7 +183,8 @@ def _compiler() -> _Compiler:
                 raise ExtensionError(f"no {program!r} on PATH; install {package} to have the kernels built")
         output = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
     version = output.splitlines()[0] if output else shlex.join(command)
-    return _Compiler(version, hashlib.sha256(version.encode()).hexdigest()[:8])
+    key = f"{version} {_build.has_python_headers()}"
+    return _Compiler(version, hashlib.sha256(key.encode()).hexdigest()[:8])
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""Which tokenizer a model has: told by a file's name, by what lies beside the model, and by the sizes of both."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from rwkv_engine.errors import TokenizerError
+from rwkv_engine.text.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
+from rwkv_engine.text.world import WorldTokenizer
+
+WORLD_FILE = "rwkv_vocab_v20230424.txt"
+BESIDE = ("tokenizer.json", "20B_tokenizer.json", WORLD_FILE)
+N_VOCAB_20B = 50277  # Pile and Raven
+N_VOCAB_WORLD = 65536  # 65530, padded
+# Models of one family share a vocabulary: any of these repositories in the hub cache has it.
+IN_HUB_CACHE = {
+    N_VOCAB_20B: ("tokenizer.json", ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-raven-1b5", "RWKV/rwkv-4-169m-pile")),
+    N_VOCAB_WORLD: (WORLD_FILE, tuple(f"RWKV/rwkv-4-world-{size}" for size in ("169m", "430m", "1b5", "3b", "7b"))),
+}
+KINDS = f"models of 256 read bytes, of {N_VOCAB_20B} 20B_tokenizer.json, of {N_VOCAB_WORLD} {WORLD_FILE}"
+PADDING = 512  # a model's vocabulary may be rounded up to a multiple of this, no further
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in a file: a World vocabulary if it ends in `.txt`, else the format of the `tokenizers` library.
+
+    Raises:
+        TokenizerError: the file cannot be read or is neither.
+    """
+    return WorldTokenizer(path) if Path(path).suffix.lower() == ".txt" else BpeTokenizer(path)
+
+
+def find_tokenizer(model: Path, n_vocab: int) -> Tokenizer | None:
+    """The first that fits of those beside a model, in the hub cache and in an installed `rwkv` package.
+
+    Args:
+        model: the checkpoint's file or directory.
+        n_vocab: the model's vocabulary; 256 without a file means bytes.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        TokenizerError: there are some, none of them fits; why the first does not.
+    """
+    reason = None
+    for path in _candidates(model if model.is_dir() else model.parent, n_vocab):
+        try:
+            tokenizer = load_tokenizer(path)
+            check_fits(tokenizer, n_vocab)
+            return tokenizer
+        except TokenizerError as error:
+            reason = reason or error
+    if n_vocab == ByteTokenizer.N_VOCAB:
+        return ByteTokenizer()
+    if reason:
+        raise reason
+    return None
+
+
+def _candidates(folder: Path, n_vocab: int) -> Iterator[Path]:
+    yield from (folder / name for name in BESIDE if (folder / name).is_file())
+    name, repositories = IN_HUB_CACHE.get(n_vocab, ("", ()))
+    for repository in repositories:
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            yield Path(cached)
+    if n_vocab == N_VOCAB_WORLD:
+        yield from (path for path in _in_rwkv_package() if path.is_file())
+
+
+def _in_rwkv_package() -> list[Path]:
+    try:
+        spec = importlib.util.find_spec("rwkv")  # finds, imports nothing: importing that package has effects
+    except ValueError:  # somebody made a module of this name at run time
+        spec = None
+    return [Path(folder) / WORLD_FILE for folder in (spec and spec.submodule_search_locations) or ()]
+
+
+def check_fits(tokenizer: Tokenizer, n_vocab: int) -> None:
+    """Refuses a tokenizer with ids the model does not have, and one that cannot be what the model was trained with.
+
+    Raises:
+        TokenizerError: with both sizes.
+    """
+    most = -(-tokenizer.n_vocab // PADDING) * PADDING
+    if not tokenizer.n_vocab <= n_vocab <= most:
+        raise TokenizerError(
+            f"{tokenizer.name}: has {tokenizer.n_vocab} tokens, the model's vocabulary is {n_vocab}, expected"
+            f" {tokenizer.n_vocab} to {most}; it belongs to another model: {KINDS}"
+        )
