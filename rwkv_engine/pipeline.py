@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -12,22 +12,12 @@ from typing_extensions import Unpack
 
 from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
-from rwkv_engine.generation import SamplingParams, generate_tokens
+from rwkv_engine.generation import Sampler, SamplingParams, TextStream, TokenStream
+from rwkv_engine.generation.params import SamplingOptions
 from rwkv_engine.runtime import Engine, load_model
 from rwkv_engine.runtime.loader import Progress
-from rwkv_engine.text import StreamDecoder, Tokenizer, check_fits, find_tokenizer, load_tokenizer
+from rwkv_engine.text import Tokenizer, check_fits, end_as_trained, find_tokenizer, load_tokenizer
 from rwkv_engine.text.find import KINDS
-
-
-class SamplingOptions(TypedDict, total=False):
-    """Keyword arguments of `RWKV.generate` and `RWKV.stream`: those of `SamplingParams`."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int | None
-    stop_tokens: Sequence[int]
-
 
 EMBEDDED = {"tales": Path(__file__).parent / "assets" / "tales"}
 
@@ -123,17 +113,21 @@ class RWKV:
         self,
         prompt: str,
         max_new_tokens: int = 128,
-        on_token: Callable[[int], None] | None = None,
+        state: State | None = None,
+        sample: int = 0,
         **options: Unpack[SamplingOptions],
-    ) -> Iterator[str]:
-        """Continues a text, yielding pieces as they come, never half a character.
+    ) -> TextStream:
+        """Continues a text, yielding pieces as they come, never half a character and nothing of a stop string.
+
+        The stream tells at any time the `text` so far, its `tokens` and the `state` after exactly that text, which may
+        be given to the next call.
 
         Args:
-            prompt: the beginning; an empty one begins a text of the model's own.
+            prompt: the beginning, or what comes after `state`; an empty one begins a text of the model's own.
             max_new_tokens: at most so many tokens.
-            on_token: called with each id as it is drawn.
-            **options: `temperature`, `top_k`, `top_p`, `seed`, `stop_tokens` as in `SamplingParams`; by default the
-                tokenizer's end of text stops.
+            state: what came before the prompt; None for nothing.
+            sample: which of several samples of one prompt this is; each is another text under one seed.
+            **options: those of `SamplingParams`; by default the tokenizer's end of text stops.
 
         Raises:
             RequestError: a value out of range.
@@ -142,21 +136,20 @@ class RWKV:
         end_of_text = self.tokenizer.end_of_text
         if "stop_tokens" not in options and end_of_text is not None:
             options["stop_tokens"] = (end_of_text,)
-        tokens = generate_tokens(self.engine, self.encode_prompt(prompt), SamplingParams(**options), max_new_tokens)
-        return self._pieces(tokens, on_token)
+        params = SamplingParams(**options)
+        sampler = Sampler(params, self._blank_or_digit if params.compat == "rwkv" else ())
+        ids = self.encode_prompt(prompt)
+        tokens = TokenStream(self.engine, ids, sampler, max_new_tokens, state, sample)
+        return TextStream(tokens, self.tokenizer, len(ids))
 
-    def _pieces(self, tokens: Iterator[int], on_token: Callable[[int], None] | None) -> Iterator[str]:
-        decoder = StreamDecoder(self.tokenizer)
-        for token in tokens:
-            if on_token:
-                on_token(token)
-            if piece := decoder.push(token):
-                yield piece
-        if rest := decoder.finish():
-            yield rest
+    @functools.cached_property
+    def _blank_or_digit(self) -> frozenset[int]:
+        """Ids whose text is found in ` \t0123456789` (so is none at all): the rwkv package does not count them."""
+        ids = range(self.tokenizer.n_vocab)
+        return frozenset(i for i in ids if self.tokenizer.token_bytes(i) in b" \t0123456789")
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a prompt; the end-of-text token stands for an empty one.
+        """Token ids of a prompt; the end-of-text token stands for an empty one, see also `end_as_trained`.
 
         Raises:
             RequestError: no text, or an empty one for a tokenizer without such a token.
@@ -167,7 +160,7 @@ class RWKV:
             raise RequestError(f"prompt: expected text, got {prompt!r}: {error}") from error
         ids = self.tokenizer.encode(prompt)
         if ids:
-            return ids
+            return end_as_trained(self.tokenizer, ids)
         if self.tokenizer.end_of_text is None:
             raise RequestError("the prompt is empty, and this tokenizer has no end-of-text token to begin from")
         return [self.tokenizer.end_of_text]

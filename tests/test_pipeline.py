@@ -62,11 +62,10 @@ def test_the_readme_calls(tales):
 
 
 def test_a_stream_is_read_as_it_is_written(tales):
-    seen = []
-    stream = tales.stream(PROMPT, max_new_tokens=10, seed=1, on_token=seen.append)
-    assert seen == []
+    stream = tales.stream(PROMPT, max_new_tokens=10, seed=1)
+    assert stream.tokens == []
     next(stream)
-    assert len(seen) < 10
+    assert 0 < len(stream.tokens) < 10
 
 
 def test_the_reference_writes_the_golden_text_too(run_python):
@@ -79,12 +78,14 @@ def test_the_reference_writes_the_golden_text_too(run_python):
 
 
 def test_the_end_of_text_stops_by_default(tales, monkeypatch):
-    whole = []
-    list(tales.stream(PROMPT, 20, on_token=whole.append, seed=3))
-    monkeypatch.setattr(tales.tokenizer, "end_of_text", whole[5])
-    stopped = []
-    list(tales.stream(PROMPT, 20, on_token=stopped.append, seed=3))
-    assert stopped == whole[: whole.index(whole[5])]
+    whole = tales.stream(PROMPT, 20, seed=3)
+    list(whole)
+    end = whole.tokens[5]
+    monkeypatch.setattr(tales.tokenizer, "end_of_text", end)
+    stopped = tales.stream(PROMPT, 20, seed=3)
+    list(stopped)
+    assert stopped.tokens == whole.tokens[: whole.tokens.index(end)]
+    assert stopped.finish_reason == "stop"
 
 
 def test_an_empty_prompt_begins_a_text_of_its_own(tales):

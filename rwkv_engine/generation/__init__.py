@@ -1,6 +1,8 @@
-"""Logits to tokens, tokens to more tokens."""
+"""Logits to tokens, tokens to more tokens and to text."""
 
-from rwkv_engine.generation.generate import generate_tokens
-from rwkv_engine.generation.sampling import Sampler, SamplingParams
+from rwkv_engine.generation.generate import TokenStream
+from rwkv_engine.generation.params import SamplingParams
+from rwkv_engine.generation.sampling import Logprob, Sampler
+from rwkv_engine.generation.text_stream import TextStream
 
-__all__ = ["Sampler", "SamplingParams", "generate_tokens"]
+__all__ = ["Logprob", "Sampler", "SamplingParams", "TextStream", "TokenStream"]

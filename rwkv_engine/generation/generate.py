@@ -8,42 +8,80 @@ from numbers import Integral
 import torch
 
 from rwkv_engine.core.state import State
-from rwkv_engine.generation.sampling import Sampler, SamplingParams, require
+from rwkv_engine.errors import RequestError
+from rwkv_engine.generation.params import require
+from rwkv_engine.generation.sampling import History, Logprob, Sampler
 from rwkv_engine.runtime.engine import Engine
 
 
-def generate_tokens(
-    engine: Engine,
-    prompt: Sequence[int],
-    params: SamplingParams,
-    max_new_tokens: int,
-    state: State | None = None,
-) -> Iterator[int]:
-    """Reads the prompt, then yields tokens until a stop token or until there are `max_new_tokens`.
+class TokenStream(Iterator[int]):
+    """Reads the prompt, then draws tokens until a stop token or until there are `max_new_tokens`.
 
     Arguments are checked at the call, the prompt is read when the first token is asked for.
 
-    Args:
-        prompt: at least one id.
-        params: how tokens are chosen; stop tokens are not yielded.
-        max_new_tokens: at least 0.
-        state: what came before the prompt; None for nothing.
-
-    Raises:
-        RequestError: an empty prompt, a negative count, or what `Engine.forward` refuses.
+    Attributes:
+        stopped: whether a stop token has ended the stream; it is neither yielded nor read.
+        state: after what has been read: the last token drawn is read when the next one is asked for, or by `read_all`.
+        logprobs: of the last token, if the parameters ask for them.
     """
-    require("max_new_tokens", max_new_tokens, Integral, lambda n: n >= 0, "an integer >= 0")
-    return _generate(engine, prompt, Sampler(params), max_new_tokens, state)
 
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        max_new_tokens: int,
+        state: State | None = None,
+        sample: int = 0,
+    ):
+        """Checks what can be checked before the prompt is read.
 
-def _generate(
-    engine: Engine, prompt: Sequence[int], sampler: Sampler, max_new_tokens: int, state: State | None
-) -> Iterator[int]:
-    logits, state = engine.forward(torch.tensor([list(prompt)], dtype=torch.int64), state)
-    for i in range(max_new_tokens):
-        [token] = sampler.sample(logits, state.position.tolist(), [0])
-        if token in sampler.params.stop_tokens:
-            return
-        yield token
-        if i + 1 < max_new_tokens:
-            logits, state = engine.forward(torch.tensor([[token]]), state)
+        Args:
+            engine: runs the model.
+            prompt: at least one id.
+            sampler: how tokens are chosen.
+            max_new_tokens: at least 0.
+            state: what came before the prompt; None for nothing.
+            sample: which of several samples of one prompt this is; each is another text under one seed.
+
+        Raises:
+            RequestError: an empty prompt, or a value out of range.
+        """
+        require("max_new_tokens", max_new_tokens, Integral, lambda n: n >= 0, "an integer >= 0")
+        require("sample", sample, Integral, lambda n: 0 <= n < 2**64, "an integer in [0, 2**64)")
+        if not prompt:
+            raise RequestError("the prompt has no tokens, expected at least one")
+        self.engine = engine
+        self.sampler = sampler
+        self.stopped = False
+        self.logprobs: Logprob | None = None
+        self.state = state
+        self._unread = list(prompt)  # the prompt, later the last token
+        self._logits = torch.empty(1, 0)  # after what has been read
+        self._left = max_new_tokens
+        self._sample = sample
+        self._history: History | None = None
+
+    def __next__(self) -> int:
+        if self._left == 0 or self.stopped:
+            raise StopIteration
+        state, logits = self.read_all(), self._logits
+        if self.sampler.params.penalizes and self._history is None:
+            self._history = History(1, logits.shape[-1], logits.device)
+        [token] = self.sampler.sample(logits, state.position.tolist(), [self._sample], self._history)
+        if token in self.sampler.params.stop_tokens:
+            self.stopped = True
+            raise StopIteration
+        if self.sampler.params.logprobs is not None:
+            [self.logprobs] = self.sampler.logprobs(logits, [token])
+        self._unread = [token]
+        self._left -= 1
+        return token
+
+    def read_all(self) -> State:
+        """The state after the prompt and every token drawn."""
+        if self._unread:
+            self._logits, self.state = self.engine.forward(torch.tensor([self._unread], dtype=torch.int64), self.state)
+            self._unread = []
+        assert self.state is not None
+        return self.state

@@ -1,6 +1,6 @@
 """Text to token ids and back."""
 
-from rwkv_engine.text.find import check_fits, find_tokenizer, load_tokenizer
+from rwkv_engine.text.find import check_fits, end_as_trained, find_tokenizer, load_tokenizer
 from rwkv_engine.text.stream_decoder import StreamDecoder
 from rwkv_engine.text.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
 from rwkv_engine.text.world import WorldTokenizer
@@ -12,6 +12,7 @@ __all__ = [
     "Tokenizer",
     "WorldTokenizer",
     "check_fits",
+    "end_as_trained",
     "find_tokenizer",
     "load_tokenizer",
 ]

@@ -93,3 +93,14 @@ def check_fits(tokenizer: Tokenizer, n_vocab: int) -> None:
             f"{tokenizer.name}: has {tokenizer.n_vocab} tokens, the model's vocabulary is {n_vocab}, expected"
             f" {tokenizer.n_vocab} to {most}; it belongs to another model: {KINDS}"
         )
+
+
+def end_as_trained(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """A prompt's ids, a blank line at their end written as Pile and Raven models know it.
+
+    The 20B vocabulary has a token of two newlines, but these models were trained on texts that had two tokens of one
+    each there, and continue those better.
+    """
+    if tokenizer.n_vocab == N_VOCAB_20B and tokenizer.token_bytes(ids[-1]) == b"\n\n":
+        return [*ids[:-1], *tokenizer.encode("\n"), *tokenizer.encode("\n")]
+    return ids

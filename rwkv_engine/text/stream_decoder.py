@@ -1,23 +1,52 @@
-"""Tokens to text as they come, never half a character."""
+"""Bytes to text as they come, never half a character, up to a stop string."""
 
 from __future__ import annotations
 
 import codecs
-
-from rwkv_engine.text.tokenizer import Tokenizer
+from collections.abc import Sequence
 
 
 class StreamDecoder:
-    """Decodes token by token; bytes of an unfinished character wait for the rest."""
+    """Decodes UTF-8 piece by piece.
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    What may still turn out to be an unfinished character or the beginning of a stop string waits for the rest.
+
+    Attributes:
+        data: all bytes so far.
+        released: how many of them have become text.
+        stopped: a stop string has been found; the text ends before it, at `released`.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()):
+        self.data = bytearray()
+        self.released = 0
+        self.stopped = False
+        self._stop = [text.encode() for text in stop]
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoded = 0  # bytes handed to _utf8; it keeps those of an unfinished character
 
-    def push(self, token: int) -> str:
-        """The text that is complete with this token; may be empty."""
-        return self._utf8.decode(self._tokenizer.token_bytes(token))
+    def push(self, data: bytes) -> str:
+        """The text that is certain with these bytes; may be empty."""
+        searched = len(self.data)
+        self.data += data
+        found = [self.data.find(stop, max(self._decoded, searched - len(stop) + 1)) for stop in self._stop]
+        if cuts := [position for position in found if position >= 0]:
+            self.stopped = True
+            return self._release(min(cuts), final=True)
+        return self._release(len(self.data) - self._held())
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD if the text stopped inside a character, else nothing."""
-        return self._utf8.decode(b"", final=True)
+        """What is left at the end; U+FFFD if the text stopped inside a character."""
+        return "" if self.stopped else self._release(len(self.data), final=True)
+
+    def _held(self) -> int:
+        """Length of the longest end of the data that a stop string begins with."""
+        tail = self.data[self._decoded :]
+        lengths = (n for stop in self._stop for n in range(1, len(stop)) if tail.endswith(stop[:n]))
+        return max(lengths, default=0)
+
+    def _release(self, end: int, final: bool = False) -> str:
+        text = self._utf8.decode(bytes(self.data[self._decoded : end]), final)
+        self._decoded = end
+        self.released = end - (0 if final else len(self._utf8.getstate()[0]))
+        return text

@@ -221,7 +221,7 @@ def test_what_cannot_run_says_what_to_use(text, message):
 
 def test_a_cuda_segment_where_there_is_no_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(StrategyError, match="no GPU that torch can use here, .* use cpu"):
+    with pytest.raises(StrategyError, match=r"no GPU that torch can use here, .* use cpu"):
         Strategy.parse("cuda fp16").check_runnable()
 
 

@@ -1,0 +1,89 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from rwkv_engine.pipeline import RWKV, locate
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def progress_bar(console: Console, what: str) -> Progress:
+    """A bar on the console that vanishes when done, and never appears where nobody watches."""
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def stderr() -> Console:
+    """The console for everything that is not the text itself."""
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+LOCATION_HELP = "tales, a .pth, a .safetensors, a directory or a hub id."
+model_option = click.option("--model", default="tales", show_default=True, help=LOCATION_HELP)
+hub_options = _together(
+    click.option("--revision", help="Of a hub id: branch, tag or commit."),
+    click.option("--offline", is_flag=True, help="Take a hub id from the hub cache, ask no server."),
+)
+loading_options = _together(
+    hub_options,
+    click.option(
+        "--strategy", default="cpu fp32", show_default=True, help="Where the model runs, in what precision; or auto."
+    ),
+    click.option("--tokenizer", help="Tokenizer file; by default looked for beside the model."),
+)
+
+
+def load(
+    console: Console, model: str, revision: str | None, offline: bool, strategy: str, tokenizer: str | None
+) -> RWKV:
+    """Loads a model with a progress bar."""
+    path = locate(model, revision, offline=offline)  # before the bar below: a download has bars of its own
+    with progress_bar(console, "loading") as bar:
+        task = bar.add_task("loading", total=None)
+        return RWKV.from_pretrained(
+            path, strategy, tokenizer, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _biases(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[int, float]:
+    biases = {}
+    for value in values:
+        token, _, bias = value.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise click.BadParameter(f"{value!r}: expected ID=BIAS, such as 187=-2.5") from None
+    return biases
+
+
+sampling_options = _together(
+    click.option("--max-new-tokens", default=128, show_default=True, help="At most so many tokens."),
+    click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest token."),
+    click.option("--top-k", default=0, show_default=True, help="Only the k likeliest tokens; 0 is off."),
+    click.option("--top-p", default=1.0, show_default=True, help="Only the likeliest that sum to p; 1.0 is off."),
+    click.option("--min-p", default=0.0, show_default=True, help="Only those p times as likely as the likeliest."),
+    click.option("--presence-penalty", default=0.0, show_default=True, help="Against any token written before."),
+    click.option("--frequency-penalty", default=0.0, show_default=True, help="For each time it was written."),
+    click.option("--penalty-decay", default=1.0, show_default=True, help="How occurrences fade, token by token."),
+    click.option("--logit-bias", multiple=True, callback=_biases, metavar="ID=BIAS", help="May be given repeatedly."),
+    click.option("--ban", "banned_tokens", type=int, multiple=True, metavar="ID", help="May be given repeatedly."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be given repeatedly."),
+    click.option("--seed", type=int, help="The same seed writes the same text; by default each run differs."),
+    click.option("--compat", type=click.Choice(["rwkv"]), help="Sample as the rwkv package does."),
+)

@@ -1,0 +1,139 @@
+"""What a user may ask of sampling, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, TypedDict
+
+from rwkv_engine.errors import RequestError
+
+COMPAT = ("rwkv",)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen, in this order.
+
+    Bias, ban, penalties, temperature, top-k, top-p, min-p, one draw. `compat="rwkv"` follows another order, see
+    `distribution.rwkv_package`.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the likeliest token (the lowest id among equals).
+        top_k: only the k likeliest tokens stay; 0 is off.
+        top_p: of these, the fewest likeliest whose probabilities sum to at least p stay; 1.0 is off.
+        min_p: of these, only tokens at least p times as likely as the likeliest stay; 0.0 is off.
+        presence_penalty: taken from the logit of every token that the model has written in this text.
+        frequency_penalty: taken from it for each time the model wrote it.
+        penalty_decay: by which what a token's occurrence counts shrinks with every token after it; 1.0 is off.
+        logit_bias: added to the logits, by id.
+        banned_tokens: ids that are never drawn.
+        seed: 64 bits; None draws a fresh one, so that each run differs.
+        stop_tokens: ids that end the text; they are not part of it.
+        stop: strings that end the text; they are not part of it.
+        logprobs: None, or how many of the likeliest tokens to report, with their log-probabilities, beside each token's
+            own. They are those of the model, before all of the above.
+        compat: None, or "rwkv" for the semantics of that package.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_decay: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    banned_tokens: Sequence[int] = ()
+    seed: int | None = None
+    stop_tokens: Sequence[int] = ()
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
+    compat: str | None = None
+
+    def __post_init__(self) -> None:
+        require("temperature", self.temperature, Real, lambda x: 0 <= x < math.inf, "a number >= 0")
+        require("top_k", self.top_k, Integral, lambda x: x >= 0, "an integer >= 0 (0 is off)")
+        lowest = "[0" if self.compat else "(0"  # in the rwkv package 0 is greedy
+        require(
+            "top_p", self.top_p, Real, lambda x: (x > 0 or self.compat) and 0 <= x <= 1, f"a number in {lowest}, 1]"
+        )
+        require("min_p", self.min_p, Real, lambda x: 0 <= x <= 1, "a number in [0, 1] (0 is off)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            require(name, getattr(self, name), Real, math.isfinite, "a finite number (0 is off)")
+        require("penalty_decay", self.penalty_decay, Real, lambda x: 0 <= x <= 1, "a number in [0, 1] (1.0 is off)")
+        for token, bias in _mapping("logit_bias", self.logit_bias).items():
+            require("logit_bias", token, Integral, lambda x: x >= 0, "token ids as keys")
+            require("logit_bias", bias, Real, math.isfinite, "finite numbers (to ban a token, use banned_tokens)")
+        for name in ("banned_tokens", "stop_tokens"):
+            for token in _sequence(name, getattr(self, name), "token ids"):
+                require(name, token, Integral, lambda x: x >= 0, "token ids")
+        for text in _sequence("stop", self.stop, "strings"):
+            require("stop", text, str, lambda x: x and _is_text(x), "strings that are not empty")
+        if self.seed is not None:
+            require("seed", self.seed, Integral, lambda x: 0 <= x < 2**64, "an integer in [0, 2**64) or None")
+        if self.logprobs is not None:
+            require("logprobs", self.logprobs, Integral, lambda x: x >= 0, "an integer >= 0 or None")
+        if self.compat is not None:
+            require("compat", self.compat, str, lambda x: x in COMPAT, f"None or one of {', '.join(COMPAT)}")
+            if self.min_p:
+                raise RequestError("min_p: the rwkv package has none; leave out min_p or compat='rwkv'")
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether what was written matters for what comes next."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword arguments of functions that pass them on."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_decay: float
+    logit_bias: Mapping[int, float]
+    banned_tokens: Sequence[int]
+    seed: int | None
+    stop_tokens: Sequence[int]
+    stop: Sequence[str]
+    logprobs: int | None
+    compat: str | None
+
+
+def require(name: str, got: Any, kind: type, holds: Callable[[Any], Any], expected: str) -> None:
+    """Checks one argument.
+
+    Raises:
+        RequestError: it is not of the kind, or does not hold.
+    """
+    if not isinstance(got, kind) or not holds(got):
+        raise RequestError(f"{name}: got {got!r}, expected {expected}")
+
+
+def _sequence(name: str, got: Any, expected: str) -> Sequence[Any]:
+    if isinstance(got, (str, bytes)) or not isinstance(got, Sequence | frozenset | set):
+        raise RequestError(f"{name}: got {got!r}, expected a list of {expected}")
+    return got  # type: ignore[return-value]
+
+
+def _mapping(name: str, got: Any) -> Mapping[Any, Any]:
+    if not isinstance(got, Mapping):
+        raise RequestError(f"{name}: got {got!r}, expected a dictionary of token ids and numbers")
+    return got
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

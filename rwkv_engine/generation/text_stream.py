@@ -1,0 +1,117 @@
+"""Text as it is written, with the state that belongs to exactly that text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from rwkv_engine.core.state import State
+from rwkv_engine.generation.generate import TokenStream
+from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.text import StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """After `n_tokens` drawn, which hold `n_bytes`."""
+
+    n_tokens: int
+    n_bytes: int
+    state: State
+
+
+class TextStream(Iterator[str]):
+    """Pieces of text, never half a character and nothing of a stop string.
+
+    Whatever ends it (a stop string, a stop token, the number of tokens, a caller who asks for no more), `text`, `tokens`
+    and `state` agree: they are those of the pieces yielded so far.
+
+    Attributes:
+        n_prompt: tokens of the prompt.
+        seed: of the draws, also where none was given.
+        finish_reason: "stop" (a stop string or token), "length" (`max_new_tokens`), None while it runs.
+    """
+
+    def __init__(self, source: TokenStream, tokenizer: Tokenizer, n_prompt: int):
+        self.n_prompt = n_prompt
+        self.seed = source.sampler.seed
+        self.finish_reason: str | None = None
+        self._source = source
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(source.sampler.params.stop)
+        self._pieces: list[str] = []
+        self._drawn: list[int] = []
+        self._logprobs: list[Logprob] = []
+        self._snapshots: list[_Snapshot] = []  # only from the last one that a cut can need
+
+    def __next__(self) -> str:
+        piece = ""
+        while not piece:
+            if self.finish_reason:
+                raise StopIteration
+            piece = self._advance()
+        self._pieces.append(piece)
+        return piece
+
+    def _advance(self) -> str:
+        token = next(self._source, None)
+        if token is None:
+            self.finish_reason = "stop" if self._source.stopped else "length"
+            return self._decoder.finish()
+        assert self._source.state is not None
+        before = _Snapshot(len(self._drawn), len(self._decoder.data), self._source.state)
+        self._drawn.append(token)
+        if self._source.logprobs:
+            self._logprobs.append(self._source.logprobs)
+        piece = self._decoder.push(self._tokenizer.token_bytes(token))
+        self._snapshots = [*self._needed(self._snapshots), before]
+        if self._decoder.stopped:
+            self.finish_reason = "stop"
+        return piece
+
+    def _needed(self, snapshots: list[_Snapshot]) -> list[_Snapshot]:
+        """Without those that are followed by another one at or before the end of the text."""
+        passed = sum(s.n_bytes <= self._decoder.released for s in snapshots)
+        return snapshots[max(0, passed - 1) :]
+
+    @property
+    def text(self) -> str:
+        """All pieces so far."""
+        return "".join(self._pieces)
+
+    @property
+    def logprobs(self) -> list[Logprob]:
+        """Of the tokens drawn that lie wholly in the text, if the parameters ask for them."""
+        return self._logprobs[: len(self._drawn) if self._is_whole() else self._last_snapshot().n_tokens]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Ids of the text: those drawn, and where the text ends inside of one, what is kept of it encoded again."""
+        if self._is_whole():
+            return list(self._drawn)
+        return [*self._drawn[: self._last_snapshot().n_tokens], *self._rest()]
+
+    @property
+    def state(self) -> State:
+        """After the prompt and the text: what reading `tokens` after the prompt gives."""
+        if self._is_whole():
+            return self._source.read_all()
+        state = self._last_snapshot().state
+        if rest := self._rest():
+            _, state = self._source.engine.forward(torch.tensor([rest]), state)
+        return state
+
+    def _is_whole(self) -> bool:
+        """Whether the text ends where the last token does, and no token is left out of it."""
+        return self._decoder.released == len(self._decoder.data) and not self._decoder.stopped
+
+    def _last_snapshot(self) -> _Snapshot:
+        """The last one at or before the end of the text; there is one, for no token has none before it."""
+        return [s for s in self._snapshots if s.n_bytes <= self._decoder.released][-1]
+
+    def _rest(self) -> list[int]:
+        """Ids of the bytes between the last snapshot and the end of the text."""
+        kept = self._decoder.data[self._last_snapshot().n_bytes : self._decoder.released]
+        return self._tokenizer.encode_bytes(bytes(kept)) if kept else []
