@@ -11,12 +11,12 @@ from conftest import ROOT
 PACKAGE = ROOT / "rwkv_engine"
 RANKS = [
     {"errors", "_build", "_version"},
-    {"core", "ops", "text"},
+    {"core", "ops", "text", "hub"},
     {"models"},
     {"runtime"},
     {"generation"},
     {"pipeline"},
-    {"hub", "convert", "quantize", "embedding", "evaluation"},
+    {"convert", "quantize", "embedding", "evaluation"},
     {"auto", "compat"},
     {"cli", "server"},
 ]

@@ -8,12 +8,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from rwkv_engine.pipeline import RWKV
+from rwkv_engine.pipeline import RWKV, locate
 
 
 @click.command()
 @click.argument("prompt", default="")
-@click.option("--model", default="tales", show_default=True, help="tales, or a .pth, .safetensors or directory.")
+@click.option("--model", default="tales", show_default=True, help="tales, a .pth, .safetensors, directory or hub id.")
+@click.option("--revision", help="Of a hub id: branch, tag or commit.")
+@click.option("--offline", is_flag=True, help="Take a hub id from the hub cache, ask no server.")
 @click.option("--strategy", default="cpu fp32", show_default=True, help="Where the model runs, in what precision.")
 @click.option("--tokenizer", help="Tokenizer file; by default looked for beside the model.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="At most so many tokens.")
@@ -24,6 +26,8 @@ from rwkv_engine.pipeline import RWKV
 def generate(
     prompt: str,
     model: str,
+    revision: str | None,
+    offline: bool,
     strategy: str,
     tokenizer: str | None,
     max_new_tokens: int,
@@ -33,12 +37,13 @@ def generate(
     seed: int | None,
 ) -> None:
     """Continues PROMPT and prints it with its continuation."""
+    path = locate(model, revision, offline=offline)  # before the bar below: a download has bars of its own
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("loading"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
         loaded = RWKV.from_pretrained(
-            model, strategy, tokenizer, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            path, strategy, tokenizer, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
     tokens = _Counted()
     pieces = loaded.stream(

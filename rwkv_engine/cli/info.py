@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import click
 import torch
@@ -17,9 +18,15 @@ from rwkv_engine.text import find_tokenizer
 @click.command()
 @click.argument("model", required=False)
 @click.option("--strategy", default="cpu fp32", show_default=True, help="With MODEL: show what goes where.")
-def info(model: str | None, strategy: str) -> None:
-    """Tells what is in use here and why; with MODEL, what that model is and where its layers go. Loads nothing."""
-    for name, value in _model_rows(model, strategy) if model else _machine_rows():
+@click.option("--revision", help="Of a hub id: branch, tag or commit.")
+@click.option("--offline", is_flag=True, help="Take a hub id from the hub cache, ask no server.")
+def info(model: str | None, strategy: str, revision: str | None, offline: bool) -> None:
+    """Tells what is in use here and why; with MODEL, what that model is and where its layers go.
+
+    Loads nothing, but downloads what a hub id names.
+    """
+    rows = _model_rows(locate(model, revision, offline=offline), strategy) if model else _machine_rows()
+    for name, value in rows:
         click.echo(f"{name:<16} {value}")
 
 
@@ -40,8 +47,7 @@ def _machine_rows() -> list[tuple[str, str]]:
     ]
 
 
-def _model_rows(model: str, strategy: str) -> list[tuple[str, str]]:
-    path = locate(model)
+def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     tokenizer = find_tokenizer(path, config.n_vocab)
