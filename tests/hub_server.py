@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import socket
 import struct
@@ -21,7 +22,7 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         log: (method, path, range) of every request for a file.
         token: asked for in every request, if set.
-        gated: repositories whose files are refused with 403, though they can be seen.
+        refused: repositories whose files are refused with 403, though they can be seen, and the error code of that.
         fault: status of every answer, if set.
         break_after: the next GET of a longer file is cut after so many bytes,
         reset: and with a reset instead of an orderly end.
@@ -36,7 +37,7 @@ class HubServer(ThreadingHTTPServer):
         self.root = root
         self.log: list[tuple[str, str, str | None]] = []
         self.token: str | None = None
-        self.gated: set[str] = set()
+        self.refused: dict[str, str] = {}
         self.fault: int | None = None
         self.break_after: int | None = None
         self.reset = False
@@ -80,6 +81,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(401, "RepoNotFound")  # to a stranger the real hub tells private from missing in nothing
         if m := re.fullmatch(rf"/api/models/{OWNER}/([^/]+)(?:/revision/(.+))?", path):
             return self.describe(m[1], m[2] or "main")
+        if m := re.fullmatch(rf"/api/models/{OWNER}/([^/]+)/tree/([^/]+)/?", path):
+            return self.list_tree(m[1], m[2])
         if m := re.fullmatch(rf"/{OWNER}/([^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(m[1], m[2], m[3])
         return self.refuse(404, "RepoNotFound")
@@ -97,17 +100,22 @@ class Handler(BaseHTTPRequestHandler):
     def describe(self, name: str, revision: str) -> None:
         if folder := self.repository(name, revision):
             files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-            siblings = ", ".join(f'{{"rfilename": "{file}"}}' for file in files)
-            content = f'{{"id": "{OWNER}/{name}", "sha": "{commit_of(folder)}", "siblings": [{siblings}]}}'.encode()
-            self.answer(200, {"Content-Type": "application/json"}, content)
+            siblings = [{"rfilename": file} for file in files]
+            self.answer_json({"id": f"{OWNER}/{name}", "sha": commit_of(folder), "siblings": siblings})
+
+    def list_tree(self, name: str, revision: str) -> None:
+        if folder := self.repository(name, revision):
+            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            names = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+            self.answer_json([{"type": "file", "path": n, "size": s, "oid": "0" * 40} for n, s in names.items()])
 
     def resolve(self, name: str, revision: str, file: str) -> None:
         self.server.log.append((self.command, file, self.headers.get("Range")))
         folder = self.repository(name, revision)
         if folder is None:
             return
-        if name in self.server.gated:
-            return self.refuse(403, "GatedRepo")
+        if name in self.server.refused:
+            return self.refuse(403, self.server.refused[name])
         if not (folder / file).is_file():
             return self.refuse(404, "EntryNotFound")
         content = (folder / file).read_bytes()
@@ -124,6 +132,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def refuse(self, status: int, code: str = "", message: str = "no") -> None:
         self.answer(status, {"X-Error-Code": code, "X-Error-Message": message}, b"")
+
+    def answer_json(self, content: object) -> None:
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
     def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response(status)

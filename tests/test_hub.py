@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from oracle import Shape
 
 from rwkv_engine import RWKV, CheckpointError, hub
-from rwkv_engine.hub import download, parse_id
+from rwkv_engine.hub import download
 
 SHAPE = Shape(n_vocab=256)
 UNUSED = ("README.md", "rust_model.ot", "optimizer.pt", "onnx/model.onnx")
@@ -135,8 +135,10 @@ def test_a_token(server, monkeypatch):
 
 
 def test_a_gated_repository(server):
-    server.gated.add("single")
+    server.refused["single"] = "GatedRepo"
     assert f"grants access on request: ask at {server.endpoint}/someone/single" in reason("someone/single")
+    server.refused["single"] = ""  # whatever else forbids it
+    assert "refused access (403)" in reason("someone/single")
 
 
 def test_what_a_repository_does_not_have(server):
@@ -155,6 +157,14 @@ def test_offline_what_is_not_in_the_cache_is_refused(server, monkeypatch):
     download("someone/raw/RWKV-4-a.pth")
     message = reason("someone/raw/RWKV-4-b.pth", offline=True)
     assert "has no RWKV-4-b.pth; it has RWKV-4-a.pth; this is what the hub cache has of it" in message
+    download("someone/raw/RWKV-4-b.pth")
+    assert download("someone/raw/RWKV-4-a.pth", offline=True).name == "RWKV-4-a.pth"
+
+
+def test_what_another_program_has_downloaded_is_found_offline(server):
+    files = ["config.json", "model.safetensors"]
+    folder = huggingface_hub.snapshot_download("someone/single", allow_patterns=files)
+    assert str(download("someone/single", offline=True)) == folder
 
 
 def test_no_server(server):
@@ -199,54 +209,24 @@ def test_what_has_arrived_is_kept_when_the_connection_is_lost(server):
     assert server.fetched() == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 
 
-def test_a_full_disk(server, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(huggingface_hub.file_download, "http_get", full)
-    assert f"{constants.HF_HUB_CACHE} cannot be written: No space left on device" in reason("someone/single")
-
-
 @pytest.mark.parametrize(
-    ("model", "parsed"),
+    ("failure", "message"),
     [
-        ("RWKV/rwkv-4-169m-pile", ("RWKV/rwkv-4-169m-pile", None)),
-        ("BlinkDL/rwkv-4-raven/RWKV-4-Raven-1B5.pth", ("BlinkDL/rwkv-4-raven", "RWKV-4-Raven-1B5.pth")),
-        *[
-            (path, None)
-            for path in (
-                "tales",
-                "model.pth",
-                "models/rwkv.pth",
-                "./models/rwkv",
-                "../models/rwkv",
-                "/models/rwkv",
-                "~/models/rwkv",
-                "models/rwkv/",
-                "models//rwkv",
-                "a/b/c",
-                "a/b/c/d",
-                "a/b.pth/c.pth",
-                "two words/rwkv",
-                "a--b/rwkv",
-                "",
-            )
-        ],
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "cannot be written: No space left on device"),
+        (RuntimeError("a new transport\nsays this\n"), "the connection broke (RuntimeError: a new transport); run it"),
     ],
 )
-def test_what_is_a_hub_id(model, parsed):
-    assert parse_id(model) == parsed
+def test_whatever_the_library_raises_is_one_line(failure, message, server, monkeypatch):
+    def fail(*arguments, **options):
+        raise failure
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", fail)
+    assert message in reason("someone/single")
 
 
-def test_a_path_that_exists_is_no_hub_id(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "HfApi", None)
-    save_hugging_face(oracle.random_weights(SHAPE), SHAPE, tmp_path / "someone" / "single")
-    assert RWKV.from_pretrained("someone/single").source.samefile("someone/single")
-    with pytest.raises(CheckpointError, match="revision='v1' can only be given with a hub id"):
-        RWKV.from_pretrained("someone/single", revision="v1")
-    with pytest.raises(CheckpointError, match=r"missing/rwkv\.pth: no such file or directory"):
-        RWKV.from_pretrained("missing/rwkv.pth")
+def test_a_branch_that_moves_during_the_download_mixes_no_two_commits(server, monkeypatch):
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repository, name, **options: f"/commit-of-{name}/{name}")
+    assert "changed while it was downloaded" in reason("someone/single")
 
 
 def test_the_command_line(repositories, tmp_path):
