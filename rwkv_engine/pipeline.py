@@ -14,6 +14,7 @@ from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.generation import Sampler, SamplingParams, TextStream, TokenStream
 from rwkv_engine.generation.params import SamplingOptions
+from rwkv_engine.hub import download, parse_id
 from rwkv_engine.runtime import Engine, load_model
 from rwkv_engine.runtime.loader import Progress
 from rwkv_engine.text import Tokenizer, check_fits, end_as_trained, find_tokenizer, load_tokenizer
@@ -46,24 +47,32 @@ class RWKV:
         strategy: str = "cpu fp32",
         tokenizer: str | Path | None = None,
         progress: Progress | None = None,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
     ) -> RWKV:
         """Loads a model.
 
         Args:
-            model: `tales`, the embedded model; or the path of a `.pth`, a `.safetensors` or a Hugging Face directory.
+            model: `tales`, the embedded model; the path of a `.pth`, a `.safetensors` or a Hugging Face directory; or
+                a hub id, `owner/name` or `owner/name/FILE.pth`.
             strategy: where it runs, in what precision.
             tokenizer: path of a tokenizer file; by default one that fits is looked for beside the model, then in the
                 hub cache.
             progress: called while loading with the parameters placed so far and in all.
+            revision: of a hub id: branch, tag or commit.
+            token: for a private or gated repository; by default that of the environment or of `hf auth login`.
+            offline: take a hub id from the hub cache and ask no server.
 
         Raises:
-            CheckpointError: no RWKV-4 model can be read there.
+            CheckpointError: no RWKV-4 model can be read there, or none downloaded.
             StrategyError: the strategy cannot be parsed or run.
             TokenizerError: the tokenizer cannot be read or does not fit the model.
         """
         parsed = Strategy.parse(strategy)
         parsed.check_runnable()
-        path = locate(model)
+        path = locate(model, revision, token, offline)
         checkpoint = Checkpoint.open(path)
         parsed = parsed.resolve(checkpoint.config)
         found = _tokenizer_for(path, checkpoint.config.n_vocab, tokenizer)
@@ -166,21 +175,28 @@ class RWKV:
         return [self.tokenizer.end_of_text]
 
 
-def locate(model: str | Path) -> Path:
-    """The path of an embedded model by name, else the path itself.
+def locate(model: str | Path, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
+    """The path of an embedded model by name, else an existing path, else that of a hub id once it is downloaded.
 
     Raises:
-        CheckpointError: neither.
+        CheckpointError: none of the three, or the download failed; or a revision of what comes from no hub.
     """
-    if str(model) in EMBEDDED:
-        return EMBEDDED[str(model)]
+    path = EMBEDDED.get(str(model), Path(model))
     try:
-        path = Path(model).expanduser()
-        if path.exists():
-            return path
+        path = path.expanduser()
+        here = path.exists()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{model}: no such file or directory: {error}") from error
-    raise CheckpointError(f"{model}: no such file or directory, and not an embedded model ({', '.join(EMBEDDED)})")
+    if here and revision:
+        raise CheckpointError(f"{model}: is on this machine; revision={revision!r} can only be given with a hub id")
+    if here:
+        return path
+    if isinstance(model, str) and parse_id(model):
+        return download(model, revision, token, offline)
+    raise CheckpointError(
+        f"{model}: no such file or directory, not an embedded model ({', '.join(EMBEDDED)}), and not a hub id"
+        " (owner/name or owner/name/FILE.pth)"
+    )
 
 
 def _tokenizer_for(path: Path, n_vocab: int, given: str | Path | None) -> Tokenizer | TokenizerError:

@@ -12,12 +12,12 @@ PACKAGE = ROOT / "rwkv_engine"
 RANKS = [
     {"errors", "_build", "_version"},
     {"_extension"},
-    {"core", "ops", "text"},
+    {"core", "ops", "text", "hub"},
     {"models"},
     {"runtime"},
     {"generation"},
     {"pipeline"},
-    {"hub", "convert", "quantize", "embedding", "evaluation"},
+    {"convert", "quantize", "embedding", "evaluation"},
     {"auto", "compat"},
     {"cli", "server"},
 ]

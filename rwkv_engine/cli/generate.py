@@ -74,7 +74,7 @@ def _prompts(prompt: str | None, file: TextIO | None, each_line: bool) -> list[s
 
 
 def _record(model: RWKV, prompt: str, text: str, stream: TextStream) -> dict[str, Any]:
-    record = {
+    record: dict[str, Any] = {
         "prompt": prompt,
         "text": text,
         "tokens": stream.tokens,

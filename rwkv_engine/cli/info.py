@@ -10,6 +10,7 @@ import torch
 
 from rwkv_engine import _extension
 from rwkv_engine._version import __version__
+from rwkv_engine.cli.options import hub_options
 from rwkv_engine.core import Checkpoint, Strategy
 from rwkv_engine.errors import TokenizerError
 from rwkv_engine.pipeline import EMBEDDED, locate
@@ -19,9 +20,14 @@ from rwkv_engine.text import find_tokenizer
 @click.command()
 @click.argument("model", required=False)
 @click.option("--strategy", default="cpu fp32", show_default=True, help="With MODEL: show what goes where.")
-def info(model: str | None, strategy: str) -> None:
-    """Tells what is in use here and why; with MODEL, what that model is and where its layers go. Loads nothing."""
-    for name, value in _model_rows(model, strategy) if model else _machine_rows():
+@hub_options
+def info(model: str | None, strategy: str, revision: str | None, offline: bool) -> None:
+    """Tells what is in use here and why; with MODEL, what that model is and where its layers go.
+
+    Loads nothing, but downloads what a hub id names.
+    """
+    rows = _model_rows(locate(model, revision, offline=offline), strategy) if model else _machine_rows()
+    for name, value in rows:
         click.echo(f"{name:<16} {value}")
 
 
@@ -42,8 +48,7 @@ def _machine_rows() -> list[tuple[str, str]]:
     ]
 
 
-def _model_rows(model: str, strategy: str) -> list[tuple[str, str]]:
-    path = locate(model)
+def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     return [

@@ -37,10 +37,10 @@ def documented(logits: Tensor, params: SamplingParams) -> Tensor:
 def rwkv_package(logits: Tensor, params: SamplingParams) -> Tensor:
     """What the rwkv package (0.8, on the CPU) draws from. Arguments and result as for `documented`.
 
-    Its ways, kept on purpose: top-p first, on probabilities no temperature has touched, where all tokens as likely as the
-    last one kept are kept too; then top-k; then the temperature, as a power. All in float32, so a `top_p` of 1.0, which
-    the sum may miss by a rounding, often takes the likeliest token alone. A temperature or a `top_p` of 0 takes the
-    likeliest, drawn among equals.
+    Its ways, kept on purpose: top-p first, on probabilities no temperature has touched, where all tokens as likely as
+    the last one kept are kept too; then top-k; then the temperature, as a power. All in float32, so a `top_p` of 1.0,
+    which the sum may miss by a rounding, often takes the likeliest token alone. A temperature or a `top_p` of 0 takes
+    the likeliest, drawn among equals.
     """
     greedy = params.temperature == 0
     rows = []

@@ -25,8 +25,8 @@ class _Snapshot:
 class TextStream(Iterator[str]):
     """Pieces of text, never half a character and nothing of a stop string.
 
-    Whatever ends it (a stop string, a stop token, the number of tokens, a caller who asks for no more), `text`, `tokens`
-    and `state` agree: they are those of the pieces yielded so far.
+    Whatever ends it (a stop string, a stop token, the number of tokens, a caller who asks for no more), `text`,
+    `tokens` and `state` agree: they are those of the pieces yielded so far.
 
     Attributes:
         n_prompt: tokens of the prompt.

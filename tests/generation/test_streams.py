@@ -97,7 +97,7 @@ def same_state(got, expected):
 
 @pytest.fixture(scope="module")
 def bytes_model(tmp_path_factory):
-    """Reads bytes, so that a text has one encoding only, and writes letters, often several of a stop string in a row."""
+    """Reads bytes, so that a text has one encoding only."""
     weights = oracle.random_weights(Shape(n_vocab=256))
     weights["head.weight"] = weights["head.weight"] * 0.3
     return RWKV.from_pretrained(save_pth(weights, tmp_path_factory.mktemp("bytes") / "m.pth"))

@@ -1,0 +1,161 @@
+"""Checkpoints by their hub id: `owner/name`, or `owner/name/FILE.pth` for one file of many.
+
+Only what a model needs is downloaded: the configuration, the tokenizer and one kind of weights. `huggingface_hub` does
+the rest: its cache, its login, its environment variables, its progress bars (on stderr, where that is a terminal).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not listed
+
+from rwkv_engine.errors import CheckpointError
+
+BESIDE = ("config.json", "tokenizer.json", "20B_tokenizer.json", "rwkv_vocab_v20230424.txt")
+SUFFIXES = (".pth", ".safetensors", ".bin")
+ONCE_ONLINE = "run it once without offline=True (--offline, HF_HUB_OFFLINE) to download it"
+LOG_IN = "log in with `hf auth login`, or give a token (token=, or HF_TOKEN in the environment)"
+
+
+def parse_id(model: str) -> tuple[str, str | None] | None:
+    """Repository and file of a hub id; None for what can only be a path."""
+    owner, _, rest = model.partition("/")
+    name, _, file = rest.partition("/")
+    if not name or name.endswith(SUFFIXES) or (file and not file.endswith(SUFFIXES)) or rest.endswith("/"):
+        return None
+    try:
+        validate_repo_id(f"{owner}/{name}")
+    except HFValidationError:
+        return None
+    return f"{owner}/{name}", file or None
+
+
+def download(model: str, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
+    """Brings a model into the hub cache, if it is not there, and returns its path: what `Checkpoint.open` takes.
+
+    Args:
+        model: a hub id, see `parse_id`.
+        revision: branch, tag or commit; by default the main branch.
+        token: for private and gated repositories; by default that of the environment or of `hf auth login`.
+        offline: use what the cache holds and ask no server; `HF_HUB_OFFLINE` does the same.
+
+    Raises:
+        CheckpointError: no such repository, revision or file, no weights in it, no access, no network, no space; with
+            `offline`, it is not in the cache.
+    """
+    parsed = parse_id(model)
+    if parsed is None:
+        raise CheckpointError(f"{model}: no hub id; expected owner/name or owner/name/FILE.pth")
+    repository, file = parsed
+    if offline or constants.HF_HUB_OFFLINE:
+        return _from_cache(model, repository, file, revision)
+    with _failures_reported(model, repository, revision):
+        # This first request alone tells of nearly all that can be wrong, and gives up after seconds.
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        siblings = HfApi().model_info(repository, revision=revision, token=token, timeout=timeout).siblings or []
+        needed, opened = _choose(model, {sibling.rfilename for sibling in siblings}, file)
+        folders = {
+            Path(hf_hub_download(repository, name, revision=revision, token=token)).parents[name.count("/")]
+            for name in needed
+        }
+    if len(folders) > 1:
+        raise CheckpointError(f"{model}: the repository changed while it was downloaded; run it again")
+    return folders.pop() / opened
+
+
+def _from_cache(model: str, repository: str, file: str | None, revision: str | None) -> Path:
+    try:
+        # No pattern, nothing expected: whether all that is needed is there is for us to say.
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
+    except LocalEntryNotFoundError as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise CheckpointError(f"{model}: not in the hub cache {constants.HF_HUB_CACHE}{at}; {ONCE_ONLINE}") from error
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    try:
+        return folder / _choose(model, names, file)[1]
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; this is what the hub cache has of it: {ONCE_ONLINE}") from error
+
+
+def _choose(model: str, names: set[str], file: str | None) -> tuple[list[str], str]:
+    """Of a repository's files those a model needs; and what of them to open: one file, or "." for the directory.
+
+    The order of formats is that in which `Checkpoint.open` looks for them in a directory.
+    """
+    beside = [name for name in BESIDE if name in names]
+    if file:
+        if file not in names:
+            raise CheckpointError(f"{model}: the repository has no {file}; it has {_some(names)}")
+        return [*beside, file], file
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if stem + suffix in names:
+            return [*beside, stem + suffix], "."
+        if f"{stem}{suffix}.index.json" in names:
+            shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\{suffix}", name))
+            return [*beside, f"{stem}{suffix}.index.json", *shards], "."
+    raw = sorted(name for name in names if name.endswith((".pth", ".safetensors")) and "/" not in name)
+    if len(raw) == 1:
+        return [*beside, *raw], raw[0]
+    if not raw:
+        raise CheckpointError(
+            f"{model}: expected model.safetensors, pytorch_model.bin or a .pth, the repository has {_some(names)}"
+        )
+    raise CheckpointError(f"{model}: has {len(raw)} models: {_some(raw)}; name one: {model}/{raw[0]}")
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return (", ".join(listed[:5]) or "no files") + more
+
+
+@contextmanager
+def _failures_reported(model: str, repository: str, revision: str | None) -> Iterator[None]:
+    """Turns what the library raises, often in several lines, into a CheckpointError of one.
+
+    Its transports raise almost anything, and differ between its versions, hence every `Exception`.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # The library wraps what kept it from asking in the news that the cache has no file either.
+        wrapped = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+        cause = wrapped if isinstance(wrapped, Exception) else error
+        raise CheckpointError(f"{model}: {_explain(cause, repository, revision)}") from error
+
+
+def _explain(error: Exception, repository: str, revision: str | None) -> str:
+    hub = constants.ENDPOINT
+    if isinstance(error, GatedRepoError):
+        return f"its owner grants access on request: ask at {hub}/{repository}, then {LOG_IN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"no such path here, and no such repository at {hub}: misspelt, or private; if it is private, {LOG_IN}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository has no revision {revision!r}; see {hub}/{repository}/commits/main"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"{hub} refused access ({status}): the token is wrong or lacks permission; {LOG_IN}"
+        return f"{hub} answered {status}; try again later"
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError):
+        return f"the hub cache {constants.HF_HUB_CACHE} cannot be written: {error.strerror}; HF_HOME may name another"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no answer"]
+    return (
+        f"{hub} cannot be reached, or the connection broke ({type(error).__name__}: {lines[0][:200]}); run it again,"
+        " files that arrived whole are kept; offline=True (--offline) uses what the hub cache holds"
+    )
