@@ -59,10 +59,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         require("temperature", self.temperature, Real, lambda x: 0 <= x < math.inf, "a number >= 0")
         require("top_k", self.top_k, Integral, lambda x: x >= 0, "an integer >= 0 (0 is off)")
-        lowest = "[0" if self.compat else "(0"  # in the rwkv package 0 is greedy
-        require(
-            "top_p", self.top_p, Real, lambda x: (x > 0 or self.compat) and 0 <= x <= 1, f"a number in {lowest}, 1]"
-        )
+        if not (self.compat and self.top_p == 0):  # which is greedy in the rwkv package
+            require("top_p", self.top_p, Real, lambda x: 0 < x <= 1, "a number in (0, 1] (1.0 is off)")
         require("min_p", self.min_p, Real, lambda x: 0 <= x <= 1, "a number in [0, 1] (0 is off)")
         for name in ("presence_penalty", "frequency_penalty"):
             require(name, getattr(self, name), Real, math.isfinite, "a finite number (0 is off)")
