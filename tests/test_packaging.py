@@ -127,5 +127,7 @@ def test_ahead_of_time(source, environment, tmp_path):
     output = run(environment, "-m", "rwkv_engine", "info", cwd=tmp_path, XDG_CACHE_HOME=str(cache))
     assert "built when the package was installed" in output
     assert _extension.processor_level() in output
+    trie = "from rwkv_engine import _extension; print(_extension.python_module('byte_trie').ByteTrie.__name__)"
+    assert run(environment, "-c", trie, cwd=tmp_path, XDG_CACHE_HOME=str(cache)) == "ByteTrie\n"
     assert not cache.exists()
     assert run(environment, *GENERATE, cwd=tmp_path).startswith("Once upon a time")
