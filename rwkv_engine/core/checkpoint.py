@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_engine.core.config import ModelConfig
-from rwkv_engine.core.files import StoredTensor, damage_reported, read_directory, read_file, some
+from rwkv_engine.core.config import TENSORS_PER_LAYER, ModelConfig
+from rwkv_engine.core.files import StoredTensor, damage_reported, read_directory, read_file, shown, some
 from rwkv_engine.core.mapped import release_pages
 from rwkv_engine.core.names import to_original
 from rwkv_engine.errors import CheckpointError
@@ -118,13 +118,18 @@ def _checked_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: di
     for pattern, what in _OTHER_ARCHITECTURES:
         found = next((name for name in shapes if re.search(pattern, name)), None)
         if found:
-            raise CheckpointError(f"{path}: this is {what} (it has {found}); only plain RWKV-4 runs here")
-    blocks = {int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
+            raise CheckpointError(f"{path}: this is {what} (it has {shown(found)}); only plain RWKV-4 runs here")
+    blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
     sizes = ("emb.weight", "blocks.0.att.key.weight", "blocks.0.ffn.key.weight")
     for name in sizes:
         if len(shapes.get(name, ())) != 2:
             got = f"shape {shapes[name]}" if name in shapes else f"{len(shapes)} other tensors"
             raise CheckpointError(f"{path}: not an RWKV-4 checkpoint: expected a matrix {name}, got {got}")
+    if len(blocks) * TENSORS_PER_LAYER > len(shapes):  # before all that is missing is listed, for that may be gigabytes
+        raise CheckpointError(
+            f"{path}: tensors are missing: {len(shapes)} are too few for {len(blocks)} layers;"
+            " download or export it again"
+        )
     (n_vocab, n_embd), (n_att, _), (n_ffn, _) = (shapes[name] for name in sizes)
     eps = settings.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+TENSORS_PER_LAYER = 18  # of an RWKV-4; the first layer has two more
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -54,10 +54,16 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
 
 
+def shown(name: object) -> str:
+    """A name out of a file, which may be anything, for a message of one line."""
+    text = str(name)[:100]
+    return text if text.isprintable() else repr(text)
+
+
 def some(names: Iterable[str]) -> str:
     """The first three names, for a message."""
     listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+    return ", ".join(map(shown, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def read_file(path: Path) -> dict[str, StoredTensor]:
@@ -76,15 +82,20 @@ def read_directory(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]
     """All tensors of a Hugging Face directory by their names there, and what `config.json` says.
 
     Raises:
-        CheckpointError: files are missing or damaged, or two of them hold one tensor.
+        CheckpointError: files are missing or damaged, two of them hold one tensor, or they disagree with their index.
     """
     with damage_reported(path):
         settings, files = _files_of(path)
     tensors: dict[str, StoredTensor] = {}
-    for file in files:
+    for file, listed in files.items():
         part = read_file(file)
         if twice := part.keys() & tensors.keys():
             raise CheckpointError(f"{path}: {some(twice)} in two files; download it again")
+        if listed is not None and (wrong := part.keys() ^ listed):
+            raise CheckpointError(
+                f"{path}: {file.name} and the index disagree about {some(wrong)}; they do not belong together,"
+                " download both again"
+            )
         tensors |= part
     return tensors, settings
 
@@ -111,7 +122,9 @@ def _read_pth(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: expected a dictionary of tensors, found {name!r}: {type(tensor).__name__}")
+            raise CheckpointError(
+                f"{path}: expected a dictionary of tensors, found {shown(name)}: {type(tensor).__name__}"
+            )
     return {name: StoredTensor(tuple(t.shape), partial(_same, t)) for name, t in content.items()}
 
 
@@ -127,19 +140,22 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _files_of(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Settings and tensor files of a Hugging Face directory, or the one raw file of a plain one."""
+def _files_of(path: Path) -> tuple[dict[str, Any], dict[Path, set[str] | None]]:
+    """Settings and tensor files of a Hugging Face directory, or the one raw file of a plain one.
+
+    With each file the names of its tensors, where an index tells them.
+    """
     config = path / "config.json"
     settings = _read_json(config) if config.is_file() else {}
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (path / name).is_file():
-            return settings, [path / name]
+            return settings, {path / name: None}
         index = path / f"{name}.index.json"
         if index.is_file():
-            return settings, _shards(index)
+            return settings, {**_shards(index)}
     raw = sorted(p for p in path.iterdir() if p.suffix in (".pth", ".safetensors"))
     if len(raw) == 1:
-        return settings, raw
+        return settings, {raw[0]: None}
     found = ", ".join(p.name for p in raw) or "neither of them, and no .pth or .safetensors file"
     raise CheckpointError(
         f"{path}: expected model.safetensors or pytorch_model.bin (or its .index.json), found {found};"
@@ -147,15 +163,17 @@ def _files_of(path: Path) -> tuple[dict[str, Any], list[Path]]:
     )
 
 
-def _shards(index: Path) -> list[Path]:
-    names = _read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+def _shards(index: Path) -> dict[Path, set[str]]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: expected a 'weight_map' from tensor names to file names")
-    files = [index.parent / name for name in sorted(set(names.values()))]
-    for file in files:
+    shards: dict[Path, set[str]] = {}
+    for tensor, name in weight_map.items():
+        shards.setdefault(index.parent / name, set()).add(tensor)
+    for file in shards:
         if file.parent != index.parent or not file.is_file():
-            raise CheckpointError(f"{index}: the shard {file.name!r} is not in the directory; download it again")
-    return files
+            raise CheckpointError(f"{index}: the shard {shown(file.name)!r} is not in the directory; download it again")
+    return dict(sorted(shards.items()))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rwkv_engine.core.checkpoint import Checkpoint
 from rwkv_engine.core.strategy import Placement, Strategy
+from rwkv_engine.errors import CheckpointError
 from rwkv_engine.models import ARCHITECTURES, Rwkv4
 
 Progress = Callable[[int, int], None]
@@ -24,6 +25,9 @@ def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | 
 
     Returns:
         The model in evaluation mode, its parameters without gradients.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for the strategy.
     """
     config = checkpoint.config
     placements = strategy.place(config)
@@ -35,6 +39,7 @@ def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | 
     for name in checkpoint.names:
         stored = checkpoint.read(name)
         placement = placements[_layer_of(name, config.n_layer)]
+        _check_finite(f"{checkpoint.path}: {name}", stored, placement.dtype)
         # Copied even where nothing changes: the file may be replaced or truncated while the model runs.
         placed[name] = _place(stored, placement)
         checkpoint.release(stored)
@@ -43,6 +48,24 @@ def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | 
             progress(done, config.n_params)
     model.load_state_dict({n: nn.Parameter(t, requires_grad=False) for n, t in placed.items()}, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def _check_finite(what: str, stored: Tensor, dtype: torch.dtype) -> None:
+    """Refuses NaN and infinity, whether the file has them or the conversion to `dtype` would make them.
+
+    The smallest and the largest number tell (a NaN is both): one pass, a tenth of the copy's time, and no memory.
+    """
+    extremes = torch.stack(stored.aminmax())
+    if extremes.to(dtype).isfinite().all():
+        return
+    if extremes.isfinite().all():
+        largest = f"{extremes.abs().max().item():.3g}"
+        raise CheckpointError(f"{what}: holds numbers up to {largest}, too large for {dtype}; choose a wider type")
+    wrong = sum(int((~part.isfinite()).sum()) for part in stored.flatten().split(1 << 20))
+    raise CheckpointError(
+        f"{what}: {wrong} of {stored.numel()} numbers are NaN or infinite: the file is damaged, or the training"
+        " diverged; download it again or take an earlier checkpoint"
+    )
 
 
 def _place(stored: Tensor, placement: Placement) -> Tensor:
