@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_engine.core.checkpoint import Checkpoint
-from rwkv_engine.core.strategy import Placement, Strategy
+from rwkv_engine.core.strategy import Strategy
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.models import ARCHITECTURES, Rwkv4
 
@@ -39,9 +39,11 @@ def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | 
     for name in checkpoint.names:
         stored = checkpoint.read(name)
         placement = placements[_layer_of(name, config.n_layer)]
-        _check_finite(f"{checkpoint.path}: {name}", stored, placement.dtype)
+        # Vectors stay float32: they are few, and exponentials and norms are made of them.
+        dtype = placement.dtype if stored.ndim == 2 else torch.float32
+        _check_finite(f"{checkpoint.path}: {name}", stored, dtype)
         # Copied even where nothing changes: the file may be replaced or truncated while the model runs.
-        placed[name] = _place(stored, placement)
+        placed[name] = stored.to(placement.device, dtype, copy=True, memory_format=torch.contiguous_format)
         checkpoint.release(stored)
         done += stored.numel()
         if progress:
@@ -66,12 +68,6 @@ def _check_finite(what: str, stored: Tensor, dtype: torch.dtype) -> None:
         f"{what}: {wrong} of {stored.numel()} numbers are NaN or infinite: the file is damaged, or the training"
         " diverged; download it again or take an earlier checkpoint"
     )
-
-
-def _place(stored: Tensor, placement: Placement) -> Tensor:
-    """Vectors stay float32: they are few, and exponentials and norms are made of them."""
-    dtype = placement.dtype if stored.ndim == 2 else torch.float32
-    return stored.to(placement.device, dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _layer_of(name: str, n_layer: int) -> int:
