@@ -114,9 +114,11 @@ class RWKV:
         logits, state = self.engine.forward(ids if ids.ndim == 2 else ids.unsqueeze(0), state, full_output)
         return (logits if ids.ndim == 2 else logits.squeeze(0)), state
 
-    def generate(self, prompt: str, max_new_tokens: int = 128, **options: Unpack[SamplingOptions]) -> str:
+    def generate(
+        self, prompt: str, max_new_tokens: int = 128, state: State | None = None, **options: Unpack[SamplingOptions]
+    ) -> str:
         """Continues a text; returns the continuation without the prompt. Arguments as for `stream`."""
-        return "".join(self.stream(prompt, max_new_tokens, **options))
+        return "".join(self.stream(prompt, max_new_tokens, state, **options))
 
     def stream(
         self,

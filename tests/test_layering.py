@@ -17,7 +17,7 @@ RANKS = [
     {"runtime"},
     {"generation"},
     {"pipeline"},
-    {"convert", "quantize", "embedding", "evaluation"},
+    {"chat", "convert", "quantize", "embedding", "evaluation"},
     {"auto", "compat"},
     {"cli", "server"},
 ]

@@ -22,7 +22,7 @@ from rwkv_engine.pipeline import RWKV
 @click.option("--logprobs", type=int, help="With --json: report this many likeliest tokens beside each token.")
 @model_option
 @loading_options
-@sampling_options
+@sampling_options()
 def generate(
     prompt: str | None,
     file: TextIO | None,

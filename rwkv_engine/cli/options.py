@@ -72,18 +72,34 @@ def _biases(context: click.Context, option: click.Parameter, values: tuple[str, 
     return biases
 
 
-sampling_options = _together(
-    click.option("--max-new-tokens", default=128, show_default=True, help="At most so many tokens."),
-    click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest token."),
-    click.option("--top-k", default=0, show_default=True, help="Only the k likeliest tokens; 0 is off."),
-    click.option("--top-p", default=1.0, show_default=True, help="Only the likeliest that sum to p; 1.0 is off."),
-    click.option("--min-p", default=0.0, show_default=True, help="Only those p times as likely as the likeliest."),
-    click.option("--presence-penalty", default=0.0, show_default=True, help="Against any token written before."),
-    click.option("--frequency-penalty", default=0.0, show_default=True, help="For each time it was written."),
-    click.option("--penalty-decay", default=1.0, show_default=True, help="How occurrences fade, token by token."),
-    click.option("--logit-bias", multiple=True, callback=_biases, metavar="ID=BIAS", help="May be given repeatedly."),
-    click.option("--ban", "banned_tokens", type=int, multiple=True, metavar="ID", help="May be given repeatedly."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be given repeatedly."),
-    click.option("--seed", type=int, help="The same seed writes the same text; by default each run differs."),
-    click.option("--compat", type=click.Choice(["rwkv"]), help="Sample as the rwkv package does."),
-)
+def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
+    """The options of `SamplingParams` and `--max-new-tokens`; a command may have defaults of its own."""
+    values = {
+        "max_new_tokens": 128,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "penalty_decay": 1.0,
+    } | defaults
+
+    def number(name: str, help: str) -> Callable[[Command], Command]:
+        return click.option(f"--{name.replace('_', '-')}", default=values[name], show_default=True, help=help)
+
+    return _together(
+        number("max_new_tokens", "At most so many tokens."),
+        number("temperature", "0 takes the likeliest token."),
+        number("top_k", "Only the k likeliest tokens; 0 is off."),
+        number("top_p", "Only the likeliest tokens that sum to p; 1.0 is off."),
+        number("min_p", "Only tokens p times as likely as the likeliest; 0 is off."),
+        number("presence_penalty", "Against any token written before."),
+        number("frequency_penalty", "Against it for each time it was written."),
+        number("penalty_decay", "How occurrences fade with every token; 1.0 is off."),
+        click.option("--logit-bias", multiple=True, callback=_biases, metavar="ID=BIAS", help="May be repeated."),
+        click.option("--ban", "banned_tokens", type=int, multiple=True, metavar="ID", help="May be repeated."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated."),
+        click.option("--seed", type=int, help="The same seed writes the same text; by default each run differs."),
+        click.option("--compat", type=click.Choice(["rwkv"]), help="Sample as the rwkv package does."),
+    )

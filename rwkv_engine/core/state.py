@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -85,14 +87,18 @@ class State:
         """The same numbers, cut off from autograd: the step of truncated backpropagation through time."""
         return State(**{k: t.detach() for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, about: Mapping[str, str] | None = None) -> None:
         """Writes a safetensors file, whole or not at all.
+
+        Args:
+            path: of the file.
+            about: what to remember beside the state, such as the text it comes from; `State.about` reads it.
 
         Raises:
             RequestError: it cannot be written there.
         """
         tensors = {name: t.detach().contiguous() for name, t in self._tensors().items()}
-        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
+        metadata = {**(about or {}), "format": FORMAT, "fingerprint": self.fingerprint}
         try:
             with replace_atomically(Path(path)) as temporary:
                 save_file(tensors, temporary, metadata=metadata)
@@ -106,16 +112,19 @@ class State:
         Raises:
             RequestError: the file cannot be read or holds no state.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    found = metadata.get("format", "no format tag")
-                    raise RequestError(f"{path}: expected a saved state ({FORMAT}), got {found}")
-                tensors = {name: file.get_tensor(name).clone() for name in (*FIELDS, "position")}
-        except (OSError, SafetensorError) as error:
-            raise RequestError(f"{path}: no saved state can be read here: {error}") from error
+        with _opened(path) as (file, metadata):
+            tensors = {name: file.get_tensor(name).clone() for name in (*FIELDS, "position")}
         return cls(**tensors, fingerprint=metadata.get("fingerprint", ""))
+
+    @staticmethod
+    def about(path: str | Path) -> dict[str, str]:
+        """What `save` was given to remember beside the state.
+
+        Raises:
+            RequestError: the file cannot be read or holds no state.
+        """
+        with _opened(path) as (_, metadata):
+            return {name: text for name, text in metadata.items() if name not in ("format", "fingerprint")}
 
     def check(self, config: ModelConfig, fingerprint: str, batch: int) -> None:
         """Refuses a state of another model or another batch size.
@@ -143,3 +152,17 @@ class State:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in (*FIELDS, "position")}
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A saved state's file and its metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                found = metadata.get("format", "no format tag")
+                raise RequestError(f"{path}: expected a saved state ({FORMAT}), got {found}")
+            yield file, metadata
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{path}: no saved state can be read here: {error}") from error

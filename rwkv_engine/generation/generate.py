@@ -59,7 +59,7 @@ class TokenStream(Iterator[int]):
         self._unread = list(prompt)  # the prompt, later the last token
         self._logits = torch.empty(1, 0)  # after what has been read
         self._left = max_new_tokens
-        self._sample = sample
+        self.sample = sample
         self._history: History | None = None
 
     def __next__(self) -> int:
@@ -68,7 +68,7 @@ class TokenStream(Iterator[int]):
         state, logits = self.read_all(), self._logits
         if self.sampler.params.penalizes and self._history is None:
             self._history = History(1, logits.shape[-1], logits.device)
-        [token] = self.sampler.sample(logits, state.position.tolist(), [self._sample], self._history)
+        [token] = self.sampler.sample(logits, state.position.tolist(), [self.sample], self._history)
         if token in self.sampler.params.stop_tokens:
             self.stopped = True
             raise StopIteration

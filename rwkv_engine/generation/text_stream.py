@@ -31,12 +31,14 @@ class TextStream(Iterator[str]):
     Attributes:
         n_prompt: tokens of the prompt.
         seed: of the draws, also where none was given.
+        sample: which of several samples of the prompt this is.
         finish_reason: "stop" (a stop string or token), "length" (`max_new_tokens`), None while it runs.
     """
 
     def __init__(self, source: TokenStream, tokenizer: Tokenizer, n_prompt: int):
         self.n_prompt = n_prompt
         self.seed = source.sampler.seed
+        self.sample = source.sample
         self.finish_reason: str | None = None
         self._source = source
         self._tokenizer = tokenizer

@@ -1,0 +1,149 @@
+"""A conversation keeps the state of exactly what was said."""
+
+from __future__ import annotations
+
+import itertools
+
+import oracle
+import pytest
+import torch
+from checkpoints import save_pth
+from oracle import Shape
+
+from rwkv_engine import RWKV, RequestError, State
+from rwkv_engine.chat import Chat
+from rwkv_engine.core.state import FIELDS
+from rwkv_engine.text.templates import TEMPLATES
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Reads bytes: a text has one encoding, so states can be compared with a fresh read."""
+    path = tmp_path_factory.mktemp("chat") / "m.pth"
+    return RWKV.from_pretrained(save_pth(oracle.random_weights(Shape(n_vocab=256)), path))
+
+
+LETTERS = [i for i in range(256) if chr(i) not in "abc \n"]
+
+
+@pytest.fixture
+def chat(model):
+    return Chat(model, TEMPLATES["world"], 20, seed=3, banned_tokens=LETTERS)
+
+
+def same(state, model, text):
+    _, expected = model.forward(list(text.encode()))
+    assert state.position.tolist() == expected.position.tolist()
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(state, name), getattr(expected, name), atol=1e-4, rtol=1e-4)
+
+
+def test_the_state_is_that_of_the_text(chat, model):
+    for message in ("Hi.", "And\n\nthen?"):
+        shown = "".join(chat.reply(message))
+        assert shown == chat.turns[-1].reply.lstrip()
+    assert chat.text.startswith("User: Hi.\n\nAssistant:" + chat.turns[0].reply + "\n\nUser: And\nthen?\n\nAssistant:")
+    assert "\n\n" not in chat.turns[0].reply
+    same(chat.state, model, chat.text)
+
+
+def test_the_preamble_is_read_once(model):
+    chat = Chat(model, TEMPLATES["bob-alice"], 5, seed=1)
+    for _ in range(2):
+        list(chat.reply("Hi."))
+    assert chat.text.startswith(TEMPLATES["bob-alice"].preamble + "Bob: Hi.\n\nAlice:")
+    assert chat.text.count("\nBob talks") == 1
+    chat.reset()
+    assert (chat.text, chat.state, chat.turns) == ("", None, [])
+
+
+def test_undo_and_retry(chat, model):
+    list(chat.reply("One"))
+    first = chat.text
+    list(chat.reply("Two"))
+    second = chat.text
+    replies = {chat.turns[-1].reply}
+    for _ in range(3):
+        list(chat.retry())
+        assert len(chat.turns) == 2
+        replies.add(chat.turns[-1].reply)
+        same(chat.state, model, chat.text)
+    assert len(replies) == 4, "every try is another one, under one seed"
+    chat.undo()
+    assert chat.text == first
+    list(chat.reply("Two"))
+    assert chat.text == second
+    chat.undo()
+    chat.undo()
+    for act in (chat.undo, chat.retry):
+        with pytest.raises(RequestError, match="nothing was said"):
+            act()
+
+
+def test_a_reply_that_is_broken_off_ends_there(chat, model):
+    replies = chat.reply("Hi.")
+    shown = "".join(itertools.islice(replies, 2))
+    replies.close()
+    assert chat.turns[-1].reply.lstrip() == shown
+    same(chat.state, model, chat.text)
+    list(chat.reply("Go on."))
+    same(chat.state, model, chat.text)
+
+
+def test_an_error_in_a_reply_leaves_the_conversation_as_it_was(chat, monkeypatch):
+    list(chat.reply("Hi."))
+    before, turns = chat.text, list(chat.turns)
+    for act in (lambda: chat.reply("More"), chat.retry):
+        replies = act()
+        next(replies)
+        with monkeypatch.context() as patch:
+            patch.setattr(chat.model.engine, "forward", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                list(replies)
+        assert (chat.text, chat.turns) == (before, turns)
+
+
+def test_save_and_load(chat, model, tmp_path):
+    list(chat.reply("Hi."))
+    chat.save(tmp_path / "talk")
+    again = Chat(model, TEMPLATES["bob-alice"], 20, seed=3, banned_tokens=LETTERS)
+    again.load(tmp_path / "talk")
+    assert (again.text, again.template.name) == (chat.text, "world")
+    assert list(again.reply("More?")) == list(chat.reply("More?"))
+    assert again.text == chat.text
+    assert State.about(tmp_path / "talk")["template"] == "world"
+    again.undo()
+    with pytest.raises(RequestError, match="since what was loaded"):
+        again.undo()
+
+
+def test_what_cannot_be_loaded_or_saved_leaves_the_conversation_as_it_was(chat, tales, tmp_path):
+    with pytest.raises(RequestError, match="nothing to save"):
+        chat.save(tmp_path / "talk")
+    list(chat.reply("Hi."))
+    before = chat.text
+    chat.save(tmp_path / "talk")
+    stranger = Chat(tales, TEMPLATES["world"])
+    with pytest.raises(RequestError, match="another model"):
+        stranger.load(tmp_path / "talk")
+    (tmp_path / "noise").write_bytes(b"noise")
+    for name in ("noise", "missing"):
+        with pytest.raises(RequestError, match=name):
+            chat.load(tmp_path / name)
+    with pytest.raises(RequestError, match="cannot be written"):
+        chat.save(tmp_path / "no" / "folder")
+    assert chat.text == before
+
+
+def test_messages_that_make_no_sense_are_refused(chat):
+    with pytest.raises(RequestError, match="empty"):
+        chat.reply(" \n ")
+    with pytest.raises(RequestError, match="no place for an input"):
+        chat.reply("What is it?", "It.")
+    assert chat.turns == []
+
+
+def test_a_stop_of_the_users_own_comes_on_top(model):
+    chat = Chat(model, TEMPLATES["world"], 40, seed=3, banned_tokens=LETTERS, stop=["b"])
+    list(chat.reply("Hi."))
+    assert not {"b", "\n\n"} & set(chat.turns[0].reply)
