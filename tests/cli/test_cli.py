@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -88,6 +89,81 @@ def test_a_wrong_strategy_is_shown_with_a_caret(call):
     explanation, shown, caret = errors.rstrip().splitlines()
     assert explanation.startswith("rwkv-engine: error: strategy: expected a device")
     assert shown[caret.index("^") :].startswith("gpu")
+
+
+def test_json_lines_tell_all_about_a_text(call, tales):
+    code, text, errors = call("generate", "Once", "--json", "--logprobs", "2", "--max-new-tokens", "6", "--seed", "1")
+    assert code == 0, errors
+    record = json.loads(text)
+    assert record["text"] == tales.generate("Once", max_new_tokens=6, seed=1)
+    assert tales.tokenizer.decode(record["tokens"]) == record["text"]
+    assert (record["prompt"], record["finish_reason"], record["seed"]) == ("Once", "length", 1)
+    assert record["strategy"] == "cpu fp32"
+    assert [entry["token"] for entry in record["logprobs"]] == record["tokens"]
+    assert all(len(entry["top"]) == 2 for entry in record["logprobs"])
+
+
+def test_prompts_come_from_files(call, tales, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("The fox\nThe kïng\n", encoding="utf-8")
+    options = ["--file", str(path), "--max-new-tokens", "6", "--seed", "1"]
+    code, text, _ = call("generate", *options)
+    whole = "The fox\nThe kïng"
+    assert (code, text) == (0, whole + tales.generate(whole, max_new_tokens=6, seed=1) + "\n")
+    code, text, _ = call("generate", *options, "--each-line", "--json", "--stop", "e")
+    records = [json.loads(line) for line in text.splitlines()]
+    assert [record["prompt"] for record in records] == ["The fox", "The kïng"]
+    assert not any("e" in record["text"] for record in records)
+    path.write_bytes(b"\xff")
+    code, text, errors = call("generate", *options)
+    assert (code, text) == (1, "")
+    assert "expected UTF-8 text" in errors
+
+
+def test_a_prompt_comes_from_standard_input(tales):
+    result = run("generate", "--file", "-", "--max-new-tokens", "6", "--seed", "1", input="The fox\n")
+    assert result.stdout == "The fox" + tales.generate("The fox", max_new_tokens=6, seed=1) + "\n"
+
+
+def test_every_option_of_sampling_arrives(call, tales):
+    asked = {
+        "temperature": 1.2,
+        "top_k": 50,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "presence_penalty": 0.3,
+        "frequency_penalty": 0.4,
+        "penalty_decay": 0.9,
+        "seed": 5,
+    }
+    flags = [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags += ["--logit-bias", "300=4", "--logit-bias", "301=-0.5", "--ban", "259", "--ban", "291", "--stop", "zz"]
+    code, text, _ = call("generate", "Once", "--max-new-tokens", "30", *flags)
+    expected = tales.generate(
+        "Once", 30, **asked, logit_bias={300: 4, 301: -0.5}, banned_tokens=[259, 291], stop=["zz"]
+    )
+    assert (code, text) == (0, "Once" + expected + "\n")
+    del asked["min_p"]
+    flags = [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    code, text, _ = call("generate", "Once", "--max-new-tokens", "30", *flags, "--compat", "rwkv")
+    assert (code, text) == (0, "Once" + tales.generate("Once", 30, **asked, compat="rwkv") + "\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["x", "--logprobs", "2"],
+        ["--each-line"],
+        ["x", "--file", "README.md"],
+        ["--logit-bias", "a=b"],
+        ["--file", "no"],
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together_are_wrong_usage(arguments, call):
+    code, text, errors = call("generate", *arguments)
+    assert (code, text) == (2, "")
+    assert "Error: " in errors
 
 
 @pytest.mark.parametrize("arguments", [["generate", "--top-k", "many"], ["sing"], ["generate", "--what"]], ids=str)
