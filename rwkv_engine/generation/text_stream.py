@@ -106,8 +106,8 @@ class TextStream(Iterator[str]):
         return state
 
     def _is_whole(self) -> bool:
-        """Whether the text ends where the last token does, and no token is left out of it."""
-        return self._decoder.released == len(self._decoder.data) and not self._decoder.stopped
+        """Whether the text ends where the last token does."""
+        return self._decoder.released == len(self._decoder.data)
 
     def _last_snapshot(self) -> _Snapshot:
         """The last one at or before the end of the text; there is one, for no token has none before it."""

@@ -47,6 +47,15 @@ def test_stop_tokens_end_the_text_and_are_not_part_of_it(model):
     assert write(model, 20, seed=4, stop_tokens=(whole[7],)) == whole[: whole.index(whole[7])]
 
 
+def test_the_state_at_a_stop_token_is_that_before_it(tales):
+    whole = tales.stream("Once", 20, seed=3)
+    list(whole)
+    stream = tales.stream("Once", 20, seed=3, stop_tokens=[whole.tokens[6]])
+    text = "".join(stream)
+    assert (stream.finish_reason, text) == ("stop", tales.tokenizer.decode(stream.tokens))
+    same_state(stream.state, tales.forward([*tales.encode_prompt("Once"), *stream.tokens])[1])
+
+
 def test_no_tokens_when_none_are_asked_for(model):
     assert write(model, 0) == []
     with pytest.raises(RequestError, match="max_new_tokens"):
@@ -128,12 +137,16 @@ def test_random_stops_in_random_text_of_a_model_with_long_tokens(tales):
     for _ in range(20):
         start = rng.randrange(len(text) - 8)
         stop = text[start : start + rng.randrange(1, 8)]
-        stream = tales.stream(prompt, 40, temperature=1.0, seed=7, stop=[stop])
+        stream = tales.stream(prompt, 40, temperature=1.0, seed=7, stop=[stop], logprobs=0)
         assert "".join(stream) == text[: text.index(stop)]
         assert stream.finish_reason == "stop"
         assert tales.tokenizer.decode(stream.tokens) == stream.text
         same_state(stream.state, tales.forward([*ids, *stream.tokens])[1])
-        cut_inside += stream.tokens != whole.tokens[: len(stream.tokens)]
+        ends = itertools.accumulate(len(tales.tokenizer.decode([token])) for token in whole.tokens)
+        n_whole = sum(end <= len(stream.text) for end in ends)
+        assert stream.tokens[:n_whole] == whole.tokens[:n_whole], "tokens that are kept whole stay as they were drawn"
+        assert len(stream.logprobs) == n_whole
+        cut_inside += len(stream.tokens) > n_whole
     assert cut_inside > 3
 
 
@@ -171,7 +184,7 @@ def test_the_next_call_goes_on_from_the_state(tales):
 
 def test_logprobs_come_with_the_tokens_of_the_text(tales):
     stream = tales.stream("Once upon a time", 12, temperature=0, logprobs=3)
-    text = "".join(stream)
+    list(stream)
     assert [entry.token for entry in stream.logprobs] == stream.tokens
     ids = tales.encode_prompt("Once upon a time")
     logits, _ = tales.forward([*ids, *stream.tokens], full_output=True)
@@ -180,9 +193,6 @@ def test_logprobs_come_with_the_tokens_of_the_text(tales):
         assert entry.logprob == pytest.approx(row[entry.token].item(), abs=1e-4)
         assert entry.top[0] == (entry.token, entry.logprob)  # greedy
         assert len(entry.top) == 3
-    stopped = tales.stream("Once upon a time", 12, temperature=0, logprobs=0, stop=[text[-3:]])
-    assert len("".join(stopped)) == len(text) - 3
-    assert len(stopped.logprobs) <= len(stopped.tokens)
 
 
 def test_seeds_are_told(tales):
