@@ -1,6 +1,6 @@
-"""How fast is `cpu fp32` beside the `rwkv` package and transformers?
+"""How fast is a strategy on the CPU beside the same one of the `rwkv` package and beside transformers?
 
-    python -m bench.peers --json bench/results/peers.json
+    python -m bench.peers --strategy "cpu bf16" --json bench/results/peers.json
 
 Random weights in the 169M shape; every round measures each engine once, one after the other, so a machine that slows
 down slows all of them. Reported: medians, and the ratio to the `rwkv` package within each round.
@@ -28,6 +28,7 @@ from rich.table import Table
 
 from rwkv_engine import RWKV, ModelConfig
 
+DTYPES = {"cpu fp32": torch.float32, "cpu bf16": torch.bfloat16}  # what transformers calls the strategies
 SHAPES = {"169m": ModelConfig(12, 768, 768, 3072, 50277), "tales": ModelConfig(5, 224, 224, 768, 2048)}
 
 
@@ -53,8 +54,8 @@ def random_checkpoint(config: ModelConfig, path: Path) -> None:
     torch.save(tensors, path)
 
 
-def ours(path: Path) -> Engine:
-    model = RWKV.from_pretrained(path)
+def ours(path: Path, strategy: str) -> Engine:
+    model = RWKV.from_pretrained(path, strategy)
     state = model.forward([1])[1]
 
     def decode(token: int) -> None:
@@ -64,10 +65,10 @@ def ours(path: Path) -> Engine:
     return Engine("rwkv_engine", model.forward, decode)
 
 
-def rwkv_package(path: Path) -> Engine:
+def rwkv_package(path: Path, strategy: str) -> Engine:
     from rwkv.model import RWKV as Peer
 
-    model = Peer(model=str(path.with_suffix("")), strategy="cpu fp32", verbose=False)
+    model = Peer(model=str(path.with_suffix("")), strategy=strategy, verbose=False)
     state = model.forward([1], None)[1]
 
     def decode(token: int) -> None:
@@ -77,7 +78,7 @@ def rwkv_package(path: Path) -> Engine:
     return Engine("rwkv 0.8.32", lambda tokens: model.forward(tokens, None), decode)
 
 
-def transformers_package(path: Path, config: ModelConfig) -> Engine:
+def transformers_package(path: Path, strategy: str, config: ModelConfig) -> Engine:
     import transformers
 
     from rwkv_engine.core.names import to_hugging_face
@@ -92,6 +93,7 @@ def transformers_package(path: Path, config: ModelConfig) -> Engine:
     model = transformers.RwkvForCausalLM(settings).eval()
     stored = torch.load(path, weights_only=True)
     model.load_state_dict({to_hugging_face(name): tensor for name, tensor in stored.items()})
+    model.to(DTYPES[strategy])
     state = None
 
     @torch.no_grad()
@@ -128,6 +130,7 @@ def measure(engines: list[Engine], config: ModelConfig, rounds: int, n_prompt: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="169m")
+    parser.add_argument("--strategy", choices=DTYPES, default="cpu fp32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompt", type=int, default=256, help="tokens of prefill")
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded per round")
@@ -137,11 +140,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.pth"
         random_checkpoint(config, path)
-        engines = [ours(path), rwkv_package(path), transformers_package(path, config)]
+        strategy = args.strategy
+        engines = [ours(path, strategy), rwkv_package(path, strategy), transformers_package(path, strategy, config)]
         rates = measure(engines, config, args.rounds, args.prompt, args.decode)
 
     base = rates["rwkv 0.8.32"]
-    table = Table("cpu fp32", f"prefill of {args.prompt}, tok/s", "vs rwkv", "decode, tok/s", "vs rwkv")
+    table = Table(args.strategy, f"prefill of {args.prompt}, tok/s", "vs rwkv", "decode, tok/s", "vs rwkv")
     summary = {}
     for name, rate in rates.items():
         row = {}
