@@ -8,6 +8,7 @@ import sys
 import click
 
 from rwkv_engine._version import __version__
+from rwkv_engine.cli.evaluate import evaluate_text
 from rwkv_engine.cli.generate import generate
 from rwkv_engine.cli.info import info
 from rwkv_engine.errors import RwkvError
@@ -19,6 +20,7 @@ def commands() -> None:
     """The engine for RWKV-4 language models."""
 
 
+commands.add_command(evaluate_text)
 commands.add_command(generate)
 commands.add_command(info)
 
