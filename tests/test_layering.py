@@ -17,7 +17,7 @@ RANKS = [
     {"runtime"},
     {"generation"},
     {"pipeline"},
-    {"convert", "quantize", "embedding", "evaluation"},
+    {"convert", "quantize", "embedding", "evaluation", "verification"},
     {"auto", "compat"},
     {"cli", "server"},
 ]
