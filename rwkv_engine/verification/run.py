@@ -215,5 +215,5 @@ def _speed(engine: Engine, written: Written) -> Check:
     engine.forward(tokens)
     prefill = N_PREFILL / (time.perf_counter() - started)
     decode = N_NEW / written.seconds
-    what = f"prefill of {N_PREFILL} tokens {prefill:.4g} tok/s, decode {decode:.4g} tok/s"
+    what = f"prefill of {N_PREFILL} tokens {prefill:,.1f} tok/s, decode {decode:,.1f} tok/s"
     return Check("speed", "info", what, {"prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode})

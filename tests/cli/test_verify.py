@@ -41,11 +41,11 @@ def test_json_and_exit_codes(call, tmp_path, monkeypatch):
     weights["head.weight"][0, 0] = np.nan
     damaged = str(save_pth(weights, tmp_path / "damaged.pth"))
 
-    code, text, errors = call("verify", sound, "--json", "--strategy", "cpu bf16")
+    code, text, errors = call("verify", sound, "--json", "--strategy", "cpu fp16")
     report = json.loads(text)
     assert (code, report["sound"], errors) == (0, True, "")
     checks = {check["name"]: check for check in report["checks"]}
-    assert checks["loading"]["numbers"] == {"tensors": 42, "strategy": "cpu bf16"}
+    assert checks["loading"]["numbers"] == {"tensors": 42, "strategy": "cpu fp16"}
     assert len(checks["squared relu"]["numbers"]["layers"]) == 2
 
     code, text, _ = call("verify", damaged, "--json")
