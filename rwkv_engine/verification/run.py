@@ -183,7 +183,9 @@ def _sample(written: Written, tokenizer: Tokenizer | None) -> Check:
         return Check("sample", "skipped", "no tokenizer; the other checks read made-up ids")
     ids = written.ids[written.n_prompt :]
     text = tokenizer.decode(ids)
-    return Check("sample", "info", f"...{PROMPT[-23:]}{text}".replace("\n", "\\n"), {"text": text, "tokens": ids})
+    # An untrained model writes control characters too, which a terminal would obey.
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"...{PROMPT[-23:]}{text}")
+    return Check("sample", "info", shown, {"text": text, "tokens": ids})
 
 
 def _consistency(written: Written, logits: Tensor, state: State, tolerance: float) -> Check:
