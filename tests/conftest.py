@@ -50,3 +50,23 @@ def tales():
     from rwkv_engine import RWKV
 
     return RWKV.from_pretrained("tales")
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """The command line in this process: `call(*arguments)` gives exit code, standard output and standard error."""
+
+    from rwkv_engine.cli import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rwkv-engine", *arguments])
+        monkeypatch.chdir(ROOT)
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = stopped.code
+        output = capfd.readouterr()
+        return code, output.out, output.err
+
+    return call

@@ -62,7 +62,11 @@ def layer_norm(x: np.ndarray, w: dict[str, np.ndarray], name: str, eps: float = 
 
 
 def forward(weights: dict[str, np.ndarray], tokens: list[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Logits (T, V) in float64 and the last state: shifts (L, C), the sums A and B (L, A) without any maximum."""
+    """Logits (T, V) in float64 and the last state: shifts (L, C), the sums A and B (L, A) without any maximum.
+
+    With the state comes what was seen on the way, token by token: `att_k` (T, L, A), `ffn_k` (T, L, F) and the residual
+    stream after each layer (T, L, C).
+    """
     w = {
         name: value.astype(np.float64).squeeze() if value.ndim == 3 else value.astype(np.float64)
         for name, value in weights.items()
@@ -72,6 +76,7 @@ def forward(weights: dict[str, np.ndarray], tokens: list[int]) -> tuple[np.ndarr
     att_last, ffn_last = np.zeros((n_layer, c)), np.zeros((n_layer, c))
     sum_v, sum_1 = np.zeros((n_layer, a)), np.zeros((n_layer, a))
     logits = []
+    seen: dict[str, list] = {"att_k": [], "ffn_k": [], "residual": []}
     for token in tokens:
         x = layer_norm(w["emb.weight"][token], w, "blocks.0.ln0")
         for i in range(n_layer):
@@ -91,12 +96,16 @@ def forward(weights: dict[str, np.ndarray], tokens: list[int]) -> tuple[np.ndarr
             sum_v[i], sum_1[i] = decay * sum_v[i] + np.exp(k) * v, decay * sum_1[i] + np.exp(k)
             x = x + w[b + "att.output.weight"] @ (sigmoid(r) * wkv)
             att_last[i] = now
+            seen["att_k"].append(k)
 
             now = layer_norm(x, w, b + "ln2")
             r = w[b + "ffn.receptance.weight"] @ mixed(now, ffn_last[i], "ffn.time_mix_r")
             k = w[b + "ffn.key.weight"] @ mixed(now, ffn_last[i], "ffn.time_mix_k")
             x = x + sigmoid(r) * (w[b + "ffn.value.weight"] @ np.maximum(k, 0) ** 2)
             ffn_last[i] = now
+            seen["ffn_k"].append(k)
+            seen["residual"].append(x)
         logits.append(w["head.weight"] @ layer_norm(x, w, "ln_out"))
     state = {"att_shift": att_last, "ffn_shift": ffn_last, "sum_v": sum_v, "sum_1": sum_1}
-    return np.array(logits), state
+    by_layer = {name: np.array(rows).reshape(len(tokens), n_layer, -1) for name, rows in seen.items()}
+    return np.array(logits), state | by_layer

@@ -17,7 +17,7 @@ RANKS = [
     {"runtime"},
     {"generation"},
     {"pipeline"},
-    {"chat", "convert", "quantize", "embedding", "evaluation"},
+    {"chat", "convert", "quantize", "embedding", "evaluation", "verification"},
     {"auto", "compat"},
     {"cli", "server"},
 ]

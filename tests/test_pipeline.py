@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import ROOT
-from torch.nn import functional as F
 
 from rwkv_engine import RWKV, CheckpointError, RequestError, StrategyError
+from rwkv_engine.evaluation import evaluate
 
 GOLDEN = ROOT / "tests" / "golden" / "tales.txt"
 PROMPT = "Once upon a time"
@@ -37,12 +37,7 @@ def test_the_embedded_model_fits_and_learned_its_corpus(tales, data):
     size = sum(path.stat().st_size for path in tales.source.iterdir())
     assert size <= 8_000_000
     text = (data / "fairy_tales_valid.txt").read_text(encoding="utf-8")
-    ids = torch.tensor([0, *tales.tokenizer.encode(text)])
-    state, nats = None, 0.0
-    for inputs, targets in zip(ids[:-1].split(2048), ids[1:].split(2048), strict=True):
-        logits, state = tales.forward(inputs, state, full_output=True)
-        nats += F.cross_entropy(logits.double(), targets, reduction="sum").item()
-    loss = nats / len(text.encode())
+    loss = evaluate(tales, text).nats_per_byte
     print(f"{loss:.4f} nats per byte")
     assert loss <= 1.00
 

@@ -9,8 +9,10 @@ import click
 
 from rwkv_engine._version import __version__
 from rwkv_engine.cli.chat import chat
+from rwkv_engine.cli.evaluate import evaluate_text
 from rwkv_engine.cli.generate import generate
 from rwkv_engine.cli.info import info
+from rwkv_engine.cli.verify import verify
 from rwkv_engine.errors import RwkvError
 
 
@@ -21,8 +23,10 @@ def commands() -> None:
 
 
 commands.add_command(chat)
+commands.add_command(evaluate_text)
 commands.add_command(generate)
 commands.add_command(info)
+commands.add_command(verify)
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from conftest import ROOT
 from oracle import Shape
 
 import rwkv_engine
-from rwkv_engine.cli import main
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -28,24 +27,6 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         check=False,
         **options,
     )
-
-
-@pytest.fixture
-def call(monkeypatch, capfd):
-    """The command line in this process: `call(*arguments)` gives exit code, standard output and standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rwkv-engine", *arguments])
-        monkeypatch.chdir(ROOT)
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = stopped.code
-        output = capfd.readouterr()
-        return code, output.out, output.err
-
-    return call
 
 
 def test_generate_writes_text_to_stdout_and_the_rest_to_stderr(tales):

@@ -1,0 +1,135 @@
+"""`rwkv-engine eval`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from rwkv_engine.cli.options import load, loading_options, model_option, progress_bar, stderr
+from rwkv_engine.errors import RequestError
+from rwkv_engine.evaluation import compare, evaluate, text_ids, write
+from rwkv_engine.pipeline import RWKV
+from rwkv_engine.runtime.loader import Progress
+
+Result = TypeVar("Result")
+Report = dict[str, str | int | float]
+
+
+@click.command("eval")
+@click.option("--text", metavar="FILE", help="The text, UTF-8; - is standard input.")
+@click.option("--against", metavar="STRATEGY", help="Compare with the same model under this reference strategy.")
+@click.option(
+    "--self", "n_self", type=click.IntRange(min=1), metavar="N", help="With --against: N tokens the reference writes."
+)
+@click.option("--seed", default=0, show_default=True, help="With --self: of what the reference writes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of rows.")
+@model_option
+@loading_options
+def evaluate_text(
+    text: str | None,
+    against: str | None,
+    n_self: int | None,
+    seed: int,
+    as_json: bool,
+    model: str,
+    revision: str | None,
+    offline: bool,
+    strategy: str,
+    tokenizer: str | None,
+) -> None:
+    """Measures how well a model predicts a text, or how far a strategy is from another.
+
+    --text FILE alone gives nats per byte and per token. The state is carried through the whole file. The first token is
+    predicted from the tokenizer's end-of-text token; where there is none it is not scored.
+
+    --against gives the Kullback-Leibler divergence KL(reference || strategy) for each token of the file, or of a text
+    that the reference writes at temperature 1 (--self N, needs no file and no tokenizer); all in nats.
+    """
+    if text and n_self:
+        raise click.UsageError("give --text FILE or --self N, not both")
+    if not text and not n_self:
+        raise click.UsageError("give --text FILE, or --against STRATEGY --self N for a text the model writes itself")
+    if n_self and not against:
+        raise click.UsageError("--self needs --against: over its own text a model only measures its own entropy")
+    content = _read(text) if text else ""
+    console = stderr()
+    first = load(console, model, revision, offline, against or strategy, tokenizer)
+    first.forward([0])  # kernels are compiled now, not while a clock runs
+    if not against:
+        report = _score(console, first, content)
+    else:
+        ids = _timed(console, "writing", lambda p: write(first, n_self, seed, p))[0] if n_self else None
+        ids = ids or text_ids(first, content)
+        # From the path the first came from: a branch of a hub id may have moved on.
+        tested = load(console, str(first.source), None, offline, strategy, tokenizer)
+        report = _divergence(console, first, tested, ids)
+    if as_json:
+        click.echo(json.dumps({name.replace(" ", "_").lower(): value for name, value in report.items()}))
+    else:
+        for name, value in report.items():
+            click.echo(f"{name:<25} {_shown(value)}")
+
+
+def _score(console: Console, model: RWKV, text: str) -> Report:
+    score, seconds = _timed(console, "reading", lambda progress: evaluate(model, text, progress))
+    return {
+        "model": str(model.source),
+        "strategy": str(model.strategy),
+        "nats per byte": score.nats_per_byte,
+        "nats per token": score.nats_per_token,
+        "perplexity per token": score.perplexity,
+        "bits per byte": score.bits_per_byte,
+        "tokens": score.n_tokens,
+        "bytes": score.n_bytes,
+        "tokens per second": score.n_tokens / seconds,
+    }
+
+
+def _divergence(console: Console, reference: RWKV, tested: RWKV, ids: list[int]) -> Report:
+    found, seconds = _timed(console, "comparing", lambda progress: compare(reference, tested, ids, progress))
+    return {
+        "model": str(tested.source),
+        "strategy": str(tested.strategy),
+        "reference": str(reference.strategy),
+        "mean KL": found.mean,
+        "KL 99th percentile": found.percentile_99,
+        "largest KL": found.maximum,
+        "same likeliest token": found.agreement,
+        "nats per token": found.tested_nats / found.n_tokens,
+        "reference nats per token": found.reference_nats / found.n_tokens,
+        "tokens": found.n_tokens,
+        "tokens per second": found.n_tokens / seconds,
+    }
+
+
+def _timed(console: Console, what: str, run: Callable[[Progress], Result]) -> tuple[Result, float]:
+    """The result and the seconds it took, with a progress bar."""
+    started = time.perf_counter()
+    with progress_bar(console, what) as bar:
+        task = bar.add_task(what, total=None)
+        result = run(lambda done, total: bar.update(task, completed=done, total=total))
+    return result, time.perf_counter() - started
+
+
+def _read(file: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: the text cannot be read: {error}") from error
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{file}: expected UTF-8 text: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value

@@ -1,0 +1,90 @@
+"""What flows through the layers, watched by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rwkv_engine.models import Rwkv4
+from rwkv_engine.verification.check import Check, judged
+
+# The largest k that float16 can square: sqrt(65504).
+LARGEST_K = 255.9
+
+
+class Activations:
+    """Per layer, first layer first.
+
+    Attributes:
+        zeros: for each token the share of exact zeros in channel mixing's squared relu.
+        largest: by name (`residual`, `att k`, `ffn k`) the largest absolute number of each layer; NaN if one is NaN.
+    """
+
+    def __init__(self, n_layer: int):
+        self.zeros: list[list[float]] = [[] for _ in range(n_layer)]
+        self.largest = {name: [0.0] * n_layer for name in ("residual", "att k", "ffn k")}
+
+    def add_zeros(self, layer: int, squared: Tensor) -> None:
+        """`squared`: (B, T, F), what goes into the value matrix."""
+        self.zeros[layer] += (squared == 0).float().mean(-1).flatten().tolist()
+
+    def add_extremes(self, name: str, layer: int, x: Tensor) -> None:
+        """`x`: of any shape."""
+        both = torch.stack([torch.tensor(self.largest[name][layer]), x.abs().max().cpu()])
+        self.largest[name][layer] = both.max().item()  # of the two, and NaN if one is
+
+    def checks(self) -> Iterator[Check]:
+        """What they tell: two rows that are neither right nor wrong, and one that fails if a number is not finite."""
+        shares = [torch.tensor(layer) for layer in self.zeros]
+        layers = [{"min": s.min().item(), "mean": s.mean().item(), "max": s.max().item()} for s in shares]
+        means = [layer["mean"] for layer in layers]
+        what = f"{sum(means) / len(means):.1%} exact zeros, layers {min(means):.1%} to {max(means):.1%}"
+        yield Check("squared relu", "info", f"{what}, over {len(shares[0])} tokens", {"layers": layers})
+
+        wrong = {n: i for n, largest in self.largest.items() for i, x in enumerate(largest) if not abs(x) < torch.inf}
+        tops = {name: max(largest) for name, largest in self.largest.items()}
+        what = ", ".join(f"{name} up to {x:.4g} (layer {self.largest[name].index(x)})" for name, x in tops.items())
+        if wrong:
+            what = f"not finite: {', '.join(f'{name} in layer {layer}' for name, layer in wrong.items())}"
+        numbers = {
+            name.replace(" ", "_"): [x if abs(x) < torch.inf else None for x in xs] for name, xs in self.largest.items()
+        }
+        yield judged("activations", not wrong, what, **numbers)
+
+        limits = {"residual": torch.finfo(torch.float16).max, "ffn k": LARGEST_K}
+        over = {n: [i for i, x in enumerate(self.largest[n]) if not x <= limit] for n, limit in limits.items()}
+        found = "; ".join(f"{n} above {limits[n]:g} in layers {', '.join(map(str, o))}" for n, o in over.items() if o)
+        what = f"plain float16 would overflow, {found}; this engine scales" if found else "nothing would overflow"
+        yield Check("float16", "info", what, {name.replace(" ", "_"): layers for name, layers in over.items()})
+
+
+@contextmanager
+def watched(model: Rwkv4) -> Iterator[Activations]:
+    """Collects the activations of what is read inside the block."""
+    seen = Activations(model.config.n_layer)
+    handles = []
+    for i in range(model.config.n_layer):
+
+        def before(layer: int, _: nn.Module, inputs: tuple[Tensor]) -> None:
+            seen.add_zeros(layer, inputs[0])
+
+        def after(name: str, layer: int, _: nn.Module, inputs: Any, output: Any) -> None:
+            seen.add_extremes(name, layer, output[0] if name == "residual" else output)
+
+        part = f"blocks.{i}"
+        handles += [
+            model.get_submodule(f"{part}.ffn.value").register_forward_pre_hook(partial(before, i)),
+            model.get_submodule(f"{part}.ffn.key").register_forward_hook(partial(after, "ffn k", i)),
+            model.get_submodule(f"{part}.att.key").register_forward_hook(partial(after, "att k", i)),
+            model.get_submodule(part).register_forward_hook(partial(after, "residual", i)),
+        ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

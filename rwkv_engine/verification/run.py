@@ -1,0 +1,221 @@
+"""All checks, in the order in which they say something."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
+from rwkv_engine.core.state import FIELDS
+from rwkv_engine.errors import CheckpointError, TokenizerError
+from rwkv_engine.runtime import Engine, load_model
+from rwkv_engine.text import Tokenizer, check_fits, find_tokenizer, load_tokenizer
+from rwkv_engine.verification.activations import watched
+from rwkv_engine.verification.check import TOLERANCES, Check, judged, relative_difference
+from rwkv_engine.verification.memory import peak_memory
+from rwkv_engine.verification.peers import PEERS, check_peer
+
+Progress = Callable[[str, int, int], None]
+# Of the model card of RWKV-4 Raven.
+PROMPT = (
+    "\nIn a shocking finding, scientist discovered a herd of dragons living in a remote, previously unexplored valley,"
+    " in Tibet. Even more surprising to the researchers was the fact that the dragons spoke perfect Chinese."
+)
+N_NEW = 40
+# The second reading takes other chunks than the first, so that a prompt of 50 tokens is cut too.
+CHUNK = 32
+N_PREFILL = 256
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prompt read at once, and what was written after it token by token.
+
+    Attributes:
+        ids: of both.
+        n_prompt: tokens of the prompt.
+        logits: float32 (1 + N_NEW, V), after the prompt and after each token written.
+        begin, end: states after the prompt and after the last token.
+        seconds: writing took.
+    """
+
+    ids: list[int]
+    n_prompt: int
+    logits: Tensor
+    begin: State
+    end: State
+    seconds: float
+
+
+def verify(
+    path: Path, strategy: str = "cpu fp32", tokenizer: str | Path | None = None, progress: Progress | None = None
+) -> Iterator[Check]:
+    """Reads a checkpoint, runs it, and tells what was found, check by check as they finish.
+
+    A program that calls this needs `if __name__ == "__main__":`, for peers run in processes spawned from it.
+
+    Args:
+        path: of a file or directory, see `Checkpoint`.
+        strategy: where the model runs; peers always run in float32.
+        tokenizer: path of a tokenizer file; by default one is looked for.
+        progress: called with what is being done, and how much of how much of it (0 of 0 where that is unknown).
+
+    Yields:
+        Checks; after one about the file or its tensors has FAILED there are no more.
+
+    Raises:
+        StrategyError: the strategy cannot be parsed, or cannot run here or with this model.
+    """
+    tell = progress or (lambda what, done, total: None)
+    parsed = Strategy.parse(strategy)
+    parsed.check_runnable()
+    try:
+        checkpoint = Checkpoint.open(path)
+        config = checkpoint.config
+        parsed = parsed.resolve(config)
+        tolerance = max(TOLERANCES[placement.dtype] for placement in parsed.place(config))
+        yield from _described(checkpoint)
+        found, check = _tokenizer(path, config.n_vocab, tokenizer)
+        yield check
+        started = time.perf_counter()
+        engine = Engine(load_model(checkpoint, parsed, lambda done, total: tell("loading", done, total)))
+    except CheckpointError as error:
+        yield Check("loading", "FAILED", str(error))
+        return
+    loaded = f"{len(checkpoint.names)} tensors, all finite, placed on {parsed} in {time.perf_counter() - started:.1f} s"
+    yield Check("loading", "ok", loaded, {"tensors": len(checkpoint.names), "strategy": str(parsed)})
+    del checkpoint  # a legacy file is held whole
+
+    written = _write(engine, _prompt(found, config), tell)
+    yield _sample(written, found)
+    tell("reading", 0, 0)
+    again = Engine(engine.model, CHUNK)
+    with watched(engine.model) as activations:
+        logits, state = again.forward(torch.tensor([written.ids]), full_output=True)
+    logits = logits[0]
+    yield _consistency(written, logits, state, tolerance)
+    yield _round_trip(engine, written)
+    yield from activations.checks()
+    tell("timing", 0, 0)
+    yield _speed(engine, written)
+    ours = peak_memory()
+    del engine, again  # a peer needs as much memory
+    memory = {"ours": ours}
+    for name in PEERS:
+        tell(f"comparing with {name}", 0, 0)
+        check = check_peer(name, path, config, written.ids, logits, written.n_prompt, tolerance)
+        memory[name] = check.numbers.get("peak_memory")
+        yield check
+    shown = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in memory.items() if size)
+    yield Check("peak memory", "info", shown or "only Linux tells", memory)
+
+
+def _described(checkpoint: Checkpoint) -> Iterator[Check]:
+    path, config = checkpoint.path, checkpoint.config
+    yield Check("file", "ok", f"{path}, {_format(path)}", {"path": str(path), "format": _format(path)})
+    what = (
+        f"RWKV-{config.version}, {config.n_layer} layers, width {config.n_embd} (time mixing {config.n_att},"
+        f" channel mixing {config.n_ffn}), vocabulary {config.n_vocab}, {config.n_params:,} parameters"
+    )
+    numbers = {name: getattr(config, name) for name in ("n_layer", "n_embd", "n_att", "n_ffn", "n_vocab", "n_params")}
+    yield Check("model", "ok", what, {"version": config.version, **numbers, "fingerprint": checkpoint.fingerprint()})
+    stored: Counter[str] = Counter()
+    for name in checkpoint.names:
+        tensor = checkpoint.read(name)
+        stored[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    shares = ", ".join(f"{n / config.n_params:.1%} {dtype}" for dtype, n in stored.most_common())
+    yield Check("stored as", "info", shares, dict(stored))
+
+
+def _format(path: Path) -> str:
+    if path.is_dir():
+        return "Hugging Face directory" if (path / "config.json").is_file() else "directory"
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    return "zip .pth" if zipfile.is_zipfile(path) else "legacy .pth"
+
+
+def _tokenizer(path: Path, n_vocab: int, given: str | Path | None) -> tuple[Tokenizer | None, Check]:
+    try:
+        found = load_tokenizer(given) if given else find_tokenizer(path, n_vocab)
+        if found is None:
+            return None, Check("tokenizer", "skipped", "none beside the model or in the hub cache; give --tokenizer")
+        check_fits(found, n_vocab)
+        whole = found.decode(found.encode(PROMPT)) == PROMPT
+    except TokenizerError as error:
+        return None, Check("tokenizer", "FAILED", str(error))
+    sizes = f"{found.name}, {found.n_vocab} tokens for a vocabulary of {n_vocab}"
+    what = sizes if whole else f"{sizes}: a text encoded and decoded is another one"
+    return found, judged("tokenizer", whole, what, name=found.name, n_vocab=found.n_vocab)
+
+
+def _prompt(tokenizer: Tokenizer | None, config: ModelConfig) -> list[int]:
+    """Without a tokenizer any ids must do."""
+    if tokenizer:
+        return tokenizer.encode(PROMPT)
+    return torch.randint(config.n_vocab, (50,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def _write(engine: Engine, prompt: list[int], tell: Progress) -> Written:
+    """The likeliest tokens, one at a time."""
+    tell("reading", 0, 0)
+    logits, begin = engine.forward(torch.tensor([prompt]))
+    ids, rows, state = list(prompt), [logits], begin
+    started = time.perf_counter()
+    for i in range(N_NEW):
+        tell("writing", i, N_NEW)
+        ids.append(int(rows[-1].argmax()))
+        logits, state = engine.forward(torch.tensor([ids[-1:]]), state)
+        rows.append(logits)
+    return Written(ids, len(prompt), torch.cat(rows), begin, state, time.perf_counter() - started)
+
+
+def _sample(written: Written, tokenizer: Tokenizer | None) -> Check:
+    if tokenizer is None:
+        return Check("sample", "skipped", "no tokenizer; the other checks read made-up ids")
+    ids = written.ids[written.n_prompt :]
+    text = tokenizer.decode(ids)
+    # An untrained model writes control characters too, which a terminal would obey.
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"...{PROMPT[-23:]}{text}")
+    return Check("sample", "info", shown, {"text": text, "tokens": ids})
+
+
+def _consistency(written: Written, logits: Tensor, state: State, tolerance: float) -> Check:
+    """What was read at once and written token by token equals all of it read in chunks."""
+    of_logits = relative_difference(logits[written.n_prompt - 1 :], written.logits)
+    of_state = max(relative_difference(getattr(state, name), getattr(written.end, name)) for name in FIELDS)
+    return judged(
+        "steps = chunks",
+        max(of_logits, of_state) <= tolerance,
+        f"logits differ by {of_logits:.1e} of the largest, states by {of_state:.1e}, allowed {tolerance:.0e}",
+        logits=of_logits if of_logits < torch.inf else None,
+        state=of_state if of_state < torch.inf else None,
+    )
+
+
+def _round_trip(engine: Engine, written: Written) -> Check:
+    with tempfile.TemporaryDirectory() as folder:
+        written.begin.save(Path(folder) / "state")
+        loaded = State.load(Path(folder) / "state")
+    logits, _ = engine.forward(torch.tensor([written.ids[written.n_prompt : written.n_prompt + 1]]), loaded)
+    same = torch.equal(logits[0], written.logits[1])
+    what = "goes on with the same bits" if same else "goes on with other logits"
+    return judged("state file", same, f"saved, loaded, {what}")
+
+
+def _speed(engine: Engine, written: Written) -> Check:
+    tokens = torch.tensor([written.ids]).repeat(1, -(-N_PREFILL // len(written.ids)))[:, :N_PREFILL]
+    started = time.perf_counter()
+    engine.forward(tokens)
+    prefill = N_PREFILL / (time.perf_counter() - started)
+    decode = N_NEW / written.seconds
+    what = f"prefill of {N_PREFILL} tokens {prefill:,.1f} tok/s, decode {decode:,.1f} tok/s"
+    return Check("speed", "info", what, {"prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode})

@@ -1,0 +1,203 @@
+"""What `verify` says about sound checkpoints, and that it sees what is wrong with others."""
+
+from __future__ import annotations
+
+import json
+import math
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from checkpoints import save_hugging_face, save_pth, save_safetensors
+from oracle import Shape
+
+from rwkv_engine import RWKV, State, StrategyError
+from rwkv_engine.models import Rwkv4
+from rwkv_engine.verification import Check, peers, run, verify
+from rwkv_engine.verification.check import relative_difference
+
+BYTES = Shape(n_vocab=256)  # a vocabulary of 256 reads bytes
+WEIGHTS = oracle.random_weights(BYTES)
+FORMATS = {
+    "zip .pth": lambda folder: save_pth(WEIGHTS, folder / "m.pth", torch.bfloat16),
+    "legacy .pth": lambda folder: save_pth(WEIGHTS, folder / "m.pth", legacy=True),
+    "safetensors": lambda folder: save_safetensors(WEIGHTS, folder / "m.safetensors"),
+    "Hugging Face directory": lambda folder: save_hugging_face(WEIGHTS, BYTES, folder / "m", kind="bin", shards=2),
+}
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No peers: their processes take seconds."""
+    monkeypatch.setattr(run, "PEERS", {})
+
+
+def by_name(path, *arguments) -> dict[str, Check]:
+    return {check.name: check for check in verify(path, *arguments)}
+
+
+def failed(checks: dict[str, Check]) -> list[str]:
+    return [name for name, check in checks.items() if check.verdict == "FAILED"]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_sound_checkpoint_in_every_format(kind, tmp_path):
+    path = FORMATS[kind](tmp_path)
+    progress = []
+    checks = {check.name: check for check in verify(path, progress=lambda *step: progress.append(step))}
+    assert failed(checks) == []
+    assert checks["file"].numbers == {"path": str(path), "format": kind}
+    model = RWKV.from_pretrained(path)
+    for name in ("n_layer", "n_embd", "n_att", "n_ffn", "n_vocab", "n_params"):
+        assert checks["model"].numbers[name] == getattr(model.config, name)
+    assert checks["model"].numbers["fingerprint"] == model.fingerprint
+    dtype = "bfloat16" if kind == "zip .pth" else "float32"
+    assert checks["stored as"].numbers == {dtype: model.config.n_params}
+    assert checks["sample"].numbers["text"] == model.generate(run.PROMPT, 40, temperature=0)
+    assert not checks["sample"].numbers["text"].isprintable()
+    assert checks["sample"].what.isprintable()
+    assert {what for what, _, _ in progress} >= {"loading", "writing", "reading", "timing"}
+    for name in ("steps = chunks", "state file", "activations"):
+        assert checks[name].verdict == "ok"
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_flows_through_the_layers_equals_the_oracles(tmp_path):
+    checks = by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))
+    ids = [*run.PROMPT.encode(), *checks["sample"].numbers["tokens"]]
+    _, seen = oracle.forward(WEIGHTS, ids)
+    shares = (seen["ffn_k"] <= 0).mean(axis=-1)  # (T, L): the squared relu is zero just there
+    layers = checks["squared relu"].numbers["layers"]
+    for layer, share in zip(layers, shares.T, strict=True):
+        expected = {"min": share.min(), "mean": share.mean(), "max": share.max()}
+        assert layer == pytest.approx(expected, abs=1e-4)
+        assert layer["min"] < layer["mean"] < layer["max"]
+    for name in ("residual", "att_k", "ffn_k"):
+        largest = np.abs(seen[name]).max(axis=(0, 2))
+        assert checks["activations"].numbers[name] == pytest.approx(largest.tolist(), rel=1e-4)
+    assert checks["float16"].numbers == {"residual": [], "ffn_k": []}
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_plain_float16_could_not_hold_is_told(tmp_path):
+    weights = dict(WEIGHTS)
+    weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"] * 200
+    weights["blocks.1.ffn.value.weight"] = weights["blocks.1.ffn.value.weight"] / 200
+    checks = by_name(save_pth(weights, tmp_path / "m.pth"))
+    assert checks["float16"].numbers == {"residual": [], "ffn_k": [1]}
+    assert "ffn k above 255.9 in layers 1" in checks["float16"].what
+    assert failed(checks) == []
+
+
+@pytest.mark.usefixtures("alone")
+def test_numbers_that_overflow_float32_fail_and_say_where(tmp_path):
+    weights = dict(WEIGHTS)
+    weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"] * 1e25
+    checks = by_name(save_pth(weights, tmp_path / "m.pth"))
+    assert failed(checks) == ["steps = chunks", "state file", "activations"]
+    assert checks["activations"].what == "not finite: residual in layer 1"
+    assert checks["activations"].numbers["residual"][1] is None
+    for check in checks.values():
+        json.dumps(check.numbers, allow_nan=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_damage_ends_the_checks(tmp_path):
+    weights = dict(WEIGHTS) | {"blocks.1.ln1.bias": np.full(BYTES.n_embd, np.inf, np.float32)}
+    *before, last = verify(save_pth(weights, tmp_path / "m.pth"))
+    assert [check.verdict for check in before] == ["ok", "ok", "info", "ok"]
+    assert (last.name, last.verdict) == ("loading", "FAILED")
+    assert "blocks.1.ln1.bias: 16 of 16 numbers are NaN or infinite" in last.what
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    [only] = verify(tmp_path / "text.pth")
+    assert only.verdict == "FAILED"
+    assert "damaged, or not a checkpoint" in only.what
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_tokenizer_of_another_model_fails_and_the_rest_goes_on(tmp_path, tales):
+    folder = save_hugging_face(WEIGHTS, BYTES, tmp_path / "m")
+    checks = by_name(folder, "cpu fp32", tales.source / "tokenizer.json")
+    assert failed(checks) == ["tokenizer"]
+    assert "has 2048 tokens, the model's vocabulary is 256" in checks["tokenizer"].what
+    assert checks["sample"].verdict == "skipped"
+    assert checks["steps = chunks"].verdict == "ok"
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_tokenizer_that_loses_text_fails(tmp_path, tales):
+    settings = json.loads((tales.source / "tokenizer.json").read_text())
+    (tmp_path / "lower.json").write_text(json.dumps(settings | {"normalizer": {"type": "Lowercase"}}))
+    checks = by_name(tales.source, "cpu fp32", tmp_path / "lower.json")
+    assert failed(checks) == ["tokenizer"]
+    assert "encoded and decoded is another one" in checks["tokenizer"].what
+
+
+@pytest.mark.usefixtures("alone")
+def test_without_a_tokenizer_made_up_ids_are_read(tmp_path):
+    checks = by_name(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
+    assert failed(checks) == []
+    assert checks["tokenizer"].verdict == checks["sample"].verdict == "skipped"
+    assert checks["steps = chunks"].verdict == "ok"
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("wrong", ["logits", "state"])
+def test_steps_that_are_not_what_chunks_are_fail(wrong, tmp_path, monkeypatch):
+    forward, n_read = Rwkv4.forward, len(run.PROMPT) + run.N_NEW
+
+    def disturbed(self, tokens, state, full_output=False):
+        logits, after = forward(self, tokens, state, full_output)
+        if tokens.shape[1] == 1 and wrong == "logits":
+            logits = logits * 1.01
+        if tokens.shape[1] == 1 and wrong == "state" and after.position.item() == n_read:  # no logits come after it
+            after = replace(after, wkv_den=after.wkv_den * 1.01)
+        return logits, after
+
+    monkeypatch.setattr(Rwkv4, "forward", disturbed)
+    checks = by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))
+    assert checks["steps = chunks"].verdict == "FAILED"
+    assert checks["steps = chunks"].numbers[wrong] > 1e-3
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_state_that_comes_back_changed_fails(tmp_path, monkeypatch):
+    load = State.load
+    monkeypatch.setattr(State, "load", lambda path: replace(load(path), att_shift=load(path).att_shift * 1.0001))
+    assert failed(by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))) == ["state file"]
+
+
+def test_a_strategy_that_cannot_run_is_an_error(tales):
+    for strategy in ("cuda fp16", "cpu fp32 *9"):
+        with pytest.raises(StrategyError):
+            list(verify(tales.source, strategy))
+
+
+def test_the_model_is_gone_before_a_peer_needs_its_memory(tmp_path, monkeypatch):
+    alive = []
+    load_model = run.load_model
+
+    def loading(*arguments):
+        model = load_model(*arguments)
+        alive.append(weakref.ref(model))
+        return model
+
+    def check_peer(name, *arguments):
+        assert [model() for model in alive] == [None]
+        return Check(name, "info", "")
+
+    monkeypatch.setattr(run, "load_model", loading)
+    monkeypatch.setattr(run, "check_peer", check_peer)
+    assert set(peers.PEERS) < set(by_name(save_pth(WEIGHTS, tmp_path / "m.pth")))
+
+
+def test_a_difference_is_relative_and_infinite_where_a_number_is_not_finite():
+    expected = torch.tensor([1.0, -4.0])
+    assert relative_difference(torch.tensor([1.0, -5.0]), expected) == 0.25
+    for wrong in (math.nan, math.inf):
+        assert relative_difference(torch.tensor([wrong, 0.0]), expected) == math.inf
+        assert relative_difference(expected, torch.tensor([wrong, 0.0])) == math.inf
