@@ -42,4 +42,10 @@ RWKV_HOST_DEVICE inline float exp_nonpositive(float x) {
 
 RWKV_HOST_DEVICE inline double exp_nonpositive(double x) { return exp(x); }
 
+// 1 / (1 + e^-x), without an exponential that could overflow.
+RWKV_HOST_DEVICE inline float sigmoid(float x) {
+  const float e = exp_nonpositive(x < 0 ? x : -x);
+  return (x < 0 ? e : 1.0f) / (1.0f + e);
+}
+
 }  // namespace rwkv

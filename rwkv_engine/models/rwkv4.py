@@ -7,6 +7,7 @@ half precision: the residual stream, LayerNorm, the recurrence and the state are
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.state import LayerState, State
-from rwkv_engine.models.weights import Dense
-from rwkv_engine.ops import wkv4
+from rwkv_engine.models.weights import Dense, InputMajor, Tiled
+from rwkv_engine.ops import channel_mixing_step, time_mixing_step, wkv4
+from rwkv_engine.ops.linear import MOST_ROWS
 
 
 def token_shift(x: Tensor, last: Tensor) -> Tensor:
@@ -50,6 +52,28 @@ class TimeMixing(nn.Module):
         out = self.output(torch.sigmoid(r) * y)
         return out, {"att_shift": x[:, -1], "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
+    def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> Tensor:
+        """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state in place."""
+        return time_mixing_step(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            self.time_mix_k,
+            self.time_mix_v,
+            self.time_mix_r,
+            -torch.exp(self.time_decay),
+            self.time_first,
+            cast(Tiled, self.key).tiles,
+            cast(Tiled, self.value).tiles,
+            cast(Tiled, self.receptance).tiles,
+            cast(Tiled, self.output).tiles,
+            state.att_shift,
+            state.wkv_num,
+            state.wkv_den,
+            state.wkv_max,
+        )
+
 
 class ChannelMixing(nn.Module):
     """sigmoid(r) * V relu(K x)^2 over a mix of this token and the last. x (B, T, C) -> (B, T, C)."""
@@ -69,6 +93,21 @@ class ChannelMixing(nn.Module):
         r = self.receptance(torch.lerp(shifted, x, self.time_mix_r))
         k = self.key(torch.lerp(shifted, x, self.time_mix_k))
         return torch.sigmoid(r) * self.value(torch.relu(k).square()), {"ffn_shift": x[:, -1]}
+
+    def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> Tensor:
+        """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state in place."""
+        return channel_mixing_step(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            self.time_mix_k,
+            self.time_mix_r,
+            cast(Tiled, self.key).tiles,
+            cast(Tiled, self.receptance).tiles,
+            cast(InputMajor, self.value).rows,
+            state.ffn_shift,
+        )
 
 
 class Block(nn.Module):
@@ -90,6 +129,16 @@ class Block(nn.Module):
         x = x + out
         out, ffn_state = self.ffn(self.ln2(x), state)
         return x + out, LayerState(**att_state, **ffn_state)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the matrices are as `step` reads them."""
+        return isinstance(self.ffn.value, InputMajor)
+
+    def step(self, x: Tensor, state: LayerState) -> Tensor:
+        """One token: x (B, C) -> (B, C); replaces the state in place."""
+        x = self.att.step(x, self.ln1, state)
+        return self.ffn.step(x, self.ln2, state)
 
 
 class Rwkv4(nn.Module):
@@ -115,8 +164,11 @@ class Rwkv4(nn.Module):
         Returns:
             Logits (B, V), or (B, T, V) with `full_output`; and the state after the last token.
         """
-        ln0 = cast(Block, self.blocks[0]).ln0
-        x = ln0(self.emb(tokens).to(ln0.weight.dtype))
+        first = cast(Block, self.blocks[0])
+        x = first.ln0(self.emb(tokens).to(first.ln0.weight.dtype))
+        if first.is_packed and tokens.shape[1] == 1 and len(tokens) <= MOST_ROWS:
+            logits, state = self._step(x, state)
+            return (logits.unsqueeze(1) if full_output else logits), state
         layers = []
         for block, layer in zip(self.blocks, state.layers(), strict=True):
             x, new_layer = block(x, layer)
@@ -124,3 +176,11 @@ class Rwkv4(nn.Module):
         x = self.ln_out(x if full_output else x[:, -1])
         position = state.position + tokens.shape[1]
         return self.head(x), State.from_layers(layers, position, self.fingerprint)
+
+    def _step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        state = state.clone()
+        row = x.squeeze(1)
+        for block, layer in zip(self.blocks, state.layers(), strict=True):
+            row = cast(Block, block).step(row, layer)
+        logits = self.head(self.ln_out(row))
+        return logits, replace(state, position=state.position + 1, fingerprint=self.fingerprint)

@@ -6,27 +6,82 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rwkv_engine.ops import linear, tile, untile
+from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.ops.tiles import ROWS, tiled_shape
+
 # torch multiplies a few float16 rows on the CPU as fast as memory gives the weights, many of them ten times slower than
 # float32; from here on the weights are widened first.
 FEW_ROWS = 4
-# Rows of a matrix widened at a time: the copy stays in the cache.
+# Rows of a matrix converted at a time: the copy stays in the cache.
 WIDENED = 1024
+TILED = 16 * ROWS
 
 
 class Dense(nn.Linear):
-    """y = x W^T with W in float32, bfloat16 or float16; x and y in float32 whatever W is in."""
+    """y = x W^T with W row after row, in float32, bfloat16 or float16; for training, and where there are no kernels."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
-        weight = self.weight
-        if weight.dtype == x.dtype:
-            return F.linear(x, weight)
-        if weight.dtype == torch.bfloat16:
-            return F.linear(x.to(torch.bfloat16), weight).to(x.dtype)
-        return _half_product(x, weight) if x.numel() <= FEW_ROWS * x.shape[-1] else _widened_product(x, weight)
+        return product(x, self.weight)
+
+
+class Tiled(nn.Module):
+    """The same with W in tiles, see `ops.tiles`."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
+        """`weight`: (outputs, inputs), a part of a file perhaps; `dtype`: to be kept in."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        shape = tiled_shape(self.out_features, self.in_features, dtype)
+        tiles = torch.empty(shape, dtype=dtype, device=weight.device)
+        # Part by part: a converted copy of a whole matrix would be memory that loading does not need.
+        for part, room in zip(weight.split(TILED), tiles.split(TILED // ROWS), strict=True):
+            tile(part.to(dtype), room)
+        self.tiles = nn.Parameter(tiles, requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs), a copy."""
+        return untile(self.tiles, self.out_features, self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., inputs) -> (..., outputs)."""
+        rows = x.reshape(-1, self.in_features)
+        if len(rows) > MOST_ROWS:
+            return product(x, self.weight)
+        return linear(rows, self.tiles, self.out_features).view(*x.shape[:-1], self.out_features)
+
+
+class InputMajor(nn.Module):
+    """The same with W^T row after row: what one input adds to the outputs lies together, so inputs can be skipped."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
+        """`weight`: (outputs, inputs); `dtype`: to be kept in."""
+        super().__init__()
+        rows = torch.empty(weight.shape[::-1], dtype=dtype, device=weight.device)
+        self.rows = nn.Parameter(rows.copy_(weight.t()), requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs), a view."""
+        return self.rows.t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., inputs) -> (..., outputs)."""
+        return product(x, self.weight)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., K) float32 times W^T, W (N, K) in any floating dtype -> (..., N) float32."""
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight)
+    if weight.dtype == torch.bfloat16:
+        return F.linear(x.to(torch.bfloat16), weight).to(x.dtype)
+    return _half_product(x, weight) if x.numel() <= FEW_ROWS * x.shape[-1] else _widened_product(x, weight)
 
 
 def _half_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -7,24 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rwkv_engine import _extension
 from rwkv_engine.core.checkpoint import Checkpoint
 from rwkv_engine.core.strategy import Strategy
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.models import ARCHITECTURES, Rwkv4
+from rwkv_engine.models.weights import Dense, InputMajor, Tiled
 
 Progress = Callable[[int, int], None]
 
 
-def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | None = None) -> Rwkv4:
+def load_model(
+    checkpoint: Checkpoint, strategy: Strategy, progress: Progress | None = None, trainable: bool = False
+) -> Rwkv4:
     """Copies the tensors, one at a time, to where the strategy wants them.
 
     Args:
         checkpoint: an opened checkpoint.
         strategy: a parsed strategy.
         progress: called after each tensor with the parameters placed so far and in all.
+        trainable: keep matrices as training wants them, with gradients; else as kernels read them, without.
 
     Returns:
-        The model in evaluation mode, its parameters without gradients.
+        The model in evaluation mode.
 
     Raises:
         CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for the strategy.
@@ -34,7 +39,7 @@ def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | 
     fingerprint = checkpoint.fingerprint()
     with torch.device("meta"):
         model = ARCHITECTURES[config.version](config, fingerprint)
-    placed: dict[str, Tensor] = {}
+    packed = not trainable and _extension.status().kind != "reference"  # without kernels tiles are only in the way
     done = 0
     for name in checkpoint.names:
         stored = checkpoint.read(name)
@@ -42,14 +47,24 @@ def load_model(checkpoint: Checkpoint, strategy: Strategy, progress: Progress | 
         # Vectors stay float32: they are few, and exponentials and norms are made of them.
         dtype = placement.dtype if stored.ndim == 2 else torch.float32
         _check_finite(f"{checkpoint.path}: {name}", stored, dtype)
-        # Copied even where nothing changes: the file may be replaced or truncated while the model runs.
-        placed[name] = stored.to(placement.device, dtype, copy=True, memory_format=torch.contiguous_format)
+        _put(model, name, stored, placement.device, dtype, packed)
         checkpoint.release(stored)
         done += stored.numel()
         if progress:
             progress(done, config.n_params)
-    model.load_state_dict({n: nn.Parameter(t, requires_grad=False) for n, t in placed.items()}, assign=True)
-    return model.requires_grad_(False).eval()
+    return model.eval().requires_grad_(trainable)
+
+
+def _put(model: Rwkv4, name: str, stored: Tensor, device: str, dtype: torch.dtype, packed: bool) -> None:
+    """Copies, even where nothing changes: the file may be replaced or truncated while the model runs."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if packed and isinstance(module, Dense):
+        pack = InputMajor if path.endswith("ffn.value") else Tiled
+        model.set_submodule(path, pack(stored.to(device), dtype))
+    else:
+        placed = stored.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+        setattr(module, attribute, nn.Parameter(placed, requires_grad=False))
 
 
 def _check_finite(what: str, stored: Tensor, dtype: torch.dtype) -> None:

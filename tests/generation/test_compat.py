@@ -7,6 +7,7 @@ import pytest
 import torch
 from checkpoints import save_pth
 
+from rwkv_engine import Checkpoint
 from rwkv_engine.generation import Sampler, SamplingParams
 
 
@@ -46,7 +47,8 @@ def test_the_whole_text_is_the_packages(penalties, peer, tales, tmp_path):
     """Greedy with penalties, over a few words, and over digits and blanks, which the package does not count."""
     from rwkv.model import RWKV as Peer
 
-    weights = {name: p.numpy() for name, p in tales.engine.model.state_dict().items()}
+    checkpoint = Checkpoint.open(tales.source)
+    weights = {name: checkpoint.read(name).float().numpy() for name in checkpoint.names}
     save_pth(weights, tmp_path / "m.pth")
     theirs = peer.PIPELINE(Peer(str(tmp_path / "m"), "cpu fp32", verbose=False), str(tales.source / "tokenizer.json"))
     presence, frequency, decay = penalties

@@ -11,8 +11,9 @@ import torch
 from checkpoints import save_hugging_face, save_pth
 from oracle import Shape
 
-from rwkv_engine import RWKV
+from rwkv_engine import RWKV, Checkpoint, State, Strategy
 from rwkv_engine.core.state import FIELDS
+from rwkv_engine.runtime import load_model
 
 SHAPES = [
     Shape(),
@@ -94,10 +95,10 @@ def test_forward_does_not_change_the_state_it_is_given(tmp_path):
 
 def test_gradients_of_the_whole_model(tmp_path):
     """In float64 throughout, against difference quotients, for one number of every kind of parameter."""
-    model, _ = make(SHAPES[0], tmp_path)
-    module = model.engine.model.double().requires_grad_(True)
+    checkpoint = Checkpoint.open(save_pth(oracle.random_weights(SHAPES[0]), tmp_path / "m.pth"))
+    module = load_model(checkpoint, Strategy.parse("cpu fp32"), trainable=True).double()
     tokens = torch.tensor([random_tokens(SHAPES[0], 6)])
-    state = model.engine.initial_state()
+    state = State.initial(checkpoint.config)
     state = replace(state, **{name: getattr(state, name).double() for name in FIELDS})
 
     def loss() -> torch.Tensor:

@@ -31,7 +31,8 @@ def watch():
             peak[name] = max(peak[name], kilobytes(name))
 
 import torch
-from rwkv_engine import RWKV
+from rwkv_engine import RWKV, _extension
+_extension.status()  # finding the kernels takes some memory of its own
 before = {name: kilobytes(name) for name in peak}
 thread = threading.Thread(target=watch); thread.start()
 model = RWKV.from_pretrained(sys.argv[1])
@@ -65,8 +66,8 @@ def test_loading_holds_the_placed_weights_and_little_more(kind, large, tmp_path,
     extra = file if kind == "legacy" else 0
     assert seen["anonymous"] < 1.15 * seen["placed"] + 400e6 + extra, seen
     # Sharper, without what Python and torch themselves take: a loader that read the file into memory, or kept its
-    # pages, would hold 200 MB more. The largest tensor has 18 MB, 37 when placed.
-    assert seen["RssAnon"] < 1.05 * seen["placed"] + 60e6 + extra, seen
+    # pages, would hold 200 MB more. The largest tensor has 37 MB when placed; the allocator may leave such a hole.
+    assert seen["RssAnon"] < 1.05 * seen["placed"] + 110e6 + extra, seen
     if kind != "legacy":
         assert seen["RssFile"] < file / 2, seen
 

@@ -1,0 +1,63 @@
+// What bindings of operators with weights share: checks, and torch's dtypes as those of the kernels.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <utility>
+
+#include "kernels/tiles.h"
+
+namespace rwkv {
+
+// A contiguous float32 CPU tensor of this shape; `name` is the argument's.
+inline at::Tensor float_argument(const char* op, const char* name, const at::Tensor& tensor, at::IntArrayRef shape) {
+  TORCH_CHECK(tensor.sizes() == shape, op, ": ", name, ": expected shape ", shape, ", got ", tensor.sizes());
+  TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat, op, ": ", name,
+              ": expected float32 on the CPU, got ", tensor.scalar_type(), " on ", tensor.device());
+  return tensor.contiguous();
+}
+
+// A state's rows, replaced in place: (B, width) float32, numbers of a row next to each other.
+inline float* state_argument(const char* op, const char* name, const at::Tensor& tensor, int64_t B, int64_t width) {
+  float_argument(op, name, tensor.narrow(0, 0, 0), {0, width});
+  TORCH_CHECK(tensor.size(0) == B && tensor.stride(1) == 1, op, ": ", name, ": expected ", B,
+              " rows without gaps inside them, got shape ", tensor.sizes(), " with strides ", tensor.strides());
+  return tensor.data_ptr<float>();
+}
+
+inline int64_t group_inputs(const at::Tensor& weight) { return 4 / weight.element_size(); }
+
+// Checks that `weight` holds an N x K matrix in tiles.
+inline void check_tiles(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K) {
+  TORCH_CHECK(
+      weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kBFloat16 || weight.scalar_type() == at::kHalf,
+      op, ": ", name, ": expected float32, bfloat16 or float16, got ", weight.scalar_type());
+  const int64_t inputs = kTileGroups * group_inputs(weight);
+  const std::vector<int64_t> shape{tile_blocks(N), (K + inputs - 1) / inputs, kTileGroups, kTileRows,
+                                   group_inputs(weight)};
+  TORCH_CHECK(weight.sizes() == at::IntArrayRef(shape) && weight.is_contiguous() && weight.device().is_cpu(), op, ": ",
+              name, ": expected ", N, " x ", K, " in contiguous tiles on the CPU, of shape ", at::IntArrayRef(shape),
+              ", got shape ", weight.sizes(), " on ", weight.device());
+}
+
+// Calls fn(Weight{}) with the kernels' type of a tensor's weights.
+template <class Function>
+void for_weight_type(const char* op, const at::Tensor& weight, const Function& fn) {
+  switch (weight.scalar_type()) {
+    case at::kFloat:
+      return fn(float{});
+    case at::kBFloat16:
+      return fn(Bfloat16{});
+    case at::kHalf:
+      return fn(Float16{});
+    default:
+      TORCH_CHECK(false, op, ": weights: expected float32, bfloat16 or float16, got ", weight.scalar_type());
+  }
+}
+
+template <class Weight>
+const Weight* weights(const at::Tensor& tensor) {
+  return static_cast<const Weight*>(tensor.const_data_ptr());
+}
+
+}  // namespace rwkv

@@ -1,0 +1,73 @@
+// Sixteen float32 as one value, and the weights they come from. Torch-free.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/tiles.h"
+
+// Loops over lanes and tiles are fast only where the compiler sees their lengths, hence inlining into each caller.
+#define RWKV_INLINE inline __attribute__((always_inline))
+
+namespace rwkv::cpu {
+
+// The compiler splits these into the registers that an instruction level has.
+using Lanes = float __attribute__((vector_size(4 * kTileRows)));
+using LaneBits = uint32_t __attribute__((vector_size(4 * kTileRows)));
+
+RWKV_INLINE LaneBits load_bits(const void* from) {
+  LaneBits bits;
+  memcpy(&bits, from, sizeof bits);
+  return bits;
+}
+
+RWKV_INLINE Lanes as_float(LaneBits bits) {
+  Lanes lanes;
+  memcpy(&lanes, &bits, sizeof bits);
+  return lanes;
+}
+
+RWKV_INLINE Lanes load_lanes(const float* from) { return as_float(load_bits(from)); }
+
+RWKV_INLINE void store_lanes(float* to, Lanes lanes) { memcpy(to, &lanes, sizeof lanes); }
+
+// Sign, exponent and mantissa of a float16, in the low 16 bits, as float32. They are shifted into place as a number
+// 2^112 too small, then scaled, which is exact and turns float16's subnormals into normal numbers by itself. Infinity
+// and NaN do not occur in weights.
+RWKV_INLINE Lanes widen_half(LaneBits half) {
+  return as_float((half & 0x7fffu) << 13 | (half & 0x8000u) << 16) * 0x1p112f;
+}
+
+// The weights of input p of a group of 64 bytes, one for each of the 16 rows.
+template <class Weight>
+Lanes widen_group(LaneBits group, int p);
+
+template <>
+RWKV_INLINE Lanes widen_group<float>(LaneBits group, int) {
+  return as_float(group);
+}
+
+template <>
+RWKV_INLINE Lanes widen_group<Bfloat16>(LaneBits group, int p) {
+  return as_float(p ? group & 0xffff0000u : group << 16);
+}
+
+template <>
+RWKV_INLINE Lanes widen_group<Float16>(LaneBits group, int p) {
+  return widen_half(p ? group >> 16 : group);
+}
+
+// 16 weights that follow each other.
+RWKV_INLINE Lanes widen_row(const float* from) { return load_lanes(from); }
+
+RWKV_INLINE LaneBits load_16_bits(const void* from) {
+  uint16_t bits __attribute__((vector_size(2 * kTileRows)));
+  memcpy(&bits, from, sizeof bits);
+  return __builtin_convertvector(bits, LaneBits);
+}
+
+RWKV_INLINE Lanes widen_row(const Bfloat16* from) { return as_float(load_16_bits(from) << 16); }
+
+RWKV_INLINE Lanes widen_row(const Float16* from) { return widen_half(load_16_bits(from)); }
+
+}  // namespace rwkv::cpu

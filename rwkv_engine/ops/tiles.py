@@ -1,0 +1,60 @@
+"""tile, untile: a matrix in the order in which kernels read it, and back.
+
+The layout, version 1, is the same for every instruction level and device (`csrc/kernels/tiles.h`): blocks of 16
+outputs; along the inputs tiles of 64 bytes a row; in a tile 16 groups, each with the next 4 bytes, P = 4 / itemsize
+inputs, of the 16 rows in turn. W[16 i + r, 16 P j + P g + p] is at [i, j, g, r, p]. Zeros fill up N and K.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rwkv_engine import _extension
+from rwkv_engine.ops._library import define
+
+TILE_SCHEMA = "tile(Tensor weight, Tensor(a!) tiles) -> ()"
+UNTILE_SCHEMA = "untile(Tensor tiles, int outputs, int inputs) -> Tensor"
+ROWS = GROUPS = 16
+
+
+def tile(weight: Tensor, tiles: Tensor) -> None:
+    """Writes a matrix (N, K), float32, bfloat16 or float16, into tiles of `tiled_shape` and the same dtype."""
+    _extension.ensure_loaded()
+    torch.ops.rwkv_engine.tile(weight, tiles)
+
+
+def tiled_shape(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[int, int, int, int, int]:
+    """Shape of a matrix in tiles: (ceil(N / 16), ceil(K / 16 P), 16, 16, P)."""
+    per_group = 4 // dtype.itemsize
+    return -(-outputs // ROWS), -(-inputs // (GROUPS * per_group)), GROUPS, ROWS, per_group
+
+
+def untile(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
+    """What `tile` was given: (outputs, inputs)."""
+    _extension.ensure_loaded()
+    return torch.ops.rwkv_engine.untile(tiles, outputs, inputs)
+
+
+def tile_reference(weight: Tensor, tiles: Tensor) -> None:
+    """`tile` in plain torch."""
+    n, k = weight.shape
+    blocks, per_block, _, _, per_group = tiles.shape
+    padded = F.pad(weight, (0, per_block * GROUPS * per_group - k, 0, blocks * ROWS - n))
+    tiles.copy_(padded.view(blocks, ROWS, per_block, GROUPS, per_group).permute(0, 2, 3, 1, 4))
+
+
+def untile_reference(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
+    """`untile` in plain torch."""
+    blocks, per_block, _, _, per_group = tiles.shape
+    rows = tiles.permute(0, 3, 1, 2, 4).reshape(blocks * ROWS, per_block * GROUPS * per_group)
+    return rows[:outputs, :inputs].contiguous()
+
+
+def _untile_fake(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
+    return tiles.new_empty(outputs, inputs)
+
+
+define(TILE_SCHEMA, tile_reference, lambda weight, tiles: None)
+define(UNTILE_SCHEMA, untile_reference, _untile_fake)
