@@ -140,7 +140,7 @@ def _just_in_time(level: str) -> Status:
 def _compile_and_open(level: str, path: Path, compiler: _Compiler) -> float:
     from torch.utils import cpp_extension
 
-    say(f"compiling the {level} kernels for this machine, once, about 10 s ...")
+    say(f"compiling the {level} kernels for this machine, once, about 20 s ...")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as folder, _search_path():
         try:

@@ -1,8 +1,11 @@
 """RWKV-4: placed weights and the forward pass (Peng et al. 2023, arXiv:2305.13048, section 3).
 
 Modules carry the tensor names of the original checkpoints (`blocks.0.att.time_decay`, ...), so a state dict is a
-checkpoint. Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V = n_vocab. Only matrices may be stored in
-half precision: the residual stream, LayerNorm, the recurrence and the state are float32 in every strategy.
+checkpoint, unless matrices are packed for the kernels (`weights.Tiled`). Many tokens are read by unfused operators,
+with gradients; one token of each sequence, packed, by the fused steps: two calls a layer. Only matrices may be stored
+in half precision: residual stream, LayerNorm, recurrence and state are float32 in every strategy.
+
+Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V = n_vocab.
 """
 
 from __future__ import annotations

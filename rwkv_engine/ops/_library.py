@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 NAMESPACE = "rwkv_engine"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -26,3 +27,13 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
 def register_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
     """Registers the derivative of the operator `name`."""
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def refuse_gradients(*arguments: Tensor | float) -> None:
+    """For operators without a derivative: torch would drop it silently.
+
+    Raises:
+        RuntimeError: an argument wants one.
+    """
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+        raise RuntimeError("a mixing step has no gradient; load the model with trainable=True, or use torch.no_grad()")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.ops import channel_mixing_step, time_mixing_step
-from rwkv_engine.ops.mixing_steps import channel_mixing_step_reference, time_mixing_step_reference
+from rwkv_engine.ops.channel_mixing_step import channel_mixing_step_reference
 from rwkv_engine.ops.tiles import tile_reference, tiled_shape
+from rwkv_engine.ops.time_mixing_step import time_mixing_step_reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(8, 8, 8), (16, 32, 64), (40, 56, 100), (33, 17, 65), (2056, 8, 24), (224, 224, 768)]  # C, A, F

@@ -1,0 +1,88 @@
+"""channel_mixing_step: channel mixing of one token in each of B sequences, with LayerNorm and residual, in one call.
+
+With ln = LayerNorm(x) and mix_m(ln) = m ln + (1 - m) shift, where `shift` is ln at the token before, which is replaced
+in place:
+
+    r, k = Wr mix_r(ln), Wk mix_k(ln);   y = x + sigmoid(r) Wv relu(k)^2
+
+Activations and sums are float32 whatever the weights are, so relu(k)^2 cannot overflow. Its zeros are skipped, which
+changes no bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rwkv_engine import _extension
+from rwkv_engine.ops._library import define, refuse_gradients
+from rwkv_engine.ops.linear import linear_reference
+
+CHANNEL_MIXING_STEP_SCHEMA = (
+    "channel_mixing_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_r,"
+    " Tensor key, Tensor receptance, Tensor value, Tensor(a!) shift) -> Tensor"
+)
+
+
+def channel_mixing_step(
+    x: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    mix_k: Tensor,
+    mix_r: Tensor,
+    key: Tensor,
+    receptance: Tensor,
+    value: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    """Channel mixing of one token, with its LayerNorm and residual.
+
+    Args:
+        x: (B, C) float32.
+        ln_weight, ln_bias, mix_k, mix_r: (C,) float32.
+        eps: of the LayerNorm.
+        key: (F, C) in tiles.
+        receptance: (C, C) in tiles.
+        value: (F, C), no tiles: row f is what input f adds to the outputs.
+        shift: (B, C) float32, replaced by this token's.
+
+    Returns:
+        (B, C) float32.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit, or an argument that wants a gradient: there is none.
+    """
+    _extension.ensure_loaded()
+    arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_r, key, receptance, value, shift)
+    refuse_gradients(*arguments)
+    return torch.ops.rwkv_engine.channel_mixing_step(*arguments)
+
+
+def channel_mixing_step_reference(
+    x: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    mix_k: Tensor,
+    mix_r: Tensor,
+    key: Tensor,
+    receptance: Tensor,
+    value: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    """`channel_mixing_step` in plain torch."""
+    now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
+    r = linear_reference(torch.lerp(shift, now, mix_r), receptance, x.shape[-1])
+    k = linear_reference(torch.lerp(shift, now, mix_k), key, len(value))
+    y = x + torch.sigmoid(r) * (torch.relu(k).square() @ value.to(x.dtype))
+    shift.copy_(now)
+    return y
+
+
+def _fake(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+define(CHANNEL_MIXING_STEP_SCHEMA, channel_mixing_step_reference, _fake)

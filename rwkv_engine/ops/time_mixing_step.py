@@ -1,0 +1,108 @@
+"""time_mixing_step: time mixing of one token in each of B sequences, with LayerNorm and residual, in one call.
+
+With ln = LayerNorm(x) and mix_m(ln) = m ln + (1 - m) shift, where `shift` is ln at the token before, and wkv that of
+`ops.wkv4`, whose state is replaced in place:
+
+    r, k, v = Wr mix_r(ln), Wk mix_k(ln), Wv mix_v(ln);   y = x + Wo (sigmoid(r) wkv(k, v))
+
+Activations and sums are float32 whatever the weights are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rwkv_engine import _extension
+from rwkv_engine.ops._library import define, refuse_gradients
+from rwkv_engine.ops.linear import linear_reference
+from rwkv_engine.ops.wkv4 import wkv4_reference
+
+TIME_MIXING_STEP_SCHEMA = (
+    "time_mixing_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_v, Tensor mix_r,"
+    " Tensor decay, Tensor first, Tensor key, Tensor value, Tensor receptance, Tensor output,"
+    " Tensor(a!) shift, Tensor(b!) num, Tensor(c!) den, Tensor(d!) max) -> Tensor"
+)
+
+
+def time_mixing_step(
+    x: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    mix_k: Tensor,
+    mix_v: Tensor,
+    mix_r: Tensor,
+    decay: Tensor,
+    first: Tensor,
+    key: Tensor,
+    value: Tensor,
+    receptance: Tensor,
+    output: Tensor,
+    shift: Tensor,
+    num: Tensor,
+    den: Tensor,
+    max: Tensor,
+) -> Tensor:
+    """Time mixing of one token, with its LayerNorm and residual.
+
+    Args:
+        x: (B, C) float32.
+        ln_weight, ln_bias, mix_k, mix_v, mix_r: (C,) float32.
+        eps: of the LayerNorm.
+        decay, first: (A,) float32, -exp(time_decay) and time_first.
+        key, value, receptance: (A, C) in tiles.
+        output: (C, A) in tiles.
+        shift: (B, C) float32, replaced by this token's.
+        num, den, max: (B, A) float32, replaced.
+
+    Returns:
+        (B, C) float32.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit, or an argument that wants a gradient: there is none.
+    """
+    _extension.ensure_loaded()
+    arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_v, mix_r, decay, first, key, value, receptance, output)
+    refuse_gradients(*arguments, shift, num, den, max)
+    return torch.ops.rwkv_engine.time_mixing_step(*arguments, shift, num, den, max)
+
+
+def time_mixing_step_reference(
+    x: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    mix_k: Tensor,
+    mix_v: Tensor,
+    mix_r: Tensor,
+    decay: Tensor,
+    first: Tensor,
+    key: Tensor,
+    value: Tensor,
+    receptance: Tensor,
+    output: Tensor,
+    shift: Tensor,
+    num: Tensor,
+    den: Tensor,
+    max: Tensor,
+) -> Tensor:
+    """`time_mixing_step` in plain torch."""
+    now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
+    n_att = len(decay)
+    k = linear_reference(torch.lerp(shift, now, mix_k), key, n_att)
+    v = linear_reference(torch.lerp(shift, now, mix_v), value, n_att)
+    r = linear_reference(torch.lerp(shift, now, mix_r), receptance, n_att)
+    wkv, *state = wkv4_reference(decay, first, k.unsqueeze(1), v.unsqueeze(1), num, den, max)
+    y = x + linear_reference(torch.sigmoid(r) * wkv.squeeze(1), output, x.shape[-1])
+    for old, new in zip((shift, num, den, max), (now, *state), strict=True):
+        old.copy_(new)
+    return y
+
+
+def _fake(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+define(TIME_MIXING_STEP_SCHEMA, time_mixing_step_reference, _fake)
