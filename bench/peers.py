@@ -2,8 +2,9 @@
 
     python -m bench.peers --strategy "cpu bf16" --json bench/results/peers.json
 
-Random weights, so half of the squared relu is zero (trained models have more); every round measures each engine once, one after the other, so a machine that slows
-down slows all of them. Reported: medians, and the ratio to the `rwkv` package within each round.
+Random weights, so half of the squared relu is zero (trained models have more). Every round measures each engine once,
+one after the other, so a machine that slows down slows all of them. Reported: medians, and the ratio to the `rwkv`
+package within each round.
 """
 
 from __future__ import annotations

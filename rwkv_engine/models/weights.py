@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,8 +54,15 @@ class Tiled(nn.Module):
         """x (..., inputs) -> (..., outputs)."""
         rows = x.reshape(-1, self.in_features)
         if len(rows) > MOST_ROWS:
-            return product(x, self.weight)
+            return torch.cat([product(x, part) for part in self._parts()], dim=-1)
         return linear(rows, self.tiles, self.out_features).view(*x.shape[:-1], self.out_features)
+
+    def _parts(self) -> Iterator[Tensor]:
+        """The matrix row after row, some rows at a time: the copy stays in the cache, and memory is used again."""
+        left = self.out_features
+        for part in self.tiles.split(WIDENED // ROWS):
+            yield untile(part, min(left, WIDENED), self.in_features)
+            left -= WIDENED
 
 
 class InputMajor(nn.Module):

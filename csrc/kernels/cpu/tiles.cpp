@@ -3,20 +3,29 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/lanes.h"
+
 namespace rwkv::cpu {
 namespace {
 
-// Calls move(tile, n, k, inputs) for every row n of a block and the first input k of each of its groups; `tile` is
-// where in the tiles the group has this row's inputs.
+// A tile is 16 x 16 words of 4 bytes: of row r, group g, word 16 g + r. Turns it into 16 rows of 64 bytes or back.
+constexpr int kWords = kTileRows * kTileGroups;
+
+RWKV_INLINE void transpose(const uint32_t* __restrict from, uint32_t* __restrict to) {
+  for (int i = 0; i < kTileRows; ++i)
+    for (int j = 0; j < kTileGroups; ++j) to[i * kTileGroups + j] = from[j * kTileRows + i];
+}
+
+// Calls move(tile, n, k, rows, inputs) for every tile: where it begins, its first row and input, and how many of its 16
+// rows and 64 bytes of inputs belong to the matrix.
 template <class Weight, class Move>
-void for_each_piece(int64_t N, int64_t K, const Run& run, const Move& move) {
-  constexpr int P = kGroupInputs<Weight>;
-  const int64_t padded = tiles_per_block<Weight>(K) * kTileInputs<Weight>;
+void for_each_tile(int64_t N, int64_t K, const Run& run, const Move& move) {
+  const int64_t tiles = tiles_per_block<Weight>(K), inputs = kTileInputs<Weight>;
   run(tile_blocks(N), [=](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block)
-      for (int64_t k = 0; k < padded; k += P)
-        for (int64_t r = 0; r < kTileRows; ++r)
-          move(((block * padded + k) * kTileRows) + r * P, block * kTileRows + r, k, std::clamp<int64_t>(K - k, 0, P));
+      for (int64_t j = 0; j < tiles; ++j)
+        move((block * tiles + j) * kTileRows * inputs, block * kTileRows, j * inputs,
+             std::min<int64_t>(kTileRows, N - block * kTileRows), std::min(inputs, K - j * inputs));
   });
 }
 
@@ -24,17 +33,27 @@ void for_each_piece(int64_t N, int64_t K, const Run& run, const Move& move) {
 
 template <class Weight>
 void tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles, const Run& run) {
-  for_each_piece<Weight>(N, K, run, [=](int64_t at, int64_t n, int64_t k, int64_t inputs) {
-    Weight piece[kGroupInputs<Weight>] = {};
-    if (n < N) std::copy_n(matrix + n * K + k, inputs, piece);
-    memcpy(tiles + at, piece, sizeof piece);
+  for_each_tile<Weight>(N, K, run, [=](int64_t at, int64_t n, int64_t k, int64_t rows, int64_t inputs) {
+    uint32_t words[kWords] = {}, tile[kWords];
+    for (int64_t r = 0; r < rows; ++r)
+      memcpy(words + r * kTileGroups, matrix + (n + r) * K + k, inputs * sizeof(Weight));
+    transpose(words, tile);
+    memcpy(tiles + at, tile, sizeof tile);
   });
 }
 
 template <class Weight>
 void untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix, const Run& run) {
-  for_each_piece<Weight>(N, K, run, [=](int64_t at, int64_t n, int64_t k, int64_t inputs) {
-    if (n < N) std::copy_n(tiles + at, inputs, matrix + n * K + k);
+  for_each_tile<Weight>(N, K, run, [=](int64_t at, int64_t n, int64_t k, int64_t rows, int64_t inputs) {
+    uint32_t words[kWords], tile[kWords];
+    memcpy(tile, tiles + at, sizeof tile);
+    transpose(tile, words);
+    if (inputs == kTileInputs<Weight>) {  // a length that the compiler knows
+      for (int64_t r = 0; r < rows; ++r) memcpy(matrix + (n + r) * K + k, words + r * kTileGroups, 4 * kTileGroups);
+    } else {
+      for (int64_t r = 0; r < rows; ++r)
+        memcpy(matrix + (n + r) * K + k, words + r * kTileGroups, inputs * sizeof(Weight));
+    }
   });
 }
 
