@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <utility>
+#include <vector>
 
 #include "kernels/tiles.h"
 

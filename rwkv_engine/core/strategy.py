@@ -23,8 +23,6 @@ from rwkv_engine.errors import StrategyError
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Bits of one weight of a matrix; int4 has a 16-bit scale and minimum for 64 weights besides.
 FORMAT_BITS = {"i8": 8.0, "i4": 4.5}
-
-
 # What parses already and runs from these versions on.
 CUDA_SINCE, QUANTIZED_SINCE = "0.2", "0.3"
 
