@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rwkv_engine import _extension
+from rwkv_engine import _extension, _extension_cuda
 from rwkv_engine.core.checkpoint import Checkpoint
 from rwkv_engine.core.strategy import Strategy
 from rwkv_engine.errors import CheckpointError
@@ -39,7 +39,8 @@ def load_model(
     fingerprint = checkpoint.fingerprint()
     with torch.device("meta"):
         model = ARCHITECTURES[config.version](config, fingerprint)
-    packed = not trainable and _extension.status().kind != "reference"  # without kernels tiles are only in the way
+    # Without kernels tiles are only in the way.
+    packed = {d: _has_kernels(d) and not trainable for d in {p.device for p in placements}}
     done = 0
     for name in checkpoint.names:
         stored = checkpoint.read(name)
@@ -47,12 +48,17 @@ def load_model(
         # Vectors stay float32: they are few, and exponentials and norms are made of them.
         dtype = placement.dtype if stored.ndim == 2 else torch.float32
         _check_finite(f"{checkpoint.path}: {name}", stored, dtype)
-        _put(model, name, stored, placement.device, dtype, packed)
+        _put(model, name, stored, placement.device, dtype, packed[placement.device])
         checkpoint.release(stored)
         done += stored.numel()
         if progress:
             progress(done, config.n_params)
     return model.eval().requires_grad_(trainable)
+
+
+def _has_kernels(device: str) -> bool:
+    kernels = _extension_cuda if device.startswith("cuda") else _extension
+    return kernels.status().kind != "reference"
 
 
 def _put(model: Rwkv4, name: str, stored: Tensor, device: str, dtype: torch.dtype, packed: bool) -> None:
