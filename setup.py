@@ -39,7 +39,7 @@ def cuda_extensions(build):
         print(f"rwkv_engine: no CUDA kernels ahead of time: {problem}")
         return []
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    architectures = toolkit.chosen_architectures(machine, wanted) or build.ARCHITECTURES
+    architectures = toolkit.chosen_architectures(machine.nvcc, machine.gpus, wanted) or build.ARCHITECTURES
     cpp_extension.CUDA_HOME = str(machine.nvcc.root)
     return [
         cpp_extension.CUDAExtension(

@@ -55,7 +55,7 @@ def _just_in_time(machine: Machine) -> Status:
         raise ExtensionError(problem)
     nvcc = machine.nvcc
     assert nvcc is not None  # why_not asks for it
-    architectures = sorted({_toolkit.architecture_for(gpu, nvcc) or gpu for gpu in machine.gpus})
+    architectures = _toolkit.chosen_architectures(nvcc, machine.gpus)
     compilers = hashlib.sha256(f"{nvcc.version} {_host_compilers()}".encode()).hexdigest()[:8]
     with _torch_builds_with(nvcc.root):
         path, reason = build_once(

@@ -152,10 +152,10 @@ def architecture_for(gpu: int, nvcc: Nvcc) -> int | None:
     return max((a for a in nvcc.architectures if a <= gpu), default=None)
 
 
-def chosen_architectures(machine: Machine, wanted: str = "") -> list[int]:
-    """What to build ahead of time for: `wanted` ("8.0;9.0+PTX"), else the GPUs here, else none in particular."""
-    asked = [10 * int(major) + int(minor) for major, minor in re.findall(r"(\d+)\.(\d)", wanted)]
-    return sorted({*asked} or {*machine.gpus})
+def chosen_architectures(nvcc: Nvcc, gpus: Sequence[int], wanted: str = "") -> list[int]:
+    """What to build for: `wanted` ("8.0;9.0+PTX"), else these GPUs, as far as nvcc knows them."""
+    asked = {10 * int(major) + int(minor) for major, minor in re.findall(r"(\d+)\.(\d)", wanted)}
+    return sorted(asked or {a for a in (architecture_for(gpu, nvcc) for gpu in gpus) if a})
 
 
 def covers(architectures: Sequence[int], gpu: int) -> bool:

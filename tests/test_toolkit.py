@@ -23,16 +23,16 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def fake_nvcc(home: Path, version: str = "13.0.88", architectures: str = "75 80 90") -> Path:
-    """A script that answers as nvcc does; the compilations asked of it fail."""
+def fake_nvcc(home: Path, version: str = "13.0.88", architectures: str = "75 80 90", compiling: str = "exit 1") -> Path:
+    """A script that answers as nvcc does, and when it is to compile does what `compiling` says."""
     listed = " ".join(f"compute_{a}" for a in architectures.split())
     return script(
         home / "bin" / "nvcc",
         f"""case "$1" in
 --version) echo "nvcc: NVIDIA (R) Cuda compiler driver"; echo "Cuda compilation tools, release 13.0, V{version}" ;;
 --list-gpu-arch) for a in {listed}; do echo $a; done ;;
---dryrun) echo "#$ TOP={home}/toolkit/bin/.." >&2 ;;
-*) echo "error: this is no compiler" >&2; exit 1 ;;
+--dryrun) echo "#$ TOP={home}/toolkit/.." >&2 ;;
+*) {compiling} ;;
 esac""",
     )
 
@@ -88,10 +88,10 @@ def test_a_library_runs_on_newer_gpus_of_a_generation_and_by_ptx_on_later_ones()
     assert _toolkit.architecture_for(70, NVCC) is None
 
 
-def test_what_is_built_ahead_of_time():
-    assert chosen_architectures(GOOD) == [90]
-    assert chosen_architectures(replace(GOOD, gpus=())) == []
-    assert chosen_architectures(GOOD, "8.0;8.6 12.0+PTX") == [80, 86, 120]
+def test_what_is_built_for():
+    assert chosen_architectures(NVCC, (80, 89, 86, 121)) == [80, 86, 100]
+    assert chosen_architectures(NVCC, ()) == []
+    assert chosen_architectures(NVCC, (90,), "8.0;8.6 12.0+PTX") == [80, 86, 120]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_nvcc_is_found_and_asked(tmp_path, monkeypatch):
     path = fake_nvcc(tmp_path / "a", "12.9.3", "90 75")
     monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
     found = _toolkit.find_nvcc()
-    assert found == Nvcc(path, tmp_path / "a" / "toolkit", "12.9.3", (75, 90))
+    assert found == Nvcc(path, tmp_path / "a", "12.9.3", (75, 90))
     assert str(found) == f"nvcc 12.9.3 ({path})"
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "empty"))
     assert _toolkit.find_nvcc() == found, "an empty CUDA_HOME is passed over"
