@@ -185,20 +185,20 @@ uint64_t warp(WarpOperation operation, Place place) {
   return current->result;
 }
 
-// Barriers of the source, for the test that leaves them out one at a time: those in the environment variable
-// RWKV_EMULATION_WITHOUT (file.cu:line) do nothing; with RWKV_EMULATION_LIST set all that were reached are printed.
+// For leave_out_barriers.py: the barrier RWKV_EMULATION_WITHOUT=file:line does nothing; with RWKV_EMULATION_LIST all
+// that were reached are printed at the end.
 bool left_out(Place place) {
-  struct Reached {
-    std::set<std::string> places;
+  static const char* const without = getenv("RWKV_EMULATION_WITHOUT");
+  static const bool listing = getenv("RWKV_EMULATION_LIST") != nullptr;
+  if (without == nullptr && !listing) return false;
+  struct Reached : std::set<std::string> {
     ~Reached() {
-      if (getenv("RWKV_EMULATION_LIST") == nullptr) return;
-      for (const auto& place : places) std::cout << "reached " << place << "\n";
+      for (const auto& here : *this) std::cout << "reached " << here << "\n";
     }
   };
   static Reached reached;
-  static const char* const without = getenv("RWKV_EMULATION_WITHOUT");
   const std::string here = name(place);
-  reached.places.insert(here);
+  if (listing) reached.insert(here);
   return without != nullptr && here == without;
 }
 
