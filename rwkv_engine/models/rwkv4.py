@@ -21,18 +21,20 @@ from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.layout import Layout
 from rwkv_engine.core.state import FIELDS, LayerState, State
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
-from rwkv_engine.ops import channel_mixing_step, time_mixing_step, wkv4
+from rwkv_engine.ops import (
+    channel_mixing_step,
+    gate_residual,
+    ln_shift,
+    squared_relu,
+    time_mixing_step,
+    wkv4,
+)
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.ops.slots import replace_rows, rows_of
 
 
-def token_shift(x: Tensor, last: Tensor) -> Tensor:
-    """The sequence one token later: row t holds x[t-1], row 0 holds `last` (B, C) from the state."""
-    return torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
-
-
 class TimeMixing(nn.Module):
-    """r, k, v from a mix of this token and the last; wkv; the gated output. x (B, T, C) -> (B, T, C)."""
+    """r, k, v from a mix of this token and the last; wkv; the gated output."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -47,16 +49,15 @@ class TimeMixing(nn.Module):
         self.receptance = Dense(c, a)
         self.output = Dense(a, c)
 
-    def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
-        """x: normalised. Returns what to add to the residual, and the new `att_shift, wkv_*`."""
-        shifted = token_shift(x, state.att_shift)
-        r = self.receptance(torch.lerp(shifted, x, self.time_mix_r))
-        k = self.key(torch.lerp(shifted, x, self.time_mix_k))
-        v = self.value(torch.lerp(shifted, x, self.time_mix_v))
+    def forward(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
+        """T tokens with their LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `att_shift, wkv_*`."""
+        mixes = torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r])
+        (k_in, v_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state.att_shift)
+        k, v, r = self.key(k_in), self.value(v_in), self.receptance(r_in)
         decay = -torch.exp(self.time_decay)
         y, num, den, max = wkv4(decay, self.time_first, k, v, state.wkv_num, state.wkv_den, state.wkv_max)
-        out = self.output(torch.sigmoid(r) * y)
-        return out, {"att_shift": x[:, -1], "wkv_num": num, "wkv_den": den, "wkv_max": max}
+        out = self.output(gate_residual(None, r, y))
+        return x + out, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
     def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
@@ -83,7 +84,7 @@ class TimeMixing(nn.Module):
 
 
 class ChannelMixing(nn.Module):
-    """sigmoid(r) * V relu(K x)^2 over a mix of this token and the last. x (B, T, C) -> (B, T, C)."""
+    """sigmoid(r) * V relu(K x)^2 over a mix of this token and the last."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -94,12 +95,12 @@ class ChannelMixing(nn.Module):
         self.receptance = Dense(c, c)
         self.value = Dense(f, c)
 
-    def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
-        """x: normalised. Returns what to add to the residual, and the new `ffn_shift`."""
-        shifted = token_shift(x, state.ffn_shift)
-        r = self.receptance(torch.lerp(shifted, x, self.time_mix_r))
-        k = self.key(torch.lerp(shifted, x, self.time_mix_k))
-        return torch.sigmoid(r) * self.value(torch.relu(k).square()), {"ffn_shift": x[:, -1]}
+    def forward(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
+        """T tokens with their LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `ffn_shift`."""
+        mixes = torch.stack([self.time_mix_k, self.time_mix_r])
+        (k_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state.ffn_shift)
+        v = self.value(squared_relu(self.key(k_in)))
+        return gate_residual(x, self.receptance(r_in), v), {"ffn_shift": shift}
 
     def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
@@ -133,10 +134,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """x (B, T, C): the residual stream."""
-        out, att_state = self.att(self.ln1(x), state)
-        x = x + out
-        out, ffn_state = self.ffn(self.ln2(x), state)
-        return x + out, LayerState(**att_state, **ffn_state)
+        x, att_state = self.att(x, self.ln1, state)
+        x, ffn_state = self.ffn(x, self.ln2, state)
+        return x, LayerState(**att_state, **ffn_state)
 
     @property
     def is_packed(self) -> bool:
