@@ -49,8 +49,8 @@ def has_python_headers() -> bool:
 def sources() -> list[Path]:
     """Translation units of the CPU library. The bindings of operators do not need `Python.h`, those of pybind11 do."""
     root = source_root()
-    bindings = [p for p in root.glob("bindings/*.cpp") if has_python_headers() or not p.stem.endswith("_pybind")]
-    return sorted([*root.glob("kernels/cpu/*.cpp"), *bindings])
+    modules = root.glob("bindings/*_pybind.cpp") if has_python_headers() else ()
+    return sorted([*root.glob("kernels/cpu/*.cpp"), *root.glob("bindings/*_cpu.cpp"), *modules])
 
 
 def compile_flags(level: str) -> list[str]:

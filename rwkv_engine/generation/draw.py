@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rwkv_engine.generation.distribution import documented, rwkv_package, whole_numbers
 from rwkv_engine.generation.params import SamplingParams
-from rwkv_engine.ops import philox_uniform
+from rwkv_engine.ops.philox_uniform import philox_uniform
 
 
 @dataclass(frozen=True)
