@@ -2,6 +2,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <optional>
+
 #include "bindings/parallel.h"
 #include "bindings/weights.h"
 #include "kernels/cpu/channel_mixing_step.h"
@@ -11,6 +13,16 @@ namespace rwkv {
 namespace {
 
 using at::Tensor;
+using Slots = std::optional<Tensor>;
+
+// Slots of B rows, each one of the S rows of a state.
+const int64_t* checked_slots(const char* op, const Slots& slots, const Tensor& x, int64_t S) {
+  const int64_t* const rows = slots_argument(op, slots, x);
+  for (int64_t b = 0; rows && b < x.size(0); ++b)
+    TORCH_CHECK(rows[b] >= 0 && rows[b] < S, op, ": slots: row ", b, " has slot ", rows[b], ", expected one of the ", S,
+                " rows of the state");
+  return rows;
+}
 
 template <class Step>
 void launch(const Step& step, void (*kernel)(const Step&, float*, const cpu::Run&), const Tensor& like) {
@@ -22,11 +34,11 @@ Tensor time_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& 
                         const Tensor& mix_k, const Tensor& mix_v, const Tensor& mix_r, const Tensor& decay,
                         const Tensor& first, const Tensor& key, const Tensor& value, const Tensor& receptance,
                         const Tensor& output, const Tensor& shift, const Tensor& num, const Tensor& den,
-                        const Tensor& max) {
+                        const Tensor& max, const Slots& slots) {
   static constexpr char op[] = "rwkv_engine::time_mixing_step";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
   TORCH_CHECK(decay.dim() == 1, op, ": decay: expected shape (A,), got ", decay.sizes());
-  const int64_t B = x.size(0), C = x.size(1), A = decay.size(0);
+  const int64_t B = x.size(0), C = x.size(1), A = decay.size(0), S = slots ? shift.size(0) : B;
   const Tensor rows = float_argument(op, "x", x, {B, C}), weight = float_argument(op, "ln_weight", ln_weight, {C}),
                bias = float_argument(op, "ln_bias", ln_bias, {C}), mk = float_argument(op, "mix_k", mix_k, {C}),
                mv = float_argument(op, "mix_v", mix_v, {C}), mr = float_argument(op, "mix_r", mix_r, {C}),
@@ -57,12 +69,13 @@ Tensor time_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& 
         weights<Weight>(value),
         weights<Weight>(receptance),
         weights<Weight>(output),
-        state_argument(op, "shift", shift, B, C),
-        state_argument(op, "num", num, B, A),
-        state_argument(op, "den", den, B, A),
-        state_argument(op, "max", max, B, A),
+        state_argument(op, "shift", shift, S, C),
+        state_argument(op, "num", num, S, A),
+        state_argument(op, "den", den, S, A),
+        state_argument(op, "max", max, S, A),
         shift.stride(0),
         num.stride(0),
+        checked_slots(op, slots, x, S),
         y.data_ptr<float>()};
     launch(step, &cpu::time_mixing_step<Weight>, rows);
   });
@@ -71,11 +84,11 @@ Tensor time_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& 
 
 Tensor channel_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
                            const Tensor& mix_k, const Tensor& mix_r, const Tensor& key, const Tensor& receptance,
-                           const Tensor& value, const Tensor& shift) {
+                           const Tensor& value, const Tensor& shift, const Slots& slots) {
   static constexpr char op[] = "rwkv_engine::channel_mixing_step";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
   TORCH_CHECK(value.dim() == 2, op, ": value: expected shape (F, C), got ", value.sizes());
-  const int64_t B = x.size(0), C = x.size(1), F = value.size(0);
+  const int64_t B = x.size(0), C = x.size(1), F = value.size(0), S = slots ? shift.size(0) : B;
   const Tensor rows = float_argument(op, "x", x, {B, C}), weight = float_argument(op, "ln_weight", ln_weight, {C}),
                bias = float_argument(op, "ln_bias", ln_bias, {C}), mk = float_argument(op, "mix_k", mix_k, {C}),
                mr = float_argument(op, "mix_r", mix_r, {C});
@@ -100,8 +113,9 @@ Tensor channel_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tenso
         weights<Weight>(key),
         weights<Weight>(receptance),
         weights<Weight>(value),
-        state_argument(op, "shift", shift, B, C),
+        state_argument(op, "shift", shift, S, C),
         shift.stride(0),
+        checked_slots(op, slots, x, S),
         y.data_ptr<float>()};
     launch(step, &cpu::channel_mixing_step<Weight>, rows);
   });

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "kernels/tiles.h"
@@ -17,12 +18,24 @@ inline at::Tensor float_argument(const char* op, const char* name, const at::Ten
   return tensor.contiguous();
 }
 
-// A state's rows, replaced in place: (B, width) float32, numbers of a row next to each other.
-inline float* state_argument(const char* op, const char* name, const at::Tensor& tensor, int64_t B, int64_t width) {
+// A state's rows, replaced in place: (S, width) float32, numbers of a row next to each other.
+inline float* state_argument(const char* op, const char* name, const at::Tensor& tensor, int64_t S, int64_t width) {
+  TORCH_CHECK(tensor.dim() == 2, op, ": ", name, ": expected shape (S, ", width, "), got ", tensor.sizes());
   float_argument(op, name, tensor.narrow(0, 0, 0), {0, width});
-  TORCH_CHECK(tensor.size(0) == B && tensor.stride(1) == 1, op, ": ", name, ": expected ", B,
+  TORCH_CHECK(tensor.size(0) == S && tensor.stride(1) == 1, op, ": ", name, ": expected ", S,
               " rows without gaps inside them, got shape ", tensor.sizes(), " with strides ", tensor.strides());
   return tensor.data_ptr<float>();
+}
+
+// The state's row of each of B rows, contiguous int64 on the device of x; null without `slots`. Their values are not
+// looked at.
+inline const int64_t* slots_argument(const char* op, const std::optional<at::Tensor>& slots, const at::Tensor& x) {
+  if (!slots) return nullptr;
+  TORCH_CHECK(slots->sizes() == x.sizes().slice(0, 1) && slots->scalar_type() == at::kLong && slots->is_contiguous() &&
+                  slots->device() == x.device(),
+              op, ": slots: expected ", x.size(0), " contiguous int64 on ", x.device(), ", got ", slots->scalar_type(),
+              " of shape ", slots->sizes(), " on ", slots->device());
+  return slots->const_data_ptr<int64_t>();
 }
 
 inline int64_t group_inputs(const at::Tensor& weight) { return 4 / weight.element_size(); }
@@ -38,6 +51,13 @@ inline void check_tiles(const char* op, const char* name, const at::Tensor& weig
   TORCH_CHECK(weight.sizes() == at::IntArrayRef(shape) && weight.is_contiguous() && weight.device().is_cpu(), op, ": ",
               name, ": expected ", N, " x ", K, " in contiguous tiles on the CPU, of shape ", at::IntArrayRef(shape),
               ", got shape ", weight.sizes(), " on ", weight.device());
+}
+
+// Checks that `weight` is a matrix (K, N) row after row.
+inline void check_rows(const char* op, const char* name, const at::Tensor& weight, int64_t K, int64_t N) {
+  TORCH_CHECK(weight.sizes() == at::IntArrayRef({K, N}) && weight.is_contiguous() && weight.device().is_cpu(), op, ": ",
+              name, ": expected contiguous (", K, ", ", N, ") on the CPU, got shape ", weight.sizes(), " on ",
+              weight.device());
 }
 
 // Calls fn(Weight{}) with the kernels' type of a tensor's weights.

@@ -96,6 +96,29 @@ Doubles mixed(const Doubles& now, const Doubles& last, const std::vector<float>&
   return out;
 }
 
+// Rows of a state: as they come, or backwards with a row of NaN before and after each.
+struct Slots {
+  std::vector<int64_t> of_row;
+  bool apart;
+
+  Slots(int64_t B, bool lie_apart) : apart(lie_apart) {
+    for (int64_t b = 0; b < B; ++b) of_row.push_back(apart ? 2 * (B - b) - 1 : b);
+  }
+  const int64_t* data() const { return apart ? of_row.data() : nullptr; }
+
+  std::vector<float> spread(const std::vector<float>& rows, int64_t width) const {
+    const int64_t B = of_row.size();
+    std::vector<float> state((apart ? 2 * B + 1 : B) * width, NAN);
+    for (int64_t b = 0; b < B; ++b) std::copy_n(rows.begin() + b * width, width, state.begin() + of_row[b] * width);
+    return state;
+  }
+  bool others_are_nan(const std::vector<float>& state, int64_t width) const {
+    for (size_t i = 0; apart && i < state.size(); ++i)
+      if (i / width % 2 == 0 && !std::isnan(state[i])) return false;
+    return true;
+  }
+};
+
 bool close(double got, double expected) { return std::abs(got - expected) < 5e-5 * (1 + std::abs(expected)); }
 
 template <class Weight>
@@ -119,14 +142,15 @@ void test_linear(int64_t N, int64_t K, int64_t B) {
 }
 
 template <class Weight>
-void test_time_mixing(int64_t B, int64_t C, int64_t A) {
+void test_time_mixing(int64_t B, int64_t C, int64_t A, const Slots& slots) {
   const auto x = normal(B * C), weight = normal(C), bias = normal(C), mix_k = normal(C), mix_v = normal(C),
              mix_r = normal(C), first = normal(A), shift = normal(B * C), num = normal(B * A), max = normal(B * A);
   auto decay = normal(A), den = normal(B * A);
   for (float& w : decay) w = -std::exp(w);
   for (float& d : den) d = std::abs(d) + 0.1f;
   const Matrix<Weight> key(A, C), value(A, C), receptance(A, C), output(C, A);
-  auto new_shift = shift, new_num = num, new_den = den, new_max = max;
+  auto new_shift = slots.spread(shift, C), new_num = slots.spread(num, A), new_den = slots.spread(den, A),
+       new_max = slots.spread(max, A);
   std::vector<float> y(B * C);
   const cpu::LayerNorm norm{weight.data(), bias.data(), 1e-5f};
   const cpu::TimeMixingStep<Weight> step{B,
@@ -149,6 +173,7 @@ void test_time_mixing(int64_t B, int64_t C, int64_t A) {
                                          new_max.data(),
                                          C,
                                          A,
+                                         slots.data(),
                                          y.data()};
   std::vector<float> scratch(step.scratch(), NAN);
   cpu::time_mixing_step(step, scratch.data(), in_pieces);
@@ -158,29 +183,31 @@ void test_time_mixing(int64_t B, int64_t C, int64_t A) {
                   r = receptance.times(mixed(now, last, mix_r));
     Doubles gated;
     for (int64_t a = 0; a < A; ++a) {
-      const int64_t i = b * A + a;
+      const int64_t i = b * A + a, j = slots.of_row[b] * A + a;
       const double sum_v = num[i] * std::exp(max[i]), sum_1 = den[i] * std::exp(max[i]);
       const double bonus = std::exp(first[a] + k[a]), kept = std::exp(decay[a]), e = std::exp(k[a]);
       gated.push_back((sum_v + bonus * v[a]) / (sum_1 + bonus) / (1 + std::exp(-r[a])));
-      const double scale = std::exp(new_max[i]);
+      const double scale = std::exp(new_max[j]);
       const double terms = std::abs(kept * sum_v) + std::abs(e * v[a]);  // they may cancel
-      CHECK(std::abs(new_num[i] * scale - (kept * sum_v + e * v[a])) < 1e-4 * (1 + terms), b, a);
-      CHECK(close(new_den[i] * scale, kept * sum_1 + e), b, a);
+      CHECK(std::abs(new_num[j] * scale - (kept * sum_v + e * v[a])) < 1e-4 * (1 + terms), b, a);
+      CHECK(close(new_den[j] * scale, kept * sum_1 + e), b, a);
     }
     const Doubles out = output.times(gated);
     for (int64_t c = 0; c < C; ++c) {
       CHECK(close(y[b * C + c], x[b * C + c] + out[c]), B, C, A, b, c, y[b * C + c], x[b * C + c] + out[c]);
-      CHECK(close(new_shift[b * C + c], now[c]), b, c);
+      CHECK(close(new_shift[slots.of_row[b] * C + c], now[c]), b, c);
     }
   }
+  for (const auto* state : {&new_num, &new_den, &new_max}) CHECK(slots.others_are_nan(*state, A), B, A);
+  CHECK(slots.others_are_nan(new_shift, C), B, C);
 }
 
 template <class Weight>
-void test_channel_mixing(int64_t B, int64_t C, int64_t F) {
+void test_channel_mixing(int64_t B, int64_t C, int64_t F, const Slots& slots) {
   const auto x = normal(B * C), weight = normal(C), bias = normal(C), mix_k = normal(C), mix_r = normal(C),
              shift = normal(B * C);
   const Matrix<Weight> key(F, C), receptance(C, C), value(F, C);  // value: row after row, input by input
-  auto new_shift = shift;
+  auto new_shift = slots.spread(shift, C);
   std::vector<float> y(B * C);
   const cpu::LayerNorm norm{weight.data(), bias.data(), 1e-5f};
   const cpu::ChannelMixingStep<Weight> step{B,
@@ -195,6 +222,7 @@ void test_channel_mixing(int64_t B, int64_t C, int64_t F) {
                                             value.rows.data(),
                                             new_shift.data(),
                                             C,
+                                            slots.data(),
                                             y.data()};
   std::vector<float> scratch(step.scratch(), NAN);
   cpu::channel_mixing_step(step, scratch.data(), in_pieces);
@@ -206,9 +234,10 @@ void test_channel_mixing(int64_t B, int64_t C, int64_t F) {
       for (int64_t f = 0; f < F; ++f) sum += k[f] > 0 ? k[f] * k[f] * value_of(value.rows[f * C + c]) : 0;
       const double expected = x[b * C + c] + sum / (1 + std::exp(-r[c]));
       CHECK(close(y[b * C + c], expected), B, C, F, b, c, y[b * C + c], expected);
-      CHECK(close(new_shift[b * C + c], now[c]), b, c);
+      CHECK(close(new_shift[slots.of_row[b] * C + c], now[c]), b, c);
     }
   }
+  CHECK(slots.others_are_nan(new_shift, C), B, C);
 }
 
 template <class Weight>
@@ -216,8 +245,10 @@ void test_all() {
   for (const int64_t B : {1, 2, 5, 16})
     for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {16, 32}, {17, 33}, {40, 130}, {130, 31}}) {
       test_linear<Weight>(n, k, B);
-      test_time_mixing<Weight>(B, n, k);
-      test_channel_mixing<Weight>(B, n, k);
+      for (const bool apart : {false, true}) {
+        test_time_mixing<Weight>(B, n, k, {B, apart});
+        test_channel_mixing<Weight>(B, n, k, {B, apart});
+      }
     }
 }
 
