@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).resolve().parent
 # Instruction levels are build variants of the same sources, best first. A processor runs its own level and all below.
 LEVELS: dict[str, tuple[str, ...]] = (
     {
+        "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"),
         "x86-64-v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
         "x86-64-v3": ("-march=x86-64-v3",),
         "portable": (),

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from pathlib import Path
@@ -90,7 +90,16 @@ def python_module(name: str) -> ModuleType | None:
 def processor_level() -> str:
     """The best instruction level this processor (as torch sees it) can run."""
     best = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    if best == "x86-64-v4" and {"avx512_bf16", "avx512_vnni"} <= _processor_flags():
+        best = "x86-64-v4-bf16"
     return best if best in _build.LEVELS else "portable"
+
+
+def _processor_flags() -> set[str]:
+    """Instruction sets by the names Linux gives them; none elsewhere."""
+    with suppress(OSError), open("/proc/cpuinfo") as cpuinfo:
+        return set(next((line for line in cpuinfo if line.startswith("flags")), "").split())
+    return set()
 
 
 def cache_folder() -> Path:

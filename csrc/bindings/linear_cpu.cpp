@@ -1,4 +1,4 @@
-// rwkv_engine::tile, untile and linear on the CPU: check, allocate, launch, register. No arithmetic.
+// rwkv_engine::tile, untile, linear and linear_many on the CPU: check, allocate, launch, register. No arithmetic.
 #include "kernels/cpu/linear.h"
 
 #include <ATen/ops/constant_pad_nd.h>
@@ -7,6 +7,7 @@
 
 #include "bindings/parallel.h"
 #include "bindings/weights.h"
+#include "kernels/cpu/linear_many.h"
 #include "kernels/cpu/tiles.h"
 
 namespace rwkv {
@@ -53,12 +54,33 @@ Tensor linear(const Tensor& x, const Tensor& tiles, int64_t outputs) {
   return y;
 }
 
+Tensor linear_many(const Tensor& x, const Tensor& weight, int64_t outputs) {
+  static constexpr char op[] = "rwkv_engine::linear_many";
+  TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (M, K), got ", x.sizes());
+  const int64_t M = x.size(0), K = x.size(1);
+  const Tensor rows = float_argument(op, "x", x, {M, K});
+  const bool in_tiles = weight.dim() != 2;
+  if (in_tiles)
+    check_tiles(op, "weight", weight, outputs, K);
+  else
+    check_rows(op, "weight", weight, K, outputs);
+  Tensor y = at::empty({M, outputs}, rows.options());
+  for_weight_type(op, weight, [&]<class Weight>(Weight) {
+    const cpu::LinearMany<Weight> linear{
+        M, outputs, K, rows.const_data_ptr<float>(), weights<Weight>(weight), in_tiles, y.data_ptr<float>()};
+    Tensor scratch = at::empty({linear.scratch()}, rows.options().dtype(at::kByte));
+    cpu::linear_many(linear, scratch.data_ptr(), torch_threads(1));
+  });
+  return y;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CPU, m) {
   m.impl("tile", &tile);
   m.impl("untile", &untile);
   m.impl("linear", &linear);
+  m.impl("linear_many", &linear_many);
 }
 
 }  // namespace rwkv

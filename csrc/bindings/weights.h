@@ -53,6 +53,13 @@ inline void check_tiles(const char* op, const char* name, const at::Tensor& weig
               ", got shape ", weight.sizes(), " on ", weight.device());
 }
 
+// Checks that `weight` is a matrix (K, N) row after row.
+inline void check_rows(const char* op, const char* name, const at::Tensor& weight, int64_t K, int64_t N) {
+  TORCH_CHECK(weight.sizes() == at::IntArrayRef({K, N}) && weight.is_contiguous() && weight.device().is_cpu(), op, ": ",
+              name, ": expected contiguous (", K, ", ", N, ") on the CPU, got shape ", weight.sizes(), " on ",
+              weight.device());
+}
+
 // Calls fn(Weight{}) with the kernels' type of a tensor's weights.
 template <class Function>
 void for_weight_type(const char* op, const at::Tensor& weight, const Function& fn) {

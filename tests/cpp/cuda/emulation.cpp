@@ -55,7 +55,8 @@ struct Fiber {
   uint64_t result = 0;
 };
 
-std::vector<std::unique_ptr<Fiber>> fibers;
+std::vector<std::unique_ptr<Fiber>> pool;
+std::vector<Fiber*> fibers;  // those of this launch
 Fiber* current = nullptr;
 jmp_buf scheduler;
 const std::function<void()>* kernel = nullptr;
@@ -111,7 +112,8 @@ std::string list(dim3 of) {
 }
 
 [[noreturn]] void fail(const std::string& what) {
-  fibers.clear();  // those in mid-kernel cannot be used again
+  fibers.clear();
+  pool.clear();  // those in mid-kernel cannot be used again
   throw Error("emulated block " + list({blockIdx.x, blockIdx.y, blockIdx.z}) + " of " + list(gridDim) + ": " + what);
 }
 
@@ -123,7 +125,7 @@ void complain(const std::string& what) {
 
 [[noreturn]] void fail_stuck() {
   std::map<std::string, int> where;
-  for (const auto& fiber : fibers) {
+  for (const Fiber* fiber : fibers) {
     const char* const at = fiber->state == State::AtBarrier                  ? "wait at the barrier "
                            : fiber->operation.kind == WarpOperation::Barrier ? "wait at the warp barrier "
                                                                              : "wait at the warp operation ";
@@ -137,9 +139,9 @@ void complain(const std::string& what) {
 
 // All or none: a barrier is passed when the whole block has arrived, at one place.
 bool pass_barrier() {
-  for (const auto& fiber : fibers)
+  for (const Fiber* fiber : fibers)
     if (fiber->state != State::AtBarrier || !same(fiber->place, fibers[0]->place)) return false;
-  for (const auto& fiber : fibers) fiber->state = State::Running;
+  for (Fiber* fiber : fibers) fiber->state = State::Running;
   return true;
 }
 
@@ -149,7 +151,7 @@ void complete_warp_operation() {
   const unsigned first = current->id / kWarp * kWarp;
   const auto member = [&](unsigned lane) -> Fiber* {
     if (!(mine.mask >> lane & 1) || first + lane >= fibers.size()) return nullptr;
-    return fibers[first + lane].get();
+    return fibers[first + lane];
   };
   unsigned votes = 0;
   for (unsigned lane = 0; lane < kWarp; ++lane) {
@@ -183,20 +185,20 @@ uint64_t warp(WarpOperation operation, Place place) {
   return current->result;
 }
 
-// Barriers of the source, for the test that leaves them out one at a time: those in the environment variable
-// RWKV_EMULATION_WITHOUT (file.cu:line) do nothing; with RWKV_EMULATION_LIST set all that were reached are printed.
+// For leave_out_barriers.py: the barrier RWKV_EMULATION_WITHOUT=file:line does nothing; with RWKV_EMULATION_LIST all
+// that were reached are printed at the end.
 bool left_out(Place place) {
-  struct Reached {
-    std::set<std::string> places;
+  static const char* const without = getenv("RWKV_EMULATION_WITHOUT");
+  static const bool listing = getenv("RWKV_EMULATION_LIST") != nullptr;
+  if (without == nullptr && !listing) return false;
+  struct Reached : std::set<std::string> {
     ~Reached() {
-      if (getenv("RWKV_EMULATION_LIST") == nullptr) return;
-      for (const auto& place : places) std::cout << "reached " << place << "\n";
+      for (const auto& here : *this) std::cout << "reached " << here << "\n";
     }
   };
   static Reached reached;
-  static const char* const without = getenv("RWKV_EMULATION_WITHOUT");
   const std::string here = name(place);
-  reached.places.insert(here);
+  if (listing) reached.insert(here);
   return without != nullptr && here == without;
 }
 
@@ -221,7 +223,7 @@ void poison_static_shared() {
 void run_block(size_t shared_bytes) {
   poison_static_shared();
   std::fill(dynamic.begin(), dynamic.end(), kPoison);
-  for (const auto& fiber : fibers) fiber->state = State::Running;
+  for (Fiber* fiber : fibers) fiber->state = State::Running;
   std::vector<unsigned> ids(fibers.size());
   for (;;) {
     bool moved = false, ended = true;
@@ -232,7 +234,7 @@ void run_block(size_t shared_bytes) {
       moved = true;
       if (!complaint.empty()) fail(std::exchange(complaint, ""));
     }
-    for (const auto& fiber : fibers) ended = ended && fiber->state == State::Ended;
+    for (const Fiber* fiber : fibers) ended = ended && fiber->state == State::Ended;
     if (ended) break;
     if (!pass_barrier() && !moved) fail_stuck();
   }
@@ -269,8 +271,9 @@ cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
   gridDim = grid;
   blockDim = block;
   dynamic.assign(shared_bytes + kGuard, kPoison);
-  while (fibers.size() > threads) fibers.pop_back();
-  while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>(static_cast<unsigned>(fibers.size())));
+  while (pool.size() < threads) pool.push_back(std::make_unique<Fiber>(static_cast<unsigned>(pool.size())));
+  fibers.clear();
+  for (size_t i = 0; i < threads; ++i) fibers.push_back(pool[i].get());
   std::vector<unsigned> ids(size_t{grid.x} * grid.y * grid.z);
   arrange(ids);
   for (const unsigned id : ids) {
