@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingSt
 
   const Group rows = Group::mine<batch>(step.B);
   const float *const x = step.x + rows.first * C, *const mix = is_key ? step.mix_k : step.mix_r;
-  if (thread() < rows.count) state[thread()] = state_row(step.slots, rows.first + thread());
+  if (thread() < rows.count) state[thread()] = slot_of(step.slots, rows.first + thread());
   row_statistics(x, rows.count, C, step.norm.eps, statistics);
   multiply_all(product, C, staged, [&](int64_t first) {
 #pragma unroll 2
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kSparseThreads, 1) sparse_kernel(ChannelMixing
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
     step.y[at] = fmaf(scratch.gate[at], sum, step.x[at]);
-    step.shift[state_row(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
+    step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }
 

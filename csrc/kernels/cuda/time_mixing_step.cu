@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(TimeMixingStep<
 
   const Group rows = Group::mine<batch>(step.B);
   const float* const x = step.x + rows.first * C;
-  if (thread() < rows.count) state[thread()] = state_row(step.slots, rows.first + thread());
+  if (thread() < rows.count) state[thread()] = slot_of(step.slots, rows.first + thread());
   row_statistics(x, rows.count, C, step.norm.eps, statistics);
   multiply_all(product, C, staged[matrix], [&](int64_t first) {
 #pragma unroll 2
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kOutputThreads, 1) output_kernel(TimeMixingSte
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
     step.y[at] = step.x[at] + sum_of_slices<Product>(parts, i);
-    step.shift[state_row(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
+    step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }
 

@@ -1,4 +1,4 @@
-#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/gates.h"
 
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
