@@ -39,7 +39,4 @@ struct Group {
   }
 };
 
-// Which row of the state belongs to row b of the batch. `slots` lies on the device; null: row b.
-__device__ inline int64_t state_row(const int64_t* slots, int64_t b) { return slots ? slots[b] : b; }
-
 }  // namespace rwkv::cuda

@@ -2,9 +2,9 @@
 // of the value matrix the rows whose bits are set. Every block of the first reads the old shift row, so the new one
 // goes to scratch and replaces it in the second.
 #include "kernels/cuda/channel_mixing_step.h"
-#include "kernels/cuda/launch.h"
 
 #include "kernels/cuda/batch.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/math.h"
@@ -43,7 +43,7 @@ template <class Weight, int batch>
 __global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingStep<Weight> step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kSlices>;
   constexpr int kSparse = kSparseRows<batch>;
-  __shared__ alignas(16) float staged[batch * Product::kChunk];
+  alignas(16) __shared__ float staged[batch * Product::kChunk];
   __shared__ float parts[kBlocks][kSlices * Product::kSums];
   __shared__ RowStatistics<batch, kInnerThreads> statistics;
   __shared__ int64_t state[batch];
@@ -58,11 +58,11 @@ __global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingSt
 
   const Group rows = Group::mine<batch>(step.B);
   const float *const x = step.x + rows.first * C, *const mix = is_key ? step.mix_k : step.mix_r;
-  if (threadIdx.x < rows.count) state[threadIdx.x] = state_row(step.slots, rows.first + threadIdx.x);
+  if (thread() < rows.count) state[thread()] = slot_of(step.slots, rows.first + thread());
   row_statistics(x, rows.count, C, step.norm.eps, statistics);
   multiply_all(product, C, staged, [&](int64_t first) {
 #pragma unroll 2
-    for (int i = threadIdx.x; i < batch * Product::kChunk; i += kInnerThreads) {
+    for (int i = thread(); i < batch * Product::kChunk; i += kInnerThreads) {
       const int b = i / Product::kChunk;
       const int64_t c = first + i % Product::kChunk;
       float mixed = 0;
@@ -94,10 +94,10 @@ __global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingSt
   }
   if (!is_key) return;
   __syncthreads();
-  if (threadIdx.x < batch / kSparse) {
+  if (thread() < batch / kSparse) {
     uint32_t any = 0;
-    for (int b = 0; b < kSparse; ++b) any |= votes[threadIdx.x * kSparse + b];
-    scratch.active[(rows.first / kSparse + threadIdx.x) * words + word] = any;
+    for (int b = 0; b < kSparse; ++b) any |= votes[thread() * kSparse + b];
+    scratch.active[(rows.first / kSparse + thread()) * words + word] = any;
   }
 }
 
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kSparseThreads, 1) sparse_kernel(ChannelMixing
   __shared__ float parts[kWarps][kRowLanes * kSums];
 
   const int64_t C = step.C, F = step.F, words = (F + kWordBits - 1) / kWordBits;
-  const int side = lane() % kRowLanes, worker = static_cast<int>(threadIdx.x) / kRowLanes;
+  const int side = lane() % kRowLanes, worker = thread() / kRowLanes;
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * kRowLanes + side) * columns;
   const uint32_t* const active = scratch.active + blockIdx.y * words;
   const auto* const inputs = reinterpret_cast<const Pack<float, batch>*>(scratch.squared) + blockIdx.y * F;
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kSparseThreads, 1) sparse_kernel(ChannelMixing
   __syncthreads();
 
   const Group rows = Group::mine<batch>(step.B);
-  for (int i = threadIdx.x; i < kRowLanes * kSums; i += kSparseThreads) {
+  for (int i = thread(); i < kRowLanes * kSums; i += kSparseThreads) {
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) sum += parts[w][i];
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kSparseThreads, 1) sparse_kernel(ChannelMixing
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
     step.y[at] = fmaf(scratch.gate[at], sum, step.x[at]);
-    step.shift[state_row(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
+    step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }
 

@@ -19,10 +19,10 @@ __device__ void block_sums(float* mine, float (*parts)[rows], float* to, const F
   const int index = spread_sums<rows, kWarp / 2, 1>(mine);
   if (index >= 0) parts[warp()][index] = mine[0];
   __syncthreads();
-  if (threadIdx.x < rows) {
+  if (thread() < rows) {
     float sum = 0;
-    for (int w = 0; w < threads / kWarp; ++w) sum += parts[w][threadIdx.x];
-    to[threadIdx.x] = finish(sum);
+    for (int w = 0; w < threads / kWarp; ++w) sum += parts[w][thread()];
+    to[thread()] = finish(sum);
   }
   __syncthreads();
 }
@@ -34,7 +34,7 @@ __device__ void row_statistics(const float* x, int count, int64_t C, float eps, 
   const float length = static_cast<float>(C);
   float sums[rows] = {};
 #pragma unroll 4
-  for (int64_t c = threadIdx.x; c < C; c += threads) {
+  for (int64_t c = thread(); c < C; c += threads) {
 #pragma unroll
     for (int b = 0; b < rows; ++b)
       if (b < count) sums[b] += x[b * C + c];
@@ -43,7 +43,7 @@ __device__ void row_statistics(const float* x, int count, int64_t C, float eps, 
 #pragma unroll
   for (int b = 0; b < rows; ++b) sums[b] = 0;
 #pragma unroll 4
-  for (int64_t c = threadIdx.x; c < C; c += threads) {
+  for (int64_t c = thread(); c < C; c += threads) {
 #pragma unroll
     for (int b = 0; b < rows; ++b)
       if (b < count) {

@@ -1,7 +1,7 @@
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear.h"
 
 #include "kernels/cuda/batch.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/tile_product.cuh"
 
 namespace rwkv::cuda {
@@ -15,7 +15,7 @@ template <class Weight, int batch>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_kernel(const float* x, const Weight* tiles, int64_t B, int64_t N, int64_t K, float* y) {
   using Product = TileProduct<Weight, batch, kSlices>;
-  __shared__ alignas(16) float staged[batch * Product::kChunk];
+  alignas(16) __shared__ float staged[batch * Product::kChunk];
   __shared__ float parts[kSlices * Product::kSums];
 
   Product product(tile_block(tiles, blockIdx.x, K), K, warp());
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
   product.store(parts + warp() * Product::kSums);
   __syncthreads();
-  for (int i = threadIdx.x; i < Product::kSums; i += kThreads) {
+  for (int i = thread(); i < Product::kSums; i += kThreads) {
     const int b = i / kTileRows;
     const int64_t n = static_cast<int64_t>(blockIdx.x) * kTileRows + i % kTileRows;
     if (b < rows.count && n < N) y[(rows.first + b) * N + n] = sum_of_slices<Product>(parts, i);

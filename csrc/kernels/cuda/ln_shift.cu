@@ -1,7 +1,7 @@
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/ln_shift.h"
 
 #include "kernels/cuda/batch.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
 
 namespace rwkv::cuda {
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) ln_shift_kernel(LnShift all) {
   const int now_row = is_first ? 0 : 1;
   const float *const x = all.x + row * C, *const before = is_first ? all.shift + b * C : x - C;
   row_statistics(is_first ? x : before, now_row + 1, C, all.norm.eps, statistics);
-  for (int64_t c = threadIdx.x; c < C; c += kThreads) {
+  for (int64_t c = thread(); c < C; c += kThreads) {
     const float now = normalised(x[c], statistics.mean[now_row], statistics.scale[now_row], all.norm, c);
     const float last =
         is_first ? before[c] : normalised(before[c], statistics.mean[0], statistics.scale[0], all.norm, c);

@@ -126,7 +126,7 @@ __device__ float sum_of_slices(const float* parts, int i) {
 template <class Product, int batch, int threads>
 __device__ void stage_rows(const float* x, int rows, int64_t K, int64_t first, float* staged) {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < batch * Product::kChunk; i += threads) {
+  for (int i = thread(); i < batch * Product::kChunk; i += threads) {
     const int b = i / Product::kChunk;
     const int64_t k = first + i % Product::kChunk;
     staged[i] = b < rows && k < K ? x[b * K + k] : 0.0f;

@@ -1,7 +1,7 @@
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/tiles.h"
 
 #include "kernels/cuda/batch.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/warp.cuh"
 
 namespace rwkv::cuda {
@@ -18,9 +18,9 @@ struct Exchange {
   using Word = Pack<Weight, P>;
   using Words = Word[kTileGroups][kTileRows + 1];
 
-  int group = threadIdx.x / kTileRows, row = threadIdx.x % kTileRows;  // in tiles
-  int64_t n, k;                                                        // in the matrix
-  int inputs;                                                          // how many of the word's exist there
+  int group = thread() / kTileRows, row = thread() % kTileRows;  // in tiles
+  int64_t n, k;                                                  // in the matrix
+  int inputs;                                                    // how many of the word's exist there
 
   __device__ Exchange(int64_t N, int64_t K) {
     const int64_t per_block = (K + kTileInputs<Weight> - 1) / kTileInputs<Weight>;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) tile_kernel(const Weight* matrix, in
   for (int p = 0; p < at.inputs; ++p) word.at[p] = matrix[at.n * K + at.k + p];
   words[at.row][at.group] = word;
   __syncthreads();
-  reinterpret_cast<Word*>(tiles)[static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x] = words[at.group][at.row];
+  reinterpret_cast<Word*>(tiles)[static_cast<int64_t>(blockIdx.x) * kThreads + thread()] = words[at.group][at.row];
 }
 
 template <class Weight>
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) untile_kernel(const Weight* tiles, i
   __shared__ Words words;
   const Exchange<Weight> at(N, K);
   words[at.group][at.row] =
-      reinterpret_cast<const Word*>(tiles)[static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x];
+      reinterpret_cast<const Word*>(tiles)[static_cast<int64_t>(blockIdx.x) * kThreads + thread()];
   __syncthreads();
   const Word word = words[at.row][at.group];
   Weight* const to = matrix + at.n * K + at.k;

@@ -1,10 +1,10 @@
 // Two kernels. The first makes k, v and r of 16 channels in one block, so that the recurrence and the gate happen in
 // registers; the second is the output product. Every block of the first reads the old shift row, so the new one goes to
 // scratch and replaces it in the second. The recurrence's state belongs to one thread and is replaced at once.
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/time_mixing_step.h"
 
 #include "kernels/cuda/batch.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/wkv4_step.h"
@@ -25,7 +25,7 @@ constexpr int kGatedThreads = kMatrices * kMatrixSlices * kWarp;
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(TimeMixingStep<Weight> step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kMatrixSlices>;
-  __shared__ alignas(16) float staged[kMatrices][batch * Product::kChunk];
+  alignas(16) __shared__ float staged[kMatrices][batch * Product::kChunk];
   __shared__ float parts[kMatrices][kMatrixSlices * Product::kSums];
   __shared__ RowStatistics<batch, kGatedThreads> statistics;
   __shared__ int64_t state[batch];
@@ -37,11 +37,11 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(TimeMixingStep<
 
   const Group rows = Group::mine<batch>(step.B);
   const float* const x = step.x + rows.first * C;
-  if (threadIdx.x < rows.count) state[threadIdx.x] = state_row(step.slots, rows.first + threadIdx.x);
+  if (thread() < rows.count) state[thread()] = slot_of(step.slots, rows.first + thread());
   row_statistics(x, rows.count, C, step.norm.eps, statistics);
   multiply_all(product, C, staged[matrix], [&](int64_t first) {
 #pragma unroll 2
-    for (int i = threadIdx.x; i < batch * Product::kChunk; i += kGatedThreads) {
+    for (int i = thread(); i < batch * Product::kChunk; i += kGatedThreads) {
       const int b = i / Product::kChunk;
       const int64_t c = first + i % Product::kChunk;
       float k = 0, v = 0, r = 0;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(TimeMixingStep<
   product.store(parts[matrix] + slice * Product::kSums);
   __syncthreads();
 
-  for (int i = threadIdx.x; i < Product::kSums; i += kGatedThreads) {
+  for (int i = thread(); i < Product::kSums; i += kGatedThreads) {
     const int b = i / kTileRows;
     const int64_t a = static_cast<int64_t>(blockIdx.x) * kTileRows + i % kTileRows;
     if (b >= rows.count || a >= A) continue;
@@ -80,7 +80,7 @@ constexpr int kOutputThreads = kOutputSlices * kWarp;
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kOutputThreads, 1) output_kernel(TimeMixingStep<Weight> step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kOutputSlices>;
-  __shared__ alignas(16) float staged[batch * Product::kChunk];
+  alignas(16) __shared__ float staged[batch * Product::kChunk];
   __shared__ float parts[kOutputSlices * Product::kSums];
 
   const int64_t C = step.C, A = step.A;
@@ -91,13 +91,13 @@ __global__ void __launch_bounds__(kOutputThreads, 1) output_kernel(TimeMixingSte
   });
   product.store(parts + warp() * Product::kSums);
   __syncthreads();
-  for (int i = threadIdx.x; i < Product::kSums; i += kOutputThreads) {
+  for (int i = thread(); i < Product::kSums; i += kOutputThreads) {
     const int b = i / kTileRows;
     const int64_t c = static_cast<int64_t>(blockIdx.x) * kTileRows + i % kTileRows;
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
     step.y[at] = step.x[at] + sum_of_slices<Product>(parts, i);
-    step.shift[state_row(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
+    step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }
 

@@ -4,13 +4,13 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/layer_norm.h"
+#include "kernels/slots.h"
 #include "kernels/tiles.h"
 
 namespace rwkv::cuda {
 
 // B sequences, C wide, A channels of the recurrence. Matrices are in tiles, which begin at multiples of 16 bytes. The
-// state's rows, C or A numbers, begin `shift_stride` and `wkv_stride` apart; sequence b has row slots[b], without slots
-// row b, which is replaced.
+// state's rows, C or A numbers, begin `shift_stride` and `wkv_stride` apart; those in `slots` are replaced.
 template <class Weight>
 struct TimeMixingStep {
   int64_t B, C, A;
@@ -21,7 +21,7 @@ struct TimeMixingStep {
   const Weight *key, *value, *receptance, *output;  // (A, C) thrice, (C, A)
   float *shift, *num, *den, *max;
   int64_t shift_stride, wkv_stride;
-  const int64_t* slots;  // (B,) or null
+  const int64_t* slots;  // (B,) or null, see slot_of
   float* y;              // (B, C), not x
 
   int64_t scratch() const { return B * (C + A); }  // numbers needed beside

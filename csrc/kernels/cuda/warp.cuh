@@ -1,4 +1,4 @@
-// Warps, and sums over lanes in a fixed order. Torch-free; device code.
+// Threads of a block in warps, and sums over lanes in a fixed order. Torch-free; device code.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,9 @@ namespace rwkv::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-__device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-__device__ inline int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
+__device__ inline int thread() { return static_cast<int>(threadIdx.x); }
+__device__ inline int lane() { return thread() % kWarp; }
+__device__ inline int warp() { return thread() / kWarp; }
 
 // n numbers next to each other that one instruction loads or stores, or the fewest there can be.
 template <class Number, int n>

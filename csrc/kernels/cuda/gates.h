@@ -1,4 +1,4 @@
-// What prefill does number by number between its products. Torch-free.
+// The activations that are no products, number by number. Torch-free.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,7 +1,8 @@
-#include "kernels/cuda/elementwise.h"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/gates.h"
 
 #include "kernels/cuda/batch.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/warp.cuh"
 #include "kernels/math.h"
 
 namespace rwkv::cuda {
@@ -9,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ int64_t index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
+__device__ int64_t index() { return static_cast<int64_t>(blockIdx.x) * kThreads + thread(); }
 
 __global__ void __launch_bounds__(kThreads) squared_relu_kernel(const float* k, int64_t n, float* y) {
   const int64_t i = index();
