@@ -28,7 +28,7 @@ def documented(logits: Tensor, temperature: float, top_k: int, top_p: float, min
     # A stable sort: among equals the lower id comes first, on every device.
     ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
     if top_k:
-        ordered[:, top_k:] = 0
+        ordered[:, top_k:].zero_()
     if top_p < 1.0:
         whole = whole_numbers(ordered)
         cumulative = whole.cumsum(dim=-1)

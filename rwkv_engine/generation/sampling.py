@@ -47,7 +47,12 @@ class Logprob:
 
 
 class Sampler:
-    """Draws tokens; a draw depends on a row's logits, history, seed, sample and position, and on nothing else."""
+    """Draws tokens; a draw depends on a row's logits, history, seed, sample and position, and on nothing else.
+
+    Attributes:
+        draw: how, once bias, ban and penalties are in the logits.
+        seed: of the draws, also where none was given.
+    """
 
     def __init__(self, params: SamplingParams, uncounted: Collection[int] = ()):
         """`uncounted`: ids whose repetition the frequency penalty overlooks."""
@@ -75,18 +80,19 @@ class Sampler:
         Raises:
             RequestError: logits that are not finite, ids outside the vocabulary, or nothing left to draw.
         """
-        ids = self.draw.ids(
-            self.adjusted(logits, history),
-            torch.as_tensor(positions, dtype=torch.int64, device=logits.device),
-            torch.full((len(logits),), as_int64(self.seed), device=logits.device),
-            torch.tensor([as_int64(sample) for sample in samples], device=logits.device),
-        )
+        at = torch.as_tensor(positions, dtype=torch.int64, device=logits.device)
+        ids = self.draw.ids(self.adjusted(logits, history), at, *self.counters(samples, logits.device))
         tokens = where_finite(logits, ids).tolist()
         if min(tokens) < 0:
             raise RequestError("the model's logits are not finite (NaN or Inf); is the checkpoint damaged?")
         if history:
             history.add(tokens, self.params.penalty_decay, self.uncounted)
         return tokens
+
+    def counters(self, samples: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each of B samples, its seed and its number, (B,) int64, as a `Draw` takes them."""
+        seeds = torch.full((len(samples),), as_int64(self.seed), device=device)
+        return seeds, torch.tensor([as_int64(sample) for sample in samples], device=device)
 
     def probabilities(self, logits: Tensor, history: History | None = None) -> Tensor:
         """The distribution a draw is made from, float64 (B, V), zero where something cut; not normalised."""
