@@ -21,7 +21,7 @@ __global__ void wkv4_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4ConstStates<
     y[at] = wkv4_output(first, k, v, s);
     s = wkv4_update(decay, k, v, s);
   }
-  if (part.is_last && part.tokens < kWkv4Chunk) end.store(part.row, s);
+  if (part.tokens < kWkv4Chunk) end.store(part.row, s);
 }
 
 }  // namespace
