@@ -1,7 +1,7 @@
 #include "kernels/cuda/wkv4.h"
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/wkv4_scan.h"
+#include "kernels/cuda/wkv4_scan.cuh"
 
 namespace rwkv::cuda {
 namespace {
