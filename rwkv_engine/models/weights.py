@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwkv_engine.ops import linear, tile, untile
+from rwkv_engine.ops import linear, untile
 from rwkv_engine.ops.linear import MOST_ROWS
-from rwkv_engine.ops.tiles import ROWS, tiled_shape
+from rwkv_engine.ops.tiles import ROWS
 
 # torch multiplies a few float16 rows on the CPU as fast as memory gives the weights, many of them ten times slower than
 # float32; from here on the weights are widened first.
 FEW_ROWS = 4
 # Rows of a matrix converted at a time: the copy stays in the cache.
 WIDENED = 1024
-TILED = 16 * ROWS
 
 
 class Dense(nn.Linear):
@@ -34,15 +33,10 @@ class Dense(nn.Linear):
 class Tiled(nn.Module):
     """The same with W in tiles, see `ops.tiles`."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
-        """`weight`: (outputs, inputs), a part of a file perhaps; `dtype`: to be kept in."""
+    def __init__(self, tiles: Tensor, outputs: int, inputs: int):
+        """`tiles`: of W (outputs, inputs); a part of a mapped file, perhaps."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        shape = tiled_shape(self.out_features, self.in_features, dtype)
-        tiles = torch.empty(shape, dtype=dtype, device=weight.device)
-        # Part by part: a converted copy of a whole matrix would be memory that loading does not need.
-        for part, room in zip(weight.split(TILED), tiles.split(TILED // ROWS), strict=True):
-            tile(part.to(dtype), room)
+        self.out_features, self.in_features = outputs, inputs
         self.tiles = nn.Parameter(tiles, requires_grad=False)
 
     @property
@@ -68,11 +62,10 @@ class Tiled(nn.Module):
 class InputMajor(nn.Module):
     """The same with W^T row after row: what one input adds to the outputs lies together, so inputs can be skipped."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
-        """`weight`: (outputs, inputs); `dtype`: to be kept in."""
+    def __init__(self, rows: Tensor):
+        """`rows`: W^T (inputs, outputs); a part of a mapped file, perhaps."""
         super().__init__()
-        rows = torch.empty(weight.shape[::-1], dtype=dtype, device=weight.device)
-        self.rows = nn.Parameter(rows.copy_(weight.t()), requires_grad=False)
+        self.rows = nn.Parameter(rows, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
