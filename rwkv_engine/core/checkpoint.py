@@ -171,7 +171,9 @@ def _checked_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: di
     (n_vocab, n_embd), (n_att, _), (n_ffn, _) = (shapes[name] for name in sizes)
     eps = settings.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise CheckpointError(f"{path}: config.json: layer_norm_epsilon: got {eps!r}, expected a small positive number")
+        raise CheckpointError(
+            f"{path}: its config's layer_norm_epsilon: got {shown(repr(eps))}, expected a small positive number"
+        )
     config = ModelConfig(len(blocks), n_embd, n_att, n_ffn, n_vocab, layer_norm_eps=eps)
     _check_shapes(path, shapes, config)
     _check_settings(path, settings, config)
@@ -199,6 +201,6 @@ def _check_settings(path: Path, settings: dict[str, Any], config: ModelConfig) -
     for key, value in config.settings().items():
         if settings.get(key) is not None and settings[key] != value:
             raise CheckpointError(
-                f"{path}: config.json says {key} = {settings[key]!r}, the tensors say {value!r};"
+                f"{path}: its config says {key} = {shown(repr(settings[key]))}, the tensors say {value!r};"
                 " the two do not belong together"
             )
