@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError, StrategyError
-from rwkv_engine.core import Strategy
+from rwkv_engine.core import Placement, Strategy
 from rwkv_engine.core.packed import KEY, PackedMatrix, Packing, pack_tensors
 from rwkv_engine.packing import pack
 from rwkv_engine.runtime import load_model
@@ -119,6 +119,25 @@ def test_every_tensor_is_used_where_it_lies(strategy, source, capfd):
     assert mapped_files(RWKV.from_pretrained(source, strategy)) == {None}
 
 
+class OnAnotherDevice:
+    """A strategy; `meta` stands for a GPU."""
+
+    def place(self, config):
+        return [Placement("meta", torch.bfloat16)] * (config.n_layer + 1)
+
+
+def test_for_another_device_it_is_uploaded_as_it_is(source, monkeypatch, capfd):
+    checkpoint = Checkpoint.open(packed(source, "cpu bf16"))
+    released = []
+    monkeypatch.setattr(checkpoint, "release", released.append)
+    model = load_model(checkpoint, OnAnotherDevice())
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert model.blocks[0].ffn.value.rows.shape == (40, 16)
+    assert model.head.tiles.shape == (3, 1, 16, 16, 2)
+    assert len(released) == len(checkpoint.names), "the file's pages are not kept"
+    assert capfd.readouterr().err == ""
+
+
 def test_the_fingerprint_and_so_the_states_carry_over(source):
     expected = RWKV.from_pretrained(source)
     for dtype in DTYPES:
@@ -217,6 +236,7 @@ def test_training_has_its_own_copy(weights, source, capfd):
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad
         assert torch.equal(parameter, torch.from_numpy(weights[name]).reshape(parameter.shape))
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes, "a view of the file has the file's size"
         parameter.data.zero_()
     assert path.read_bytes() == before
 
@@ -266,14 +286,24 @@ def test_a_layout_nobody_knows_is_put_back_by_its_axes(weights, source, capfd):
     assert torch.equal(read_and_write(model), read_and_write(RWKV.from_pretrained(source)))
 
 
-def test_tiles_of_another_layout_are_not_taken_for_ours(source, capfd):
+@pytest.mark.parametrize("change", ["layout", "axes", "shape"])
+def test_tiles_of_another_layout_are_not_taken_for_ours(change, source, capfd):
     path = packed(source, "cpu fp32")
     header, begin = header_of(path)
     about = json.loads(header["__metadata__"][KEY])
-    header["__metadata__"][KEY] = json.dumps(about | {"layout": "tiles.2"})
+    output = header["blocks.0.att.output.weight.tiles"]
+    match change:
+        case "layout":
+            about["layout"] = "tiles.2"
+        case "axes":  # the last dimension is 1 in float32, and may belong to either
+            about["axes"]["tiles"] = "nkknn"
+        case "shape":  # two tiles side by side are one of twice the width
+            assert output["shape"] == [1, 2, 16, 16, 1]
+            output["shape"] = [1, 1, 32, 16, 1]
+    header["__metadata__"][KEY] = json.dumps(about)
     rewrite(path, header, begin)
     model = RWKV.from_pretrained(path)
-    assert "fp32 in tiles.2; converting" in capfd.readouterr().err
+    assert f"fp32 in {about['layout']}; converting" in capfd.readouterr().err
     assert torch.equal(read_and_write(model), read_and_write(RWKV.from_pretrained(source)))
 
 
