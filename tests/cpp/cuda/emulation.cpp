@@ -113,7 +113,9 @@ std::string name(Place place) {
   return path.substr(path.rfind('/') + 1) + ":" + std::to_string(place.line());
 }
 
-bool same(Place a, Place b) { return a.line() == b.line() && std::string_view(a.file_name()) == b.file_name(); }
+bool same(Place a, Place b) {
+  return a.line() == b.line() && (a.file_name() == b.file_name() || std::string_view(a.file_name()) == b.file_name());
+}
 
 std::string list(dim3 of) {
   return "(" + std::to_string(of.x) + ", " + std::to_string(of.y) + ", " + std::to_string(of.z) + ")";
