@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rwkv_engine.core.state import FIELDS, LayerState, State
+from rwkv_engine.core.state import LayerState, State
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class Layout:
         """For each device the state of its layers alone, there; `copy`: sharing no memory with `state`."""
         if len(self.indices) == 1:
             return {device: state.to(device, copy) for device in self.indices}
-        return {device: _select(state, indices).to(device) for device, indices in self.indices.items()}
+        layers = list(state.layers())
+        return {
+            device: State.from_layers([layers[i] for i in indices], state.position, state.fingerprint).to(device)
+            for device, indices in self.indices.items()
+        }
 
     def layers(self, parts: Mapping[torch.device, State]) -> list[LayerState]:
         """Views of the layers of what `spread` returned, first layer first."""
@@ -58,10 +62,4 @@ class Layout:
         if len(parts) == 1:
             [whole] = parts.values()
             return replace(whole, position=position, fingerprint=fingerprint)
-        order = sorted(range(len(self.devices)), key=[i for d in parts for i in self.indices[d]].__getitem__)
-        fields = {name: torch.cat([getattr(p, name) for p in parts.values()], dim=1)[:, order] for name in FIELDS}
-        return State(**fields, position=position, fingerprint=fingerprint)
-
-
-def _select(state: State, indices: list[int]) -> State:
-    return replace(state, **{name: getattr(state, name)[:, indices] for name in FIELDS})
+        return State.from_layers(self.layers(parts), position, fingerprint)

@@ -5,6 +5,7 @@ from rwkv_engine.ops.gate_residual import gate_residual
 from rwkv_engine.ops.linear import linear
 from rwkv_engine.ops.linear_many import linear_many
 from rwkv_engine.ops.ln_shift import ln_shift
+from rwkv_engine.ops.philox_uniform import philox_uniform
 from rwkv_engine.ops.squared_relu import squared_relu
 from rwkv_engine.ops.tiles import tile, untile
 from rwkv_engine.ops.time_mixing_step import time_mixing_step
@@ -16,6 +17,7 @@ __all__ = [
     "linear",
     "linear_many",
     "ln_shift",
+    "philox_uniform",
     "squared_relu",
     "tile",
     "time_mixing_step",

@@ -72,7 +72,7 @@ class Decoder:
 
         Args:
             tokens, slots: as for `step`.
-            n: tokens to draw for each sequence; the last one is not read.
+            n: tokens to draw for each sequence, at least 1; the last one is not read.
             draw: makes logits ids; recorded with the step, once for all that are equal.
             seeds, samples: (B,) int64, given to `draw`; None: zeros.
 
@@ -83,11 +83,11 @@ class Decoder:
             RequestError: as for `step`.
         """
         bucket = self._loaded(tokens, slots, draw, seeds, samples)
-        drawn = torch.empty(len(slots), n, dtype=torch.int64, device=bucket.tokens.device)
-        for i in range(n):
+        drawn = []
+        for _ in range(n):
             bucket.advance()
-            drawn[:, i] = bucket.tokens[: len(slots)]
-        return drawn
+            drawn.append(bucket.tokens[: len(slots)].clone())
+        return torch.stack(drawn, dim=1)
 
     @torch.no_grad()
     def _loaded(
