@@ -53,10 +53,19 @@ Weight random_weight(double scale) {
   }
 }
 
-// A matrix row after row, and in tiles as kernels/tiles.h defines them.
+template <class Weight>
+Weight nan_weight() {
+  Weight nan;
+  memset(&nan, 0xff, sizeof nan);
+  return nan;
+}
+
+// A matrix row after row, and in tiles as kernels/tiles.h defines them. Behind the tiles is NaN, which is not to be
+// read.
 template <class Weight>
 struct Matrix {
-  int64_t N, K;
+  static constexpr int kBehind = 4096;
+  int64_t N, K, in_tiles;
   std::vector<Weight> rows, tiles;
 
   Matrix(int64_t N, int64_t K)
@@ -66,7 +75,12 @@ struct Matrix {
 
   template <class Element>
   Matrix(int64_t N, int64_t K, const Element& element)
-      : N(N), K(K), rows(N * K), tiles(tile_blocks(N) * kTileRows * tiles_per_block<Weight>(K) * kTileInputs<Weight>) {
+      : N(N),
+        K(K),
+        in_tiles(tile_blocks(N) * kTileRows * tiles_per_block<Weight>(K) * kTileInputs<Weight>),
+        rows(N * K),
+        tiles(in_tiles) {
+    tiles.resize(in_tiles + kBehind, nan_weight<Weight>());
     constexpr int P = kGroupInputs<Weight>, T = kTileInputs<Weight>;
     for (int64_t n = 0; n < N; ++n)
       for (int64_t k = 0; k < K; ++k) {

@@ -77,11 +77,10 @@ template <class Arguments>
 void test_rows_are_independent(Arguments arguments) {
   const auto all = results(arguments), again = results(arguments);
   for (int64_t b = 0; b < 16; ++b) CHECK(same_row(all, b, again, b), b);
-  for (const int64_t count : {1, 2, 3, 7})
-    for (int64_t b = 0; b + count <= 16; b += 6) {
-      const auto some = results(some_rows(arguments, b, count));
-      for (int64_t i = 0; i < count; ++i) CHECK(same_row(all, b + i, some, i), b, count, i);
-    }
+  for (const auto& [b, count] : {std::pair<int64_t, int64_t>{0, 1}, {15, 1}, {6, 2}, {9, 3}, {3, 7}}) {
+    const auto some = results(some_rows(arguments, b, count));
+    for (int64_t i = 0; i < count; ++i) CHECK(same_row(all, b + i, some, i), b, count, i);
+  }
   arguments.x[3 * arguments.C] = NAN;
   const auto with_nan = results(arguments);
   for (int64_t b = 0; b < 16; ++b) {
@@ -102,9 +101,7 @@ void test_zeros_are_not_read(int64_t B, int64_t C, int64_t F) {
   while (value_of(negative) >= 0) negative = random_weight<Weight>(1);
   arguments.key = Matrix<Weight>(F, C, [=](int64_t, int64_t) { return negative; });
   ChannelMixing<Weight> poisoned = arguments;
-  Weight nan;
-  memset(&nan, 0xff, sizeof nan);
-  poisoned.value.rows.assign(F * C, nan);
+  poisoned.value.rows.assign(F * C, nan_weight<Weight>());
   CHECK(run(poisoned, {B, true}).y == arguments.x, B, C, F);
 
   const int64_t only = F - 1;
@@ -112,22 +109,31 @@ void test_zeros_are_not_read(int64_t B, int64_t C, int64_t F) {
   while (value_of(positive) <= 0) positive = random_weight<Weight>(1);
   arguments.key = Matrix<Weight>(F, C, [=](int64_t f, int64_t) { return f == only ? positive : negative; });
   poisoned = arguments;
-  std::fill_n(poisoned.value.rows.begin(), only * C, nan);
+  std::fill_n(poisoned.value.rows.begin(), only * C, nan_weight<Weight>());
   const auto expected = run(arguments, {B, true}), got = run(poisoned, {B, true});
   CHECK(got.y == expected.y, B, C, F);
   arguments.compare({B, true}, expected);
 }
 
+// The relu keeps NaN, and NaN is not zero.
+template <class Weight>
+void test_nan_is_not_hidden() {
+  ChannelMixing<Weight> arguments(1, 8, 40);
+  arguments.key = Matrix<Weight>(40, 8, [](int64_t, int64_t) { return nan_weight<Weight>(); });
+  for (float y : run(arguments, {1, false}).y) CHECK(std::isnan(y));
+}
+
 // Sizes of tiles, words and rows that fit, and that do not.
 template <class Weight>
-void test_sizes() {
-  for (const int64_t B : {1, 2, 3, 5, 16})
+void test_sizes(std::initializer_list<int64_t> batches) {
+  for (const int64_t B : batches)
     for (const auto& [c, inner] : {std::pair<int64_t, int64_t>{1, 1}, {8, 33}, {33, 8}, {40, 130}}) {
       test_step(TimeMixing<Weight>(B, c, inner));
       test_step(ChannelMixing<Weight>(B, c, inner));
     }
   test_step(TimeMixing<Weight>(18, 24, 17));  // more than one group of 16
   test_step(ChannelMixing<Weight>(18, 24, 17));
+  test_nan_is_not_hidden<Weight>();
   for (const int64_t C : {24, 33}) test_zeros_are_not_read<Weight>(2, C, 45);
 }
 
@@ -143,25 +149,23 @@ void test_long_rows() {
 // What a missing barrier would show in: several chunks of activations, several warps.
 template <class Weight>
 void test_order() {
-  for (const int64_t B : {1, 5}) {
-    test_step(TimeMixing<Weight>(B, 1030, 17));
-    test_step(TimeMixing<Weight>(B, 17, 1030));
-    test_step(ChannelMixing<Weight>(B, 1030, 70));
-  }
+  test_step(TimeMixing<Weight>(5, 300, 17));
+  test_step(TimeMixing<Weight>(5, 17, 300));
+  test_step(ChannelMixing<Weight>(5, 300, 40));
 }
 
 }  // namespace
 
 int main() {
   emulation::in_every_order([](const char*) { test_order<Bfloat16>(); });
-  test_sizes<float>();
-  test_sizes<Bfloat16>();
-  test_sizes<Float16>();
-  test_long_rows<float>();
+  if (failure_count()) return failures();  // a barrier is missing: the rest has no more to say
+  test_sizes<float>({1, 3, 16});
+  test_sizes<Bfloat16>({1, 2, 3, 5, 16});
+  test_sizes<Float16>({2, 5});
   test_long_rows<Float16>();
   test_rows_are_independent(TimeMixing<Bfloat16>(16, 300, 17));
   test_rows_are_independent(TimeMixing<float>(16, 33, 40));
-  test_rows_are_independent(ChannelMixing<Bfloat16>(16, 40, 4200));
+  test_rows_are_independent(ChannelMixing<Bfloat16>(16, 8, 4200));
   test_rows_are_independent(ChannelMixing<float>(16, 33, 70));
   return failures();
 }

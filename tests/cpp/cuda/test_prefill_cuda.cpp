@@ -39,13 +39,14 @@ void test_ln_shift(int64_t B, int64_t T, int64_t C, int64_t M, const char* order
     }
 }
 
-// Far from zero the mean must not swallow the rest: numbers 1000 to 1001 keep four digits of it.
+// Far from zero the mean of the squares less the square of the mean would be noise. What is left is the rounding of the
+// mean to float32, 1 in 10^7 of 1000 or 1 in 10^3 of the deviations.
 void test_an_offset(const char* order) {
   Prefill p{1, 2, 300, 1};
   for (float& x : p.x) x = 1000 + std::abs(x) / 16;
   p.run();
   const Doubles now = p.normalised_row(0, 1);
-  for (int64_t c = 0; c < p.C; ++c) CHECK(std::abs(p.last[c] - now[c]) < 1e-3, c, p.last[c], now[c], order);
+  for (int64_t c = 0; c < p.C; ++c) CHECK(std::abs(p.last[c] - now[c]) < 1e-2, c, p.last[c], now[c], order);
 }
 
 // A text read in two parts, and beside others, is the text read at once, bit for bit.
