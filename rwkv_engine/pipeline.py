@@ -55,8 +55,9 @@ class RWKV:
         """Loads a model.
 
         Args:
-            model: `tales`, the embedded model; the path of a `.pth`, a `.safetensors` or a Hugging Face directory; or
-                a hub id, `owner/name` or `owner/name/FILE.pth`.
+            model: `tales`, the embedded model; the path of a `.pth`, a `.safetensors` (packed or not) or a Hugging Face
+                directory; or a hub id, `owner/name` or `owner/name/FILE.pth`. A packed file must keep its size and its
+                content while the model is used; replacing or deleting it is safe.
             strategy: where it runs, in what precision.
             tokenizer: path of a tokenizer file; by default one that fits is looked for beside the model, then in the
                 hub cache.

@@ -11,6 +11,7 @@ from oracle import Shape
 from safetensors.torch import save_file
 
 from rwkv_engine.core.names import to_hugging_face
+from rwkv_engine.packing import pack
 
 Weights = dict[str, np.ndarray]
 
@@ -26,6 +27,12 @@ def save_pth(weights: Weights, path: Path, dtype: torch.dtype = torch.float32, l
 
 def save_safetensors(weights: Weights, path: Path) -> Path:
     save_file(as_torch(weights), path)
+    return path
+
+
+def save_packed(weights: Weights, path: Path) -> Path:
+    pack(save_pth(weights, path.with_suffix(".pth")), path)
+    path.with_suffix(".pth").unlink()
     return path
 
 

@@ -28,6 +28,49 @@ def safetensors_headers(whole: bytes, count: int, seed: int = 0) -> Iterator[tup
             yield "length of the header", claimed.to_bytes(8, "little") + text + data
 
 
+def packed_metadata(whole: bytes, count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """`count` mutations of what a packed file tells of itself, its tensors left alone."""
+    rng = random.Random(seed)
+    length = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    [key] = header["__metadata__"].keys() - {"format"}
+    good = header["__metadata__"][key]
+    for i in range(count):
+        if i % 4:
+            about = json.loads(good)
+            what = _anywhere_changed(about, rng)
+            header["__metadata__"][key] = json.dumps(about)
+        else:
+            what = "bytes of the metadata"
+            header["__metadata__"][key] = _flipped(good.encode(), rng).decode("latin-1")
+        yield what, _file(header, data)
+
+
+def _anywhere_changed(tree: dict, rng: random.Random) -> str:
+    """Changes one value of a tree of objects and lists, or one name, and says which."""
+    path = []
+    if rng.random() < 0.5:
+        tree = tree["matrices"]
+    while True:
+        places = list(tree) if isinstance(tree, dict) else range(len(tree))
+        place = rng.choice(places)
+        path.append(str(place))
+        if not isinstance(tree[place], (dict, list)) or not tree[place] or rng.random() < 0.2:
+            break
+        tree = tree[place]
+    of_packed = ("fp16", "i8", "rows", "tiles", "input_major", "nk", "kn", "nkknk", "kkknn", "tiles.2", "f" * 16)
+    huge = ("x" * 100_000, 10**40, 10**4000, 1e300, [1] * 100_000, {"x": [[]] * 1000})
+    value = rng.choice((*of_packed, *huge, 0, -1, 7, 1.5, True, None, "", "\n", [], {}, [33, 16], [16, 33], [[16], 33]))
+    if isinstance(tree, dict) and rng.random() < 0.2:
+        tree[rng.choice(("", "\n", "head.weight", "ln_out.weight", "x" * 100_000))] = tree.pop(place)
+        return f"{'/'.join(path)} renamed"
+    if rng.random() < 0.2:
+        del tree[place]
+        return f"{'/'.join(path)} deleted"
+    tree[place] = value
+    return f"{'/'.join(path)} = {str(value)[:50]!r}"
+
+
 def pickles(whole: bytes, count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
     """`count` mutations of a `.pth`: of the pickle in a zip, whose checksums stay right, or of a legacy one."""
     rng = random.Random(seed)
@@ -122,7 +165,7 @@ def no_utf8(header: Header, rng: random.Random) -> bytes:
 
 
 def many_empty_tensors(header: Header, rng: random.Random) -> Header:
-    _, end = max(tensor["data_offsets"] for tensor in header.values())
+    _, end = max(tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__")
     for i in range(rng.choice((10, 3000))):
         header.setdefault(f"blocks.{i}.ln1.weight", {"dtype": "F32", "shape": [0], "data_offsets": [end, end]})
     return header

@@ -19,7 +19,7 @@ RANKS = [
     {"runtime"},
     {"generation"},
     {"pipeline"},
-    {"chat", "convert", "quantize", "embedding", "evaluation", "verification"},
+    {"chat", "convert", "quantize", "embedding", "evaluation", "packing", "verification"},
     {"auto", "compat"},
     {"cli", "server"},
 ]

@@ -97,13 +97,19 @@ def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
         ("width", f"{config.n_embd} (time mixing {config.n_att}, channel mixing {config.n_ffn})"),
         ("vocabulary", str(config.n_vocab)),
         ("tokenizer", _tokenizer_name(path, config.n_vocab)),
-        ("stored as", str(checkpoint.read("head.weight").dtype).removeprefix("torch.")),
+        ("stored as", _precision(checkpoint)),
         ("fingerprint", checkpoint.fingerprint()),
         *[
             (f"layers {layers}", f"{device}, {precision}, {size} of weights; free memory {free}")
             for layers, device, precision, size, free in Strategy.parse(strategy).explain(config)
         ],
     ]
+
+
+def _precision(checkpoint: Checkpoint) -> str:
+    if checkpoint.packing:
+        return f"packed, {checkpoint.packing}"
+    return str(checkpoint.read("head.weight").dtype).removeprefix("torch.")
 
 
 def _tokenizer_name(model: Path, n_vocab: int) -> str:

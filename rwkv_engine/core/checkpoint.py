@@ -1,7 +1,8 @@
 """An RWKV-4 checkpoint: its tensors by their original names, checked against each other, read one at a time.
 
 Formats: BlinkDL `.pth` (zip, mapped; legacy, read whole), `.safetensors` with original or Hugging Face names, and
-Hugging Face directories (`config.json` with single or sharded safetensors or `pytorch_model.bin`).
+Hugging Face directories (`config.json` with single or sharded safetensors or `pytorch_model.bin`), and packed files
+(`packed`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.core.config import TENSORS_PER_LAYER, ModelConfig
-from rwkv_engine.core.files import StoredTensor, damage_reported, read_directory, read_file, shown, some
+from rwkv_engine.core.files import Contents, StoredTensor, damage_reported, read_directory, read_file, shown, some
 from rwkv_engine.core.mapped import release_pages
 from rwkv_engine.core.names import to_original
+from rwkv_engine.core.packed import KEY, Packing, unpack
 from rwkv_engine.errors import CheckpointError
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -30,12 +33,19 @@ class Checkpoint:
     Attributes:
         path: what was opened.
         config: the model's numbers, from the tensor shapes.
+        packing: what a packed file tells of itself; None for all others.
     """
 
-    def __init__(self, path: Path, tensors: dict[str, StoredTensor], settings: dict[str, Any] | None = None):
+    def __init__(self, path: Path, contents: Contents):
         self.path = path
-        found = _canonical(path, tensors, settings or {})
-        self.config = _checked_config(path, {name: t.shape for name, t in found.items()}, settings or {})
+        self.packing: Packing | None = None
+        tensors, settings = contents.tensors, contents.settings
+        if KEY in contents.metadata:
+            with damage_reported(path):
+                self.packing, tensors = unpack(path, tensors, contents.metadata[KEY])
+            settings = self.packing.config
+        found = _canonical(path, tensors, settings)
+        self.config = _checked_config(path, {name: t.shape for name, t in found.items()}, settings)
         self._shapes = self.config.tensor_shapes()
         self._tensors = {name: found[name] for name in self._shapes}
 
@@ -48,7 +58,7 @@ class Checkpoint:
         """
         path = Path(path)
         if path.is_dir():
-            return cls(path, *read_directory(path))
+            return cls(path, read_directory(path))
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file or directory")
         return cls(path, read_file(path))
@@ -61,16 +71,42 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """The tensor as stored (its dtype), vectors one-dimensional. Call `release` when it has been copied.
 
+        Of a packed file, matrices are copies, put back row after row.
+
         Raises:
             CheckpointError: it is not a floating-point tensor, or the file is damaged.
         """
+        return self._floating(name, self._tensors[name].read).reshape(self._shapes[name])
+
+    def read_arranged(self, name: str, form: str) -> Tensor | None:
+        """The tensor in the form in which kernels read it, if a packed file has it so: a view of the mapped file.
+
+        It needs no copy, and lives as long as the mapping. Whoever shortens the file or writes into it meanwhile ends
+        or misleads this process; replacing it, as `pack` does, or deleting it, is safe.
+
+        Args:
+            name: its original name.
+            form: one of `packed.AXES`, as `packed.LAYOUT` has it.
+
+        Returns:
+            None if the file has it in another form; `read` has it then.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        stored = self._tensors[name]
+        if stored.read_arranged is None or stored.form != form:
+            return None
+        return self._floating(name, stored.read_arranged)
+
+    def _floating(self, name: str, read: Callable[[], Tensor]) -> Tensor:
         with damage_reported(self.path):
-            tensor = self._tensors[name].read()
+            tensor = read()
         if tensor.dtype not in FLOAT_TYPES:
             raise CheckpointError(f"{self.path}: {name}: expected a floating-point tensor, got {tensor.dtype}")
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise CheckpointError(f"{self.path}: {name}: holds no numbers ({tensor.layout}, {tensor.device})")
-        return tensor.detach().reshape(self._shapes[name])
+        return tensor.detach()
 
     @staticmethod
     def release(tensor: Tensor) -> None:
@@ -81,8 +117,10 @@ class Checkpoint:
         """Identifies the model, whatever file holds it.
 
         A hash of all vectors and of the first row of every matrix in float32: enough to tell trained models apart
-        without reading gigabytes.
+        without reading gigabytes. A packed file keeps that of the model it was made from, rounded numbers or not.
         """
+        if self.packing:
+            return self.packing.fingerprint
         digest = hashlib.sha256(repr(self.config).encode())
         for name in self.names:
             tensor = self.read(name)
@@ -133,7 +171,9 @@ def _checked_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: di
     (n_vocab, n_embd), (n_att, _), (n_ffn, _) = (shapes[name] for name in sizes)
     eps = settings.get("layer_norm_epsilon", 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:
-        raise CheckpointError(f"{path}: config.json: layer_norm_epsilon: got {eps!r}, expected a small positive number")
+        raise CheckpointError(
+            f"{path}: its config's layer_norm_epsilon: got {shown(repr(eps))}, expected a small positive number"
+        )
     config = ModelConfig(len(blocks), n_embd, n_att, n_ffn, n_vocab, layer_norm_eps=eps)
     _check_shapes(path, shapes, config)
     _check_settings(path, settings, config)
@@ -158,17 +198,9 @@ def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], config: ModelC
 
 
 def _check_settings(path: Path, settings: dict[str, Any], config: ModelConfig) -> None:
-    expected = {
-        "model_type": "rwkv",
-        "vocab_size": config.n_vocab,
-        "hidden_size": config.n_embd,
-        "num_hidden_layers": config.n_layer,
-        "attention_hidden_size": config.n_att,
-        "intermediate_size": config.n_ffn,
-    }
-    for key, value in expected.items():
+    for key, value in config.settings().items():
         if settings.get(key) is not None and settings[key] != value:
             raise CheckpointError(
-                f"{path}: config.json says {key} = {settings[key]!r}, the tensors say {value!r};"
+                f"{path}: its config says {key} = {shown(repr(settings[key]))}, the tensors say {value!r};"
                 " the two do not belong together"
             )

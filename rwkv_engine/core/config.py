@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 TENSORS_PER_LAYER = 18  # of an RWKV-4; the first layer has two more
 
@@ -50,6 +51,18 @@ class ModelConfig:
                 block |= {"ln0.weight": (c,), "ln0.bias": (c,)}
             shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
         return shapes | {"ln_out.weight": (c,), "ln_out.bias": (c,), "head.weight": (self.n_vocab, c)}
+
+    def settings(self) -> dict[str, Any]:
+        """The same numbers in the words of a Hugging Face config.json."""
+        return {
+            "model_type": "rwkv",
+            "vocab_size": self.n_vocab,
+            "hidden_size": self.n_embd,
+            "num_hidden_layers": self.n_layer,
+            "attention_hidden_size": self.n_att,
+            "intermediate_size": self.n_ffn,
+            "layer_norm_epsilon": self.layer_norm_eps,
+        }
 
     @property
     def n_params(self) -> int:

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,30 @@ from rwkv_engine.errors import CheckpointError
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor on disk; `read` returns it, as a view of the mapped file where the format allows."""
+    """One tensor on disk; `read` returns it, as a view of the mapped file where the format allows.
+
+    A packed file has it in a `form` of its own, in which `read_arranged` returns it, see `packed`.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    form: str | None = None
+    read_arranged: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in a file or a directory: tensors by their names there, and what comes with them.
+
+    Attributes:
+        tensors: no weights are read yet.
+        settings: of a directory's config.json.
+        metadata: of a safetensors file.
+    """
+
+    tensors: dict[str, StoredTensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -66,8 +86,8 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(map(shown, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
-def read_file(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a `.safetensors`, or of a `.pth` or `.bin`, by their names there; no weights are read yet.
+def read_file(path: Path) -> Contents:
+    """What is in a `.safetensors`, or in a `.pth` or `.bin`.
 
     Raises:
         CheckpointError: damaged, or not such a file.
@@ -78,8 +98,8 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
 
 
-def read_directory(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
-    """All tensors of a Hugging Face directory by their names there, and what `config.json` says.
+def read_directory(path: Path) -> Contents:
+    """What is in a Hugging Face directory, or in the one file of a plain one.
 
     Raises:
         CheckpointError: files are missing or damaged, two of them hold one tensor, or they disagree with their index.
@@ -87,8 +107,10 @@ def read_directory(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]
     with damage_reported(path):
         settings, files = _files_of(path)
     tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
     for file, listed in files.items():
-        part = read_file(file)
+        contents = read_file(file)
+        part = contents.tensors
         if twice := part.keys() & tensors.keys():
             raise CheckpointError(f"{path}: {some(twice)} in two files; download it again")
         if listed is not None and (wrong := part.keys() ^ listed):
@@ -97,18 +119,20 @@ def read_directory(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]
                 " download both again"
             )
         tensors |= part
-    return tensors, settings
+        metadata |= contents.metadata
+    return Contents(tensors, settings, metadata)
 
 
-def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
+def _read_safetensors(path: Path) -> Contents:
     file = safe_open(path, framework="pt")  # stays open: tensors read later are views of this mapping
-    return {
+    tensors = {
         name: StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
         for name in file.keys()  # noqa: SIM118 - it is no mapping
     }
+    return Contents(tensors, metadata=file.metadata() or {})
 
 
-def _read_pth(path: Path) -> dict[str, StoredTensor]:
+def _read_pth(path: Path) -> Contents:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except Exception as error:
@@ -125,7 +149,7 @@ def _read_pth(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{path}: expected a dictionary of tensors, found {shown(name)}: {type(tensor).__name__}"
             )
-    return {name: StoredTensor(tuple(t.shape), partial(_same, t)) for name, t in content.items()}
+    return Contents({name: StoredTensor(tuple(t.shape), partial(_same, t)) for name, t in content.items()})
 
 
 def _can_be_mapped(path: Path) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # Of a probability as a whole number; 2^17 of them fit into int64.
-LARGEST = 2.0**46
+LARGEST = 2.0**45
 
 
 def documented(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
@@ -38,7 +38,7 @@ def documented(logits: Tensor, temperature: float, top_k: int, top_p: float, min
 
 
 def whole_numbers(probs: Tensor) -> Tensor:
-    """Probabilities (B, V) to int64, the largest of a row to 2^46.
+    """Probabilities (B, V) to int64, the largest of a row to 2^45.
 
     Their sums are exact, so they depend neither on the order in which a device adds nor on the device, and what is zero
     adds nothing; a GPU's sums of floating-point numbers promise none of this.

@@ -171,7 +171,8 @@ class Rwkv4(nn.Module):
         super().__init__()
         self.config = config
         self.fingerprint = fingerprint
-        self.emb = nn.Embedding(config.n_vocab, config.n_embd)
+        # Its own random numbers would, on the meta device, import torch's compiler: a second and 70 MB.
+        self.emb = nn.Embedding.from_pretrained(torch.empty(config.n_vocab, config.n_embd), freeze=False)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head = Dense(config.n_embd, config.n_vocab)

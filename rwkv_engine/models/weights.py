@@ -5,16 +5,11 @@ Each multiplies (B, K) rows, one token of each of B sequences, or (B, T, K), man
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from rwkv_engine.ops import linear, linear_many, tile, untile
+from rwkv_engine.ops import linear, linear_many, untile
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.ops.linear_many import dense_product
-from rwkv_engine.ops.tiles import ROWS, tiled_shape
-
-# Rows of a matrix converted at a time while loading.
-TILED = 16 * ROWS
 
 
 class Dense(nn.Linear):
@@ -31,15 +26,10 @@ class Dense(nn.Linear):
 class Tiled(nn.Module):
     """The same with W in tiles, see `ops.tiles`."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
-        """`weight`: (outputs, inputs), a part of a file perhaps; `dtype`: to be kept in."""
+    def __init__(self, tiles: Tensor, outputs: int, inputs: int):
+        """`tiles`: of W (outputs, inputs); a part of a mapped file, perhaps."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        shape = tiled_shape(self.out_features, self.in_features, dtype)
-        tiles = torch.empty(shape, dtype=dtype, device=weight.device)
-        # Part by part: a converted copy of a whole matrix would be memory that loading does not need.
-        for part, room in zip(weight.split(TILED), tiles.split(TILED // ROWS), strict=True):
-            tile(part.to(dtype), room)
+        self.out_features, self.in_features = outputs, inputs
         self.tiles = nn.Parameter(tiles, requires_grad=False)
 
     @property
@@ -59,11 +49,10 @@ class Tiled(nn.Module):
 class InputMajor(nn.Module):
     """The same with W^T row after row: what one input adds to the outputs lies together, so inputs can be skipped."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
-        """`weight`: (outputs, inputs); `dtype`: to be kept in."""
+    def __init__(self, rows: Tensor):
+        """`rows`: W^T (inputs, outputs); a part of a mapped file, perhaps."""
         super().__init__()
-        rows = torch.empty(weight.shape[::-1], dtype=dtype, device=weight.device)
-        self.rows = nn.Parameter(rows.copy_(weight.t()), requires_grad=False)
+        self.rows = nn.Parameter(rows, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:

@@ -17,6 +17,7 @@ from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
 from rwkv_engine.core.state import FIELDS
 from rwkv_engine.errors import CheckpointError, TokenizerError
 from rwkv_engine.runtime import Engine, load_model
+from rwkv_engine.runtime.loader import check_finite
 from rwkv_engine.text import Tokenizer, check_fits, find_tokenizer, load_tokenizer
 from rwkv_engine.verification.activations import watched
 from rwkv_engine.verification.check import TOLERANCES, Check, judged, relative_difference
@@ -100,7 +101,7 @@ def verify(
     again = Engine(engine.model, CHUNK)
     with watched(engine.model) as activations:
         logits, state = again.forward(torch.tensor([written.ids]), full_output=True)
-    logits = logits[0]
+    logits = logits[0].cpu()
     yield _consistency(written, logits, state, tolerance)
     yield _round_trip(engine, written)
     yield from activations.checks()
@@ -120,7 +121,8 @@ def verify(
 
 def _described(checkpoint: Checkpoint) -> Iterator[Check]:
     path, config = checkpoint.path, checkpoint.config
-    yield Check("file", "ok", f"{path}, {_format(path)}", {"path": str(path), "format": _format(path)})
+    kind = _format(path, checkpoint.packing is not None)
+    yield Check("file", "ok", f"{path}, {kind}", {"path": str(path), "format": kind})
     what = (
         f"RWKV-{config.version}, {config.n_layer} layers, width {config.n_embd} (time mixing {config.n_att},"
         f" channel mixing {config.n_ffn}), vocabulary {config.n_vocab}, {config.n_params:,} parameters"
@@ -130,16 +132,18 @@ def _described(checkpoint: Checkpoint) -> Iterator[Check]:
     stored: Counter[str] = Counter()
     for name in checkpoint.names:
         tensor = checkpoint.read(name)
+        if checkpoint.packing:  # loading trusts it
+            check_finite(f"{path}: {name}", tensor, tensor.dtype)
         stored[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     shares = ", ".join(f"{n / config.n_params:.1%} {dtype}" for dtype, n in stored.most_common())
     yield Check("stored as", "info", shares, dict(stored))
 
 
-def _format(path: Path) -> str:
+def _format(path: Path, packed: bool) -> str:
     if path.is_dir():
         return "Hugging Face directory" if (path / "config.json").is_file() else "directory"
     if path.suffix == ".safetensors":
-        return "safetensors"
+        return "packed safetensors" if packed else "safetensors"
     return "zip .pth" if zipfile.is_zipfile(path) else "legacy .pth"
 
 
@@ -168,13 +172,13 @@ def _write(engine: Engine, prompt: list[int], tell: Progress) -> Written:
     """The likeliest tokens, one at a time."""
     tell("reading", 0, 0)
     logits, begin = engine.forward(torch.tensor([prompt]))
-    ids, rows, state = list(prompt), [logits], begin
+    ids, rows, state = list(prompt), [logits.cpu()], begin
     started = time.perf_counter()
     for i in range(N_NEW):
         tell("writing", i, N_NEW)
         ids.append(int(rows[-1].argmax()))
         logits, state = engine.forward(torch.tensor([ids[-1:]]), state)
-        rows.append(logits)
+        rows.append(logits.cpu())
     return Written(ids, len(prompt), torch.cat(rows), begin, state, time.perf_counter() - started)
 
 
@@ -206,7 +210,7 @@ def _round_trip(engine: Engine, written: Written) -> Check:
         written.begin.save(Path(folder) / "state")
         loaded = State.load(Path(folder) / "state")
     logits, _ = engine.forward(torch.tensor([written.ids[written.n_prompt : written.n_prompt + 1]]), loaded)
-    same = torch.equal(logits[0], written.logits[1])
+    same = torch.equal(logits[0].cpu(), written.logits[1])
     what = "goes on with the same bits" if same else "goes on with other logits"
     return judged("state file", same, f"saved, loaded, {what}")
 

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import as_torch, save_hugging_face, save_pth, save_safetensors, settings
+from checkpoints import as_torch, save_hugging_face, save_packed, save_pth, save_safetensors, settings
 from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError
@@ -30,6 +30,8 @@ def write(kind, weights, tmp_path):
             return save_pth(weights, tmp_path / "model.pth", legacy=True)
         case "safetensors":
             return save_safetensors(weights, tmp_path / "model.safetensors")
+        case "packed":
+            return save_packed(weights, tmp_path / "model.safetensors")
         case "folder with one pth":
             return save_pth(weights, tmp_path / "model.pth").parent
         case _:
@@ -41,6 +43,7 @@ KINDS = [
     "pth",
     "legacy",
     "safetensors",
+    "packed",
     "folder with one pth",
     *[(form, shards, prefix) for form in ("safetensors", "bin") for shards in (1, 3) for prefix in (True, False)],
 ]
@@ -58,7 +61,7 @@ def test_every_format_holds_the_same_model(kind, weights, tmp_path):
 
 def test_the_fingerprint_is_the_models_not_the_files(weights, tmp_path):
     prints = set()
-    for i, kind in enumerate(["pth", "legacy", "safetensors", ("bin", 3, False)]):
+    for i, kind in enumerate(["pth", "legacy", "safetensors", "packed", ("bin", 3, False)]):
         (tmp_path / str(i)).mkdir()
         prints.add(Checkpoint.open(write(kind, weights, tmp_path / str(i))).fingerprint())
     assert len(prints) == 1

@@ -8,7 +8,7 @@ import shutil
 
 import oracle
 import pytest
-from checkpoints import save_hugging_face, save_pth, save_safetensors, settings
+from checkpoints import save_hugging_face, save_packed, save_pth, save_safetensors, settings
 from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError
@@ -27,6 +27,8 @@ def write(form, weights, folder):
     match form:
         case "safetensors":
             path = save_safetensors(weights, folder / "model.safetensors")
+        case "packed":
+            path = save_packed(weights, folder / "model.safetensors")
         case "pth" | "legacy pth":
             path = save_pth(weights, folder / "model.pth", legacy=form == "legacy pth")
         case kind, shards:
@@ -35,9 +37,9 @@ def write(form, weights, folder):
     return path, [path]
 
 
-@pytest.mark.parametrize("form", ["pth", "legacy pth", "safetensors", *FOLDERS], ids=str)
+@pytest.mark.parametrize("form", ["pth", "legacy pth", "safetensors", "packed", *FOLDERS], ids=str)
 def test_a_file_cut_anywhere_is_refused(form, weights, tmp_path):
-    """At 200 bytes, at both ends, and at 30 places more: 210 over the seven forms, in whichever file they fall."""
+    """At 200 bytes, at both ends, and at 30 places more: 240 over the eight forms, in whichever file they fall."""
     path, files = write(form, weights, tmp_path)
     Checkpoint.open(path)
     rng = random.Random(str(form))

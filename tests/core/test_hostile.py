@@ -8,7 +8,7 @@ import mutations
 import numpy as np
 import oracle
 import pytest
-from checkpoints import save_pth, save_safetensors
+from checkpoints import save_packed, save_pth, save_safetensors
 from oracle import Shape
 
 from rwkv_engine import Checkpoint, CheckpointError, ModelConfig
@@ -54,10 +54,16 @@ print(json.dumps({"bad": bad, "seen": seen, "slowest": slowest, "grown": megabyt
 
 @pytest.mark.parametrize(
     ("make", "name", "count"),
-    [("safetensors_headers", "good.safetensors", 500), ("pickles", "good.pth", 100), ("pickles", "legacy.pth", 100)],
+    [
+        ("safetensors_headers", "good.safetensors", 500),
+        ("safetensors_headers", "packed.safetensors", 500),
+        ("packed_metadata", "packed.safetensors", 500),
+        ("pickles", "good.pth", 100),
+        ("pickles", "legacy.pth", 100),
+    ],
 )
 def test_mutated_files_are_refused_or_harmless(make, name, count, tmp_path, run_python):
-    save = save_safetensors if make == "safetensors_headers" else save_pth
+    save = {"good.safetensors": save_safetensors, "packed.safetensors": save_packed}.get(name, save_pth)
     options = {"legacy": True} if name == "legacy.pth" else {}
     good = save(oracle.random_weights(SHAPE), tmp_path / name, **options)
     result = run_python(LOAD_ALL, make, str(good), str(count))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rwkv_engine import RequestError
 from rwkv_engine.generation import Sampler, SamplingParams
+from rwkv_engine.generation.distribution import whole_numbers
 from rwkv_engine.generation.draw import inverse_cdf
 from rwkv_engine.generation.sampling import History
 
@@ -157,6 +158,14 @@ def test_the_draw_cannot_fall_past_the_last_possible_id():
     probs = torch.tensor([[0.3, 0.7, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
     assert inverse_cdf(probs, torch.tensor([1 - 2**-53] * 2, dtype=torch.float64)).tolist() == [1, 1]
     assert inverse_cdf(probs, torch.zeros(2, dtype=torch.float64)).tolist() == [0, 1]
+
+
+def test_whole_numbers_sum_exactly_and_leave_nothing_of_a_zero():
+    probs = torch.full((2, 2**17), 0.1, dtype=torch.float64)
+    probs[1, ::2] = 0
+    whole = whole_numbers(probs)
+    assert whole.sum(-1).tolist() == [2**62, 2**61]
+    assert (whole[1, ::2] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from oracle import Shape
 from safetensors.torch import save_file
 
 from rwkv_engine import ModelConfig
+from rwkv_engine.packing import pack
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -31,14 +32,21 @@ def watch():
             peak[name] = max(peak[name], kilobytes(name))
 
 import torch
+from pathlib import Path
 from rwkv_engine import RWKV, _extension
+from rwkv_engine.packing import pack
 _extension.status()  # finding the kernels takes some memory of its own
 before = {name: kilobytes(name) for name in peak}
 thread = threading.Thread(target=watch); thread.start()
-model = RWKV.from_pretrained(sys.argv[1])
+placed = 0
+if sys.argv[2:]:
+    pack(Path(sys.argv[1]), Path(sys.argv[2]), "cpu fp32")
+else:
+    model = RWKV.from_pretrained(sys.argv[1])
+    placed = sum(p.nbytes for p in model.engine.model.parameters())
 done.set(); thread.join()
 print(json.dumps({
-    "placed": sum(p.nbytes for p in model.engine.model.parameters()),
+    "placed": placed,
     "anonymous": peak["RssAnon"] * 1024,
     **{name: (peak[name] - before[name]) * 1024 for name in peak},
 }))
@@ -70,6 +78,37 @@ def test_loading_holds_the_placed_weights_and_little_more(kind, large, tmp_path,
     assert seen["RssAnon"] < 1.05 * seen["placed"] + 110e6 + extra, seen
     if kind != "legacy":
         assert seen["RssFile"] < file / 2, seen
+
+
+def test_loading_a_packed_file_takes_no_memory(large, tmp_path, run_python):
+    """Not even that of pages of the file: nothing of 400 MB is read."""
+    save_file(large, tmp_path / "m.safetensors")
+    path = tmp_path / "packed.safetensors"
+    pack(tmp_path / "m.safetensors", path, "cpu fp32")
+    result = run_python(MEASURE, str(path))
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout)
+    assert seen["placed"] > 390e6, seen
+    assert seen["RssAnon"] < 20e6, seen  # measured: 1.5 MB
+    assert seen["RssFile"] < 60e6, seen  # code of libraries; measured: 17 MB
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "packed"])
+def test_packing_holds_one_matrix(kind, tmp_path, run_python):
+    shapes = ModelConfig(n_layer=1, n_embd=1024, n_att=1024, n_ffn=8192, n_vocab=100).tensor_shapes()
+    source = tmp_path / "m.safetensors"
+    save_file({name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}, source)
+    # Read from a packed file matrices are copies, in bfloat16 here, and there are two of each.
+    copies = 1.5 if kind == "packed" else 1
+    if kind == "packed":
+        pack(source, source)
+    # Large pieces are given back to the system at once, so that what is seen is what is held.
+    arguments = str(source), str(tmp_path / "again.safetensors")
+    result = run_python(MEASURE, *arguments, MALLOC_MMAP_THRESHOLD_="1000000")
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout)
+    largest = 4 * 1024 * 8192
+    assert largest < seen["RssAnon"] < copies * largest + 3e6, seen  # the next matrix is one of 4 MB
 
 
 READ = """

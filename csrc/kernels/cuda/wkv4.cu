@@ -1,7 +1,7 @@
 #include "kernels/cuda/wkv4.h"
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/wkv4_scan.h"
+#include "kernels/cuda/wkv4_scan.cuh"
 
 namespace rwkv::cuda {
 namespace {
@@ -21,7 +21,7 @@ __global__ void wkv4_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4ConstStates<
     y[at] = wkv4_output(first, k, v, s);
     s = wkv4_update(decay, k, v, s);
   }
-  if (part.is_last && part.tokens < kWkv4Chunk) end.store(part.row, s);
+  if (part.tokens < kWkv4Chunk) end.store(part.row, s);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 // chunk after another, last first); then every chunk's gradients from its state and the gradients after it.
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/wkv4.h"
-#include "kernels/cuda/wkv4_scan.h"
+#include "kernels/cuda/wkv4_scan.cuh"
 
 namespace rwkv::cuda {
 namespace {

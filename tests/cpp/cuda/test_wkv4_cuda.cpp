@@ -150,7 +150,7 @@ void at_odd_sizes() {
   for (const int64_t T : {1, 2, kChunk - 1, kChunk, kChunk + 1, 2 * kChunk - 1, 2 * kChunk, 2 * kChunk + 1, 129})
     for (const Wkv4Size size : {Wkv4Size{1, T, 8}, {3, T, 33}, {1, T, 1}})
       is_the_recurrence(make_problem(size, 1), words(size));
-  for (const Wkv4Size size : {Wkv4Size{1, 2, 2056}, {3, kChunk + 1, 2056}})
+  for (const Wkv4Size size : {Wkv4Size{1, 2, 2056}, {3, kChunk + 1, 2056}, {3, 7 * kChunk, 8}})
     is_the_recurrence(make_problem(size, 2), words(size));
 }
 
@@ -176,6 +176,13 @@ void at_extremes() {
   for (float& k : ties.in[2]) k = std::round(k / 2);
   for (float& max : ties.in[6]) max = std::round(max);
   is_the_recurrence(ties, "ties");
+  // In each chunk one tie, and never a larger k: what the last max's gradient is halved by on its way to the first max.
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t t = i / size.C % size.T, first_max = 3;
+    ties.in[2][i] = t % kChunk == 5 ? first_max - (t + 1) : -1000;
+  }
+  std::fill(ties.in[6].begin(), ties.in[6].end(), 3.0f);
+  is_the_recurrence(ties, "one tie a chunk");
 }
 
 template <class Real>

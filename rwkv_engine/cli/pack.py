@@ -1,0 +1,42 @@
+"""`rwkv-engine pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rwkv_engine import packing
+from rwkv_engine.cli.options import hub_options, progress_bar, stderr
+from rwkv_engine.core.strategy import DTYPES
+from rwkv_engine.pipeline import locate
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Ends in .safetensors; replaced if there."
+)
+@click.option("--strategy", help="Pack each layer in the precision it has there.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Pack all matrices in it; by default as stored.")
+@hub_options
+def pack(
+    model: str, output: Path, strategy: str | None, dtype: str | None, revision: str | None, offline: bool
+) -> None:
+    """Writes MODEL as a packed file, which loads at once: it is mapped as it is, nothing is copied or converted.
+
+    That holds for a strategy of the same precision; with any other the file is a model like any other.
+    """
+    if strategy and dtype:
+        raise click.UsageError("give --strategy or --dtype, not both")
+    console = stderr()
+    path = locate(model, revision, offline=offline)
+    with progress_bar(console, "packing") as bar:
+        task = bar.add_task("packing", total=None)
+        packed = packing.pack(
+            path,
+            output,
+            f"cpu {dtype}" if dtype else strategy,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(f"{output}: {output.stat().st_size / 1e6:,.1f} MB, {packed}")

@@ -1,0 +1,169 @@
+"""`rwkv-engine pack`: a whole file or none."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import oracle
+import pytest
+from checkpoints import save_pth
+from oracle import Shape
+
+from rwkv_engine import RWKV, Checkpoint
+
+SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return save_pth(oracle.random_weights(SHAPE), tmp_path / "m.pth")
+
+
+def pack(call, source, *options, name="p.safetensors"):
+    path = source.with_name(name)
+    return path, *call("pack", str(source), "-o", str(path), *options)
+
+
+def precisions(path):
+    return [matrix.dtype for matrix in Checkpoint.open(path).packing.matrices.values()]
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "expected"),
+    [
+        ([], "fp32 in tiles.1", ["fp32"]),
+        (["--dtype", "bf16"], "bf16 in tiles.1", ["bf16"]),
+        (["--strategy", "cpu fp16"], "fp16 in tiles.1", ["fp16"]),
+        (["--strategy", "cuda fp16 *1 -> cpu fp32"], "fp16, fp32 in tiles.1", ["fp16", "fp32"]),
+    ],
+)
+def test_it_writes_a_file_and_says_what(options, said, expected, call, source):
+    path, code, text, errors = pack(call, source, *options)
+    assert (code, text) == (0, "")
+    assert errors == f"{path}: {path.stat().st_size / 1e6:,.1f} MB, {said}\n"
+    assert sorted(set(precisions(path))) == expected
+    if "->" in said:  # the embedding goes with the first layer, the head with the last
+        assert (precisions(path)[0], precisions(path)[-1]) == ("fp16", "fp32")
+
+
+def test_a_name_of_a_model_is_enough(call, tales, tmp_path):
+    code, _, errors = call("pack", "tales", "-o", str(tmp_path / "p.safetensors"), "--dtype", "bf16")
+    assert code == 0, errors
+    assert Checkpoint.open(tmp_path / "p.safetensors").fingerprint() == tales.fingerprint
+
+
+def test_a_file_that_is_there_is_replaced_even_the_source(call, source):
+    path, *_ = pack(call, source)
+    first = path.read_bytes()
+    assert pack(call, source, "--dtype", "bf16")[1] == 0
+    assert path.read_bytes() != first
+    code, _, errors = call("pack", str(path), "-o", str(path), "--dtype", "fp16")
+    assert code == 0, errors
+    assert set(precisions(path)) == {"fp16"}
+    assert sorted(p.name for p in source.parent.iterdir()) == ["m.pth", "p.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["{source}", "-o", "{folder}/p.bin"],
+            "p.bin: packed files are known by their name; expected one that ends in",
+        ),
+        (["{source}", "-o", "{folder}/nowhere/p.safetensors"], "cannot be written: No such file or directory"),
+        (["{source}", "-o", "{folder}/d.safetensors"], "d.safetensors: is no file; nothing was written"),
+        (["{folder}/no.pth", "-o", "{folder}/p.safetensors"], "no.pth: no such file or directory"),
+        (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16i8"], "i8 weights cannot be packed yet"),
+        (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16 *9"], "too many layers"),
+    ],
+)
+def test_a_users_mistake_is_an_error_and_leaves_nothing(arguments, message, call, source):
+    (source.parent / "d.safetensors").mkdir()
+    code, text, errors = call("pack", *(a.format(source=source, folder=source.parent) for a in arguments))
+    assert (code, text) == (1, "")
+    assert errors.startswith("rwkv-engine: error: ")
+    assert message in errors
+    assert "Traceback" not in errors
+    assert sorted(p.name for p in source.parent.iterdir()) == ["d.safetensors", "m.pth"]
+
+
+@pytest.mark.parametrize("options", [[], ["--dtype", "fp64"], ["--dtype", "bf16", "--strategy", "cpu bf16"]], ids=str)
+def test_wrong_usage(options, call, source):
+    output = ["-o", str(source.with_name("p.safetensors"))] if options else []
+    assert call("pack", str(source), *output, *options)[0] == 2
+    assert list(source.parent.iterdir()) == [source]
+
+
+INTERRUPTED = """
+import os, resource, sys
+from rwkv_engine import cli, packing
+real = packing.pack
+def pack(model, output, strategy, progress):
+    def tell(done, total):
+        progress(done, total)
+        if done > total / 2:
+            {event}
+    return real(model, output, strategy, tell)
+packing.pack = pack
+sys.argv[:1] = ["rwkv-engine", "pack"]
+cli.main()
+"""
+
+
+def interrupted(run_python, event, source):
+    """Packs over an old file, and something happens when half of it is written."""
+    path = source.with_name("p.safetensors")
+    path.write_bytes(b"old")
+    result = run_python(INTERRUPTED.format(event=event), str(source), "-o", str(path))
+    assert path.read_bytes() == b"old"
+    return result, [p for p in source.parent.iterdir() if p not in (source, path)]
+
+
+def test_ctrl_c_leaves_the_old_file_and_nothing_else(source, run_python):
+    result, left = interrupted(run_python, f"os.kill(os.getpid(), {int(signal.SIGINT)})", source)
+    assert result.returncode == 130
+    assert "Traceback" not in result.stderr
+    assert left == []
+
+
+def test_kill_leaves_the_old_file_and_one_folder(source, run_python):
+    result, left = interrupted(run_python, f"os.kill(os.getpid(), {int(signal.SIGKILL)})", source)
+    assert result.returncode == -signal.SIGKILL
+    [folder] = left
+    assert re.fullmatch(r"\.p\.safetensors\..+", folder.name)
+    assert RWKV.from_pretrained(source)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(source, run_python):
+    """A limit on file sizes fails as a full disk does: in the middle of writing."""
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
+    result, left = interrupted(run_python, limit, source)
+    assert result.returncode == 1
+    assert re.fullmatch(r"rwkv-engine: error: .*p\.safetensors: cannot be written: File too large\n", result.stderr)
+    assert left == []
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_info_shows_that_it_is_packed(dtype, call, source):
+    path, *_ = pack(call, source, "--dtype", dtype)
+    code, text, _ = call("info", str(path))
+    assert code == 0
+    assert re.search(rf"^stored as +packed, {dtype} in tiles\.1$", text, re.MULTILINE)
+    _, of_source, _ = call("info", str(source))
+    [fingerprint] = re.findall("^fingerprint .*", of_source, re.MULTILINE)
+    assert fingerprint in text
+
+
+def test_verify_looks_at_every_number(call, source):
+    """Loading trusts a packed file; verify does not."""
+    path, *_ = pack(call, source)
+    assert "packed safetensors" in call("verify", str(path))[1]
+    whole = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    whole[begin : begin + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(whole)
+    RWKV.from_pretrained(path)
+    code, text, _ = call("verify", str(path))
+    assert code == 1
+    assert re.search(r"emb\.weight: 1 of 528 numbers are NaN", text)
