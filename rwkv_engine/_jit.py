@@ -64,8 +64,9 @@ def build_once(
             _build_and_open(path, arguments)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             log = path.with_suffix(".log")
-            log.write_text(str(error), encoding="utf-8")
-            first = _first_error_line(str(error)) + advice(str(error))
+            text = _text(error)
+            log.write_text(text, encoding="utf-8")
+            first = _first_error_line(text) + advice(text)
             raise ExtensionError(f"{compiler} could not build the kernels: {first} (all in {log})") from error
     return path, f"built in {time.monotonic() - started:.0f} s by {compiler}"
 
@@ -93,7 +94,7 @@ def open_library(path: Path) -> None:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        raise ExtensionError(f"cannot open {path}: {error}; delete it to have it built again") from error
+        raise ExtensionError(f"cannot open {path}: {_text(error)}; delete it to have it built again") from error
 
 
 @contextmanager
@@ -105,6 +106,11 @@ def search_path() -> Iterator[None]:
         yield
     finally:
         os.environ["PATH"] = before
+
+
+def _text(error: Exception) -> str:
+    """With what the linker said, which torch keeps apart."""
+    return f"{error}: {error.__cause__}" if isinstance(error, OSError) and error.__cause__ else str(error)
 
 
 def _first_error_line(output: str) -> str:

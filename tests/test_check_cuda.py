@@ -22,9 +22,9 @@ ptxas info    : Function properties for _ZN4rwkv4cuda13linear_kernelIfLi4EEEvPf
 ptxas info    : Used 96 registers, used 1 barriers, 360 bytes cmem[0]
 ptxas info    : Compiling entry function '_ZN4rwkv4cuda13linear_kernelIdLi4EEEvPf' for 'sm_75'
 ptxas info    : Function properties for helper
-    8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+    8 bytes stack frame, {stores} bytes spill stores, 0 bytes spill loads
 ptxas info    : Function properties for _ZN4rwkv4cuda13linear_kernelIdLi4EEEvPf
-    0 bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads
+    0 bytes stack frame, 0 bytes spill stores, {loads} bytes spill loads
 ptxas info    : Used 255 registers, used 0 barriers
 """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from rwkv_engine import _build, _extension, _extension_cuda, _toolkit
 BINDING = """
 #include <torch/library.h>
 at::Tensor twice(const at::Tensor& x) { return x; }
-TORCH_LIBRARY_FRAGMENT(rwkv_engine_test, m) { m.def("twice(Tensor x) -> Tensor"); }
-TORCH_LIBRARY_IMPL(rwkv_engine_test, CUDA, m) { m.impl("twice", &twice); }
+TORCH_LIBRARY(NAMESPACE, m) { m.def("twice(Tensor x) -> Tensor"); }
+TORCH_LIBRARY_IMPL(NAMESPACE, CUDA, m) { m.impl("twice", &twice); }
 """
 # Notes what it was asked for, and compiles something else.
 COMPILING = """
@@ -23,6 +25,11 @@ printf '%s\\n' "$@" >"$(dirname "$0")/arguments"
 while [ "$1" != -o ]; do shift; done
 echo 'int nothing;' | c++ -x c++ -fPIC -c - -o "$2"
 """
+
+
+def namespace(folder: Path) -> str:
+    """Of its own for each test: no operator can be defined twice in a process."""
+    return re.sub(r"\W", "_", folder.name)
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, 0))
     kernel, binding = tmp_path / "twice.cu", tmp_path / "twice_cuda.cpp"
     kernel.write_text("// nothing")
-    binding.write_text(BINDING)
+    binding.write_text(BINDING.replace("NAMESPACE", namespace(tmp_path)))
     monkeypatch.setattr(_build, "cuda_sources", lambda: [binding, kernel])
     for library in ("cudart", "c10_cuda", "torch_cuda"):  # empty: nothing here calls them
         folder = tmp_path / "lib64"
@@ -58,7 +65,7 @@ def test_it_is_built_once_with_the_flags_of_the_list_and_opened(machine, capsys)
     assert (first.kind, first.level) == ("jit", "sm_90"), first.reason
     assert first.path.name.startswith(_build.cuda_library_name([90]))
     assert "by nvcc 13.0.88" in first.reason
-    assert torch.ops.rwkv_engine_test.twice.default.has_kernel_for_dispatch_key(torch._C.DispatchKey.CUDA)
+    assert getattr(torch.ops, namespace(machine)).twice.default.has_kernel_for_dispatch_key(torch._C.DispatchKey.CUDA)
     [line] = capsys.readouterr().err.splitlines()
     assert "compiling the CUDA kernels for sm_90" in line
 

@@ -123,6 +123,14 @@ def test_nvcc_is_found_and_asked(tmp_path, monkeypatch):
     assert _toolkit.find_nvcc().version == "13.0.88"
 
 
+def test_the_toolkit_of_an_nvcc_that_is_a_script_elsewhere(tmp_path, monkeypatch):
+    real = fake_nvcc(tmp_path / "toolkit")
+    script(tmp_path / "links" / "bin" / "nvcc", f'exec {real} "$@"')
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "links"))
+    found = _toolkit.find_nvcc()
+    assert (found.path, found.root) == (tmp_path / "links" / "bin" / "nvcc", tmp_path / "toolkit")
+
+
 def test_an_nvcc_that_does_not_work_is_quoted(tmp_path, monkeypatch):
     script(tmp_path / "bin" / "nvcc", "echo 'nvcc: no such device' >&2; exit 1")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
