@@ -57,7 +57,8 @@ class Draw:
 
 def where_finite(logits: Tensor, ids: Tensor) -> Tensor:
     """The ids, (B,); -1 for rows of logits (B, V) with a NaN or an infinity."""
-    return torch.where(torch.isfinite(logits).all(dim=-1), ids, -1)
+    # Not torch.where, which would copy the number from the host: a recording must not.
+    return ids.masked_fill(~torch.isfinite(logits).all(dim=-1), -1)
 
 
 def inverse_cdf(probs: Tensor, draws: Tensor) -> Tensor:

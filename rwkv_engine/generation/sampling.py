@@ -61,6 +61,7 @@ class Sampler:
         self.uncounted = uncounted
         self.draw = Draw.of(params)
         self._offsets: dict[tuple[int, torch.device], Tensor] = {}
+        self._counters: dict[tuple[tuple[int, ...], torch.device], tuple[Tensor, Tensor]] = {}
 
     def sample(
         self,
@@ -91,8 +92,11 @@ class Sampler:
 
     def counters(self, samples: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """For each of B samples, its seed and its number, (B,) int64, as a `Draw` takes them."""
-        seeds = torch.full((len(samples),), as_int64(self.seed), device=device)
-        return seeds, torch.tensor([as_int64(sample) for sample in samples], device=device)
+        key = (tuple(samples), device)
+        if key not in self._counters:  # the last ones are kept: bringing numbers to a GPU waits for all it has to do
+            seeds = torch.full((len(samples),), as_int64(self.seed), device=device)
+            self._counters = {key: (seeds, torch.tensor([as_int64(sample) for sample in samples], device=device))}
+        return self._counters[key]
 
     def probabilities(self, logits: Tensor, history: History | None = None) -> Tensor:
         """The distribution a draw is made from, float64 (B, V), zero where something cut; not normalised."""
