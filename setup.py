@@ -1,13 +1,15 @@
 """Builds the kernels ahead of time where torch is importable in the build environment; else first use does.
 
 `pip install .` isolates the build and has no torch: a pure wheel that carries `csrc/`. `pip install
---no-build-isolation .` finds the torch that will run the kernels and compiles one library per instruction level.
+--no-build-isolation .` finds the torch that will run the kernels and compiles one library per instruction level, and
+one for the GPUs here (or those of TORCH_CUDA_ARCH_LIST) where torch is built for CUDA and nvcc is installed.
 """
 
 import importlib.util
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -15,12 +17,41 @@ from setuptools import setup
 HERE = Path(__file__).resolve().parent
 
 
-def build_module():
-    # Not `import rwkv_engine._build`: that would import the package, hence torch.
-    spec = importlib.util.spec_from_file_location("_build", HERE / "rwkv_engine" / "_build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def module(name):
+    # Not `import rwkv_engine.NAME`: that would import the package, and with it all that it depends on.
+    spec = importlib.util.spec_from_file_location(name, HERE / "rwkv_engine" / f"{name}.py")
+    loaded = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def relative(paths):
+    return [str(path.relative_to(HERE)) for path in paths]
+
+
+def cuda_extensions(build):
+    from torch.utils import cpp_extension
+
+    toolkit = module("_toolkit")
+    machine = toolkit.machine()
+    problem = toolkit.why_not(machine, for_gpus=bool(machine.gpus))
+    if problem:
+        print(f"rwkv_engine: no CUDA kernels ahead of time: {problem}")
+        return []
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    architectures = toolkit.chosen_architectures(machine.nvcc, machine.gpus, wanted) or build.ARCHITECTURES
+    cpp_extension.CUDA_HOME = str(machine.nvcc.root)
+    return [
+        cpp_extension.CUDAExtension(
+            name=f"rwkv_engine._prebuilt.{build.cuda_library_name(architectures)}",
+            sources=relative(build.cuda_sources()),
+            include_dirs=[str(build.source_root())],
+            extra_compile_args={
+                "cxx": list(build.CUDA_BINDING_FLAGS),
+                "nvcc": build.nvcc_flags(architectures),
+            },
+        )
+    ]
 
 
 def ahead_of_time():
@@ -30,11 +61,11 @@ def ahead_of_time():
         return {}
     if not shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]):
         return {}
-    build = build_module()
+    build = module("_build")
     extensions = [
         CppExtension(
             name=f"rwkv_engine._prebuilt.{build.library_name(level)}",
-            sources=[str(path.relative_to(HERE)) for path in build.sources()],
+            sources=relative(build.sources()),
             include_dirs=[str(build.source_root())],
             extra_compile_args=build.compile_flags(level),
             extra_link_args=["-fopenmp"],
@@ -42,7 +73,7 @@ def ahead_of_time():
         for level in build.LEVELS
     ]
     return {
-        "ext_modules": extensions,
+        "ext_modules": extensions + cuda_extensions(build),
         "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
     }
 

@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rwkv_engine import RWKV, ModelConfig
+from rwkv_engine.core.strategy import DTYPES
 
-DTYPES = {"cpu fp32": torch.float32, "cpu bf16": torch.bfloat16}  # what transformers calls the strategies
+STRATEGIES = ("cpu fp32", "cpu bf16")  # those that transformers knows too
 SHAPES = {
     "1b5": ModelConfig(24, 2048, 2048, 8192, 50277),
     "169m": ModelConfig(12, 768, 768, 3072, 50277),
@@ -44,12 +45,19 @@ class Engine:
     decode: Callable[[int], None]  # reads one token more
 
 
-def random_checkpoint(config: ModelConfig, path: Path, dtype: torch.dtype) -> None:
+def placed(strategy: str) -> tuple[str, torch.dtype]:
+    """Device and dtype of a strategy of one segment, as torch calls them."""
+    device, precision = strategy.split()
+    return device, DTYPES[precision]
+
+
+def random_checkpoint(config: ModelConfig, path: Path, strategy: str) -> None:
     torch.manual_seed(0)
+    device, dtype = placed(strategy)
     tensors = {}
     for name, shape in config.tensor_shapes().items():
         if len(shape) == 2:
-            tensors[name] = (torch.randn(shape) / shape[1] ** 0.5).to(dtype)
+            tensors[name] = (torch.randn(shape, device=device) / shape[1] ** 0.5).to("cpu", dtype)
         elif "time_mix" in name:
             tensors[name] = torch.rand(1, 1, *shape)
         elif "time_decay" in name:
@@ -98,17 +106,18 @@ def transformers_package(path: Path, strategy: str, config: ModelConfig) -> Engi
     model = transformers.RwkvForCausalLM(settings).eval()
     stored = torch.load(path, weights_only=True)
     model.load_state_dict({to_hugging_face(name): tensor for name, tensor in stored.items()})
-    model.to(DTYPES[strategy])
+    device, dtype = placed(strategy)
+    model.to(device, dtype)
     state = None
 
     @torch.no_grad()
     def prefill(tokens: list[int]) -> object:
-        return model(torch.tensor([tokens]), use_cache=True, logits_to_keep=1)
+        return model(torch.tensor([tokens], device=device), use_cache=True, logits_to_keep=1)
 
     @torch.no_grad()
     def decode(token: int) -> None:
         nonlocal state
-        state = model(torch.tensor([[token]]), state=state, use_cache=True).state
+        state = model(torch.tensor([[token]], device=device), state=state, use_cache=True).state
 
     return Engine(f"transformers {transformers.__version__}", prefill, decode)
 
@@ -116,6 +125,8 @@ def transformers_package(path: Path, strategy: str, config: ModelConfig) -> Engi
 def seconds(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -135,7 +146,7 @@ def measure(engines: list[Engine], config: ModelConfig, rounds: int, n_prompt: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="169m")
-    parser.add_argument("--strategy", choices=DTYPES, default="cpu fp32")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="cpu fp32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompt", type=int, default=256, help="tokens of prefill")
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded per round")
@@ -144,7 +155,7 @@ def main() -> None:
     config = SHAPES[args.shape]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.pth"
-        random_checkpoint(config, path, DTYPES[args.strategy])
+        random_checkpoint(config, path, args.strategy)
         strategy = args.strategy
         engines = [ours(path, strategy), rwkv_package(path, strategy)]
         if args.shape != "1b5":  # three models of that size are too many for a small machine

@@ -1,4 +1,4 @@
-"""Finds the compiled kernels: a prebuilt library, else one built just in time, else the torch references.
+"""Finds the CPU's compiled kernels: a prebuilt library, else one built just in time, else the torch references.
 
 Nothing happens at import. The first operator call decides once per process; `status()` tells what was decided and why.
 `RWKV_ENGINE_KERNELS` forces the choice: `reference` uses no compiled code, an instruction level (`portable`,
@@ -15,11 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from pathlib import Path
@@ -28,6 +24,7 @@ from types import ModuleType
 import torch
 
 from rwkv_engine import _build
+from rwkv_engine._jit import build_once, open_library, say, search_path
 from rwkv_engine.errors import ExtensionError
 
 PREBUILT = _build.PACKAGE / "_prebuilt"
@@ -36,10 +33,10 @@ VARIABLE = "RWKV_ENGINE_KERNELS"
 
 @dataclass(frozen=True)
 class Status:
-    """What serves the operators on the CPU."""
+    """What serves the operators on one kind of device."""
 
     kind: str  # "prebuilt", "jit" or "reference"
-    level: str | None  # instruction level of the library
+    level: str | None  # what the library is for: an instruction level, or architectures of GPUs
     path: Path | None  # the library
     reason: str  # why this and nothing better
 
@@ -51,7 +48,7 @@ def ensure_loaded() -> None:
 
 @functools.cache
 def status() -> Status:
-    """What serves the operators; decided on the first call.
+    """What serves the operators on the CPU; decided on the first call.
 
     Raises:
         ExtensionError: `RWKV_ENGINE_KERNELS` asks for what cannot be had.
@@ -90,18 +87,16 @@ def python_module(name: str) -> ModuleType | None:
 def processor_level() -> str:
     """The best instruction level this processor (as torch sees it) can run."""
     best = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    if best == "x86-64-v4" and {"avx512_bf16", "avx512_vnni"} <= _processor_flags():
+        best = "x86-64-v4-bf16"
     return best if best in _build.LEVELS else "portable"
 
 
-def cache_folder() -> Path:
-    """Where just-in-time builds are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "rwkv_engine"
-
-
-def say(message: str) -> None:
-    """One line for the person at the terminal; standard output is left to results."""
-    print(f"rwkv_engine: {message}", file=sys.stderr, flush=True)
+def _processor_flags() -> set[str]:
+    """Instruction sets by the names Linux gives them; none elsewhere."""
+    with suppress(OSError), open("/proc/cpuinfo") as cpuinfo:
+        return set(next((line for line in cpuinfo if line.startswith("flags")), "").split())
+    return set()
 
 
 def _prebuilt(wanted: str) -> Status | None:
@@ -112,7 +107,7 @@ def _prebuilt(wanted: str) -> Status | None:
         path = PREBUILT / f"{_build.library_name(level)}.so"
         if path.exists():
             try:
-                _open(path)
+                open_library(path)
             except ExtensionError as error:
                 say(f"{error}; building another")
                 return None
@@ -122,51 +117,16 @@ def _prebuilt(wanted: str) -> Status | None:
 
 
 def _just_in_time(level: str) -> Status:
-    import fcntl  # Unix only, like the kernels' build
-
     compiler = _compiler()
-    path = cache_folder() / f"{_build.library_name(level)}_{compiler.tag}.so"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # torch's own build lock waits for ever once its holder was killed; the kernel drops this one with the process.
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            _open(path)
-            return Status("jit", level, path, f"built here earlier by {compiler.version}")
-        seconds = _compile_and_open(level, path, compiler)
-    return Status("jit", level, path, f"built in {seconds:.0f} s by {compiler.version}")
-
-
-def _compile_and_open(level: str, path: Path, compiler: _Compiler) -> float:
-    from torch.utils import cpp_extension
-
-    say(f"compiling the {level} kernels for this machine, once, about 20 s ...")
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as folder, _search_path():
-        try:
-            cpp_extension.load(
-                name=path.stem,
-                sources=[str(source) for source in _build.sources()],
-                extra_cflags=_build.compile_flags(level),
-                extra_include_paths=[str(_build.source_root())],
-                extra_ldflags=["-fopenmp"],
-                build_directory=folder,
-                is_python_module=False,
-            )
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            log = path.with_suffix(".log")
-            log.write_text(str(error), encoding="utf-8")
-            first = _first_error_line(str(error))
-            raise ExtensionError(f"{compiler.version} could not build the kernels: {first} (all in {log})") from error
-        os.replace(Path(folder) / path.name, path)
-    return time.monotonic() - started
-
-
-def _open(path: Path) -> None:
-    try:
-        torch.ops.load_library(str(path))
-    except (OSError, RuntimeError) as error:
-        raise ExtensionError(f"cannot open {path}: {error}; delete it to have it built again") from error
+    path, reason = build_once(
+        f"{_build.library_name(level)}_{compiler.tag}",
+        f"the {level} kernels for this machine, once, about 20 s",
+        compiler.version,
+        sources=[str(source) for source in _build.sources()],
+        extra_cflags=_build.compile_flags(level),
+        extra_ldflags=["-fopenmp"],
+    )
+    return Status("jit", level, path, reason)
 
 
 @dataclass(frozen=True)
@@ -177,7 +137,7 @@ class _Compiler:
 
 def _compiler() -> _Compiler:
     command = shlex.split(os.environ.get("CXX", "c++"))  # "ccache g++" is a compiler too
-    with _search_path():
+    with search_path():
         for program, package in ((command[0], "g++"), ("ninja", "ninja")):
             if not shutil.which(program):
                 raise ExtensionError(f"no {program!r} on PATH; install {package} to have the kernels built")
@@ -185,22 +145,6 @@ def _compiler() -> _Compiler:
     version = output.splitlines()[0] if output else shlex.join(command)
     key = f"{version} {_build.has_python_headers()}"
     return _Compiler(version, hashlib.sha256(key.encode()).hexdigest()[:8])
-
-
-@contextmanager
-def _search_path() -> Iterator[None]:
-    """ninja comes as a Python package, whose folder is not on PATH in an environment that was not activated."""
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([before, str(Path(sys.executable).parent)])
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
-
-
-def _first_error_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines()]
-    return next((line for line in lines if re.search(r"\berror:", line)), lines[0])
 
 
 def openmp_runtimes() -> list[str]:

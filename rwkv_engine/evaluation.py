@@ -131,7 +131,7 @@ def compare(reference: RWKV, tested: RWKV, ids: list[int], progress: Progress | 
         n_same += int((p.argmax(-1) == q.argmax(-1)).sum())
         for i, logp in enumerate((p, q)):
             nats[i] -= logp.gather(-1, token).sum().item()
-    kl = torch.cat(divergences).numpy()
+    kl = torch.cat(divergences).cpu().numpy()
     return Divergence(
         n_tokens=len(kl),
         mean=_finite(float(kl.mean())),
@@ -181,7 +181,10 @@ def write(model: RWKV, n_tokens: int, seed: int = 0, progress: Progress | None =
 def _predictions(
     models: tuple[RWKV, ...], ids: list[int], progress: Progress | None
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """For a few tokens at a time ln p of each model, float64 (rows, V), and what came, int64 (rows, 1)."""
+    """For a few tokens at a time ln p of each model, float64 (rows, V), and what came, int64 (rows, 1).
+
+    All on the device of the first model's logits.
+    """
     inputs, targets = torch.tensor(ids[:-1]), torch.tensor(ids[1:]).unsqueeze(-1)
     states: list[State | None] = [None] * len(models)
     for start in range(0, len(inputs), CHUNK):
@@ -190,8 +193,9 @@ def _predictions(
         for i, model in enumerate(models):
             logits, states[i] = model.forward(inputs[chunk], states[i], full_output=True)
             outputs.append(logits.split(ROWS))
+        home = outputs[0][0].device
         for *rows, token in zip(*outputs, targets[chunk].split(ROWS), strict=True):
-            yield [torch.log_softmax(part.double(), dim=-1) for part in rows], token
+            yield [torch.log_softmax(part.to(home).double(), dim=-1) for part in rows], token.to(home)
         if progress:
             progress(min(start + CHUNK, len(inputs)), len(inputs))
 

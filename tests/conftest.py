@@ -19,6 +19,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# Where tests marked gpu run. With `cpu` those that can run there do, which tests the tests.
+DEVICE = os.environ.get("RWKV_TEST_DEVICE", "cuda")
+
+
+def require_gpu() -> None:
+    """Skips a module, with the reason, where there is no GPU; loads the kernels where there is one."""
+    from rwkv_engine import _extension_cuda, _toolkit
+
+    if not DEVICE.startswith("cuda"):
+        return
+    problem = _toolkit.gpu_problem()
+    if problem:
+        pytest.skip(f"needs a GPU: {problem}", allow_module_level=True)
+    _extension_cuda.status()
+
+
+@pytest.fixture
+def gpu() -> str:
+    """The device of the tests marked gpu."""
+    return DEVICE
+
+
+@pytest.fixture
+def cuda() -> str:
+    """The same where nothing else will do."""
+    if not DEVICE.startswith("cuda"):
+        pytest.skip("needs a GPU: RWKV_TEST_DEVICE says otherwise")
+    return DEVICE
+
+
 @pytest.fixture
 def data(request: pytest.FixtureRequest) -> Path:
     folder = request.config.getoption("--data")

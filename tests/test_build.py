@@ -13,7 +13,7 @@ import sysconfig
 import pytest
 from conftest import ROOT
 
-from rwkv_engine import _build, _extension
+from rwkv_engine import _build, _extension, _jit
 from rwkv_engine.errors import ExtensionError
 
 CALL = (
@@ -104,10 +104,14 @@ def test_the_key_changes_with_what_must_agree(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "rwkv_engine" / "ops", package / "ops")
     shutil.copytree(_build.source_root(), package / "csrc")
     monkeypatch.setattr(_build, "PACKAGE", package)
-    keys = [_build.library_key("portable")]
+
+    def names():
+        return _build.library_name("portable"), _build.cuda_library_name([80, 90])
+
+    keys = [names()]
 
     def remember():
-        keys.append(_build.library_key("portable"))
+        keys.append(names())
 
     with open(package / "csrc" / "kernels" / "math.h", "a") as file:
         file.write("// changed\n")
@@ -116,12 +120,18 @@ def test_the_key_changes_with_what_must_agree(tmp_path, monkeypatch):
     op.write_text(op.read_text().replace("Tensor decay", "Tensor w", 1))
     remember()
     op.write_text(op.read_text() + "\n# a comment is no schema\n")
-    assert _build.library_key("portable") == keys[-1]
-    monkeypatch.setattr(_build, "COMPILE_FLAGS", (*_build.COMPILE_FLAGS, "-O1"))
-    remember()
+    assert names() == keys[-1]
     monkeypatch.setattr("torch.__version__", "9.9")
     remember()
-    assert len(set(keys)) == len(keys)
+    monkeypatch.setattr("torch.version.cuda", "9.9")
+    remember()
+    assert all(len({*column}) == len(keys) for column in zip(*keys, strict=True))
+    cpu, cuda = names()
+    monkeypatch.setattr(_build, "COMPILE_FLAGS", (*_build.COMPILE_FLAGS, "-O1"))
+    assert _build.library_name("portable") != cpu
+    monkeypatch.setattr(_build, "NVCC_FLAGS", (*_build.NVCC_FLAGS, "-O1"))
+    assert names()[1] != cuda
+    assert _build.cuda_library_name([80]) != names()[1]
 
 
 def test_a_stale_prebuilt_library_is_never_opened(tmp_path, monkeypatch, capsys):
@@ -142,7 +152,7 @@ def test_a_damaged_library_says_what_to_do(tmp_path):
     path = tmp_path / "x.so"
     path.write_bytes(b"no library")
     with pytest.raises(ExtensionError, match="delete it"):
-        _extension._open(path)
+        _jit.open_library(path)
 
 
 def test_one_openmp_runtime_and_it_is_named():
@@ -152,8 +162,13 @@ def test_one_openmp_runtime_and_it_is_named():
 
 def test_sources_are_found_beside_the_package_and_inside_it():
     assert _build.source_root().name == "csrc"
-    assert {p.parent.name for p in _build.sources()} == {"cpu", "bindings"}
-    assert len({p.name for p in _build.sources()}) == len(_build.sources()), "object files are named by their source"
+    cpu, cuda = _build.sources(), _build.cuda_sources()
+    assert {p.parent.name for p in cpu} == {"cpu", "bindings"}
+    everything = {p for p in _build.source_root().rglob("*") if p.suffix in (".cpp", ".cu")}
+    assert {*cpu, *cuda} == everything
+    assert not {*cpu} & {*cuda}
+    for library in (cpu, cuda):
+        assert len({p.name for p in library}) == len(library), "object files are named by their source"
     assert os.path.isfile(_build.source_root() / "kernels" / "wkv4_step.h")
 
 

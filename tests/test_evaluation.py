@@ -10,12 +10,12 @@ import pytest
 import torch
 from checkpoints import save_pth
 from oracle import Shape
+from philox import uniform
 from torch.nn import functional as F
 
 from rwkv_engine import RWKV, RequestError, TokenizerError, evaluation
 from rwkv_engine.evaluation import compare, evaluate, write
-from rwkv_engine.generation.philox import uniform
-from rwkv_engine.generation.sampling import inverse_cdf
+from rwkv_engine.generation.draw import inverse_cdf
 
 BYTES = Shape(n_vocab=256)  # a vocabulary of 256 reads bytes
 TEXT = "".join(chr(c) for c in np.random.default_rng(0).choice([*range(32, 127), 0xE9, 0x4E2D], 3000))
@@ -114,7 +114,7 @@ def test_a_model_writes_what_its_own_distribution_draws(tmp_path):
     assert done[-1] == (50, 50)
     logits, _ = model.forward(ids[:-1], full_output=True)
     draws = torch.tensor([uniform(3, 0, position) for position in range(1, 51)], dtype=torch.float64)
-    assert inverse_cdf(torch.softmax(logits.double(), -1), draws) == ids[1:]
+    assert inverse_cdf(torch.softmax(logits.double(), -1), draws).tolist() == ids[1:]
     assert write(model, 50, seed=4) != ids
 
 

@@ -10,8 +10,10 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "rwkv_engine"
 RANKS = [
-    {"errors", "_build", "_version"},
+    {"errors", "_build", "_toolkit", "_version"},
+    {"_jit"},
     {"_extension"},
+    {"_extension_cuda"},
     {"core", "ops", "text", "hub"},
     {"models"},
     {"runtime"},

@@ -103,7 +103,9 @@ def test_sdist_to_wheel(source, environment, tmp_path):
     [sdist] = (source / "dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "csrc/kernels/wkv4_step.h", "csrc/bindings/wkv4_cpu.cpp"} <= inside
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    assert {Path(name).suffix for name in sources} >= {".h", ".cpp", ".cu", ".cuh"}
+    assert {"LICENSE", "README.md", *sources} <= inside
     pip(environment, "install", "--no-deps", sdist, cwd=tmp_path)
     assert run(environment, *GENERATE, cwd=tmp_path).startswith("Once upon a time")
 

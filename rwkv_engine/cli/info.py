@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import platform
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import click
 import torch
 
-from rwkv_engine import _extension
+from rwkv_engine import _extension, _extension_cuda, _toolkit
 from rwkv_engine._version import __version__
 from rwkv_engine.cli.options import hub_options
 from rwkv_engine.core import Checkpoint, Strategy
 from rwkv_engine.errors import TokenizerError
 from rwkv_engine.pipeline import EMBEDDED, locate
 from rwkv_engine.text import find_tokenizer
+
+KERNELS = {"prebuilt": "compiled", "jit": "compiled", "reference": "none: plain torch, slower"}
 
 
 @click.command()
@@ -33,19 +37,53 @@ def info(model: str | None, strategy: str, revision: str | None, offline: bool) 
 
 def _machine_rows() -> list[tuple[str, str]]:
     status = _extension.status()
-    kernels = {"prebuilt": "compiled", "jit": "compiled", "reference": "none: plain torch, slower"}[status.kind]
     return [
         ("rwkv_engine", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", torch.__version__),
-        ("kernels", f"{kernels}, {status.level}" if status.level else kernels),
+        ("kernels", _kernels(status)),
         ("why", status.reason),
         ("library", str(status.path or "-")),
         ("processor", f"{platform.machine()}, runs kernels up to {_extension.processor_level()}"),
         ("threads", f"{torch.get_num_threads()}, {', '.join(_extension.openmp_runtimes()) or 'no OpenMP runtime'}"),
-        ("strategies", "cpu fp32, cpu bf16, cpu fp16, mixes of them, auto"),
+        *_gpu_rows(),
+        ("strategies", "cpu and cuda:N in fp32, bf16 and fp16, mixes of them, auto"),
         ("models", ", ".join(EMBEDDED)),
     ]
+
+
+def _gpu_rows() -> list[tuple[str, str]]:
+    problem = _toolkit.gpu_problem()
+    if problem:
+        return [("gpu", f"none that torch can use: {problem}")]
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        free, total = (f"{n / 1e9:,.1f} GB" for n in torch.cuda.mem_get_info(i))
+        major, minor = torch.cuda.get_device_capability(i)
+        name = torch.cuda.get_device_name(i)
+        gpus.append(("gpu", f"cuda:{i}, {name}, sm_{major}{minor}, {total} of memory, {free} free"))
+    status = _extension_cuda.status()
+    return [
+        *gpus,
+        ("driver", _driver()),
+        ("cuda toolkit", str(_toolkit.find_nvcc() or "no nvcc found")),
+        ("torch's cuda", torch.version.cuda or "none"),
+        ("cuda kernels", _kernels(status)),
+        ("cuda why", status.reason),
+        ("cuda library", str(status.path or "-")),
+    ]
+
+
+def _kernels(status: _extension.Status) -> str:
+    return ", ".join(filter(None, (KERNELS[status.kind], status.level)))
+
+
+def _driver() -> str:
+    with suppress(OSError):
+        version = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+        if version:
+            return version[0]
+    return "unknown; nvidia-smi may tell"
 
 
 def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:

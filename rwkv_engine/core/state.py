@@ -44,6 +44,7 @@ class State:
         att_shift, ffn_shift: (B, L, C), the normalised input of time and channel mixing at the last token.
         wkv_num, wkv_den, wkv_max: (B, L, A), the recurrence, see `ops.wkv4`.
         position: (B,) int64, the number of tokens read so far.
+            All on one device; a model takes it from any and returns it on that of its head.
         fingerprint: of the model that made it, refused by another model; empty while no model has written to it.
     """
 
@@ -82,6 +83,10 @@ class State:
     def clone(self) -> State:
         """A copy that shares no memory with this one."""
         return State(**{k: t.clone() for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
+
+    def to(self, device: torch.device | str, copy: bool = False) -> State:
+        """The same on a device; with `copy` it shares no memory with this one, wherever this one is."""
+        return State(**{k: t.to(device, copy=copy) for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
 
     def detach(self) -> State:
         """The same numbers, cut off from autograd: the step of truncated backpropagation through time."""

@@ -17,6 +17,7 @@ import torch
 
 from rwkv_engine._version import __version__
 from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.core.strategy_auto import best_strategy
 from rwkv_engine.core.strategy_grammar import Segment, read_segments, strategy_error
 from rwkv_engine.errors import StrategyError
 
@@ -24,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Bits of one weight of a matrix; int4 has a 16-bit scale and minimum for 64 weights besides.
 FORMAT_BITS = {"i8": 8.0, "i4": 4.5}
 # What parses already and runs from these versions on.
-CUDA_SINCE, QUANTIZED_SINCE = "0.2", "0.3"
+QUANTIZED_SINCE, STREAMING_SINCE = "0.3", "0.4"
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,12 @@ class Strategy:
         return " -> ".join(map(str, self.segments)) or "auto"
 
     def resolve(self, config: ModelConfig) -> Strategy:
-        """`auto` decided for a model: float32, or bfloat16 if float32 does not fit into the free memory."""
+        """`auto` decided for a model by the memory that is free now, see `strategy_auto`."""
         if self.segments:
             return self
-        exact, smaller = Strategy.parse("cpu fp32"), Strategy.parse("cpu bf16")
-        free = _free_memory("cpu")
-        return exact if free is None or exact.nbytes(config) < free else smaller
-
-    def nbytes(self, config: ModelConfig) -> int:
-        """Bytes of the model's weights, placed."""
-        return sum(p.nbytes(_shapes_of(config, i)) for i, p in enumerate(self.place(config)))
+        gpus = [_free_memory(f"cuda:{i}") or 0 for i in range(_gpu_count())]
+        half, single = (_layer_bytes(dtype, config) for dtype in (torch.float16, torch.float32))
+        return Strategy.parse(best_strategy(half, single, gpus, _free_memory("cpu")))
 
     def place(self, config: ModelConfig) -> tuple[Placement, ...]:
         """One placement for each layer and a last one for the output LayerNorm and the head.
@@ -161,12 +158,22 @@ class Strategy:
         for s in self.segments:
             if s.device in ("mps", "dml"):
                 raise self._error(s, f"{s.device} is not supported; use cuda or cpu")
-            if s.device.startswith("cuda"):
-                needed = "there is no GPU that torch can use here, and " if not torch.cuda.is_available() else ""
-                raise self._error(s, f"{needed}cuda needs rwkv_engine {CUDA_SINCE}, this is {__version__}; use cpu")
             if s.weight_format != "dense":
                 needs = f"{s.weight_format} weights need rwkv_engine {QUANTIZED_SINCE}, this is {__version__}"
                 raise self._error(s, f"{needs}; use {s.dtype}")
+            if s.device.startswith("cuda"):
+                self._check_gpu(s)
+
+    def _check_gpu(self, s: Segment) -> None:
+        if s.streams:
+            needs = f"streaming to a GPU (+) needs rwkv_engine {STREAMING_SINCE}, this is {__version__}"
+            raise self._error(s, f"{needs}; leave the rest to another segment: {s.device} {s.dtype} *N -> cpu fp32")
+        count = _gpu_count()
+        if count == 0:
+            raise self._error(s, "there is no GPU that torch can use here (rwkv-engine info tells why); use cpu")
+        if _gpu_index(s.device) >= count:
+            names = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise self._error(s, f"there is no {s.device}: torch sees {names}")
 
     def _overflowing(self, total: int) -> Segment:
         used = 0
@@ -195,6 +202,11 @@ def _shapes_of(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in config.tensor_shapes().items() if belongs(name)}
 
 
+def _layer_bytes(dtype: torch.dtype, config: ModelConfig) -> list[int]:
+    placement = Placement("cpu", dtype)
+    return [placement.nbytes(_shapes_of(config, i)) for i in range(config.n_layer + 1)]
+
+
 def _span(first: int, last: int, n_layer: int) -> str:
     blocks = f"{first}" if first == min(last, n_layer - 1) else f"{first}-{min(last, n_layer - 1)}"
     if last < n_layer:
@@ -202,9 +214,17 @@ def _span(first: int, last: int, n_layer: int) -> str:
     return "head" if first == n_layer else f"{blocks}, head"
 
 
+def _gpu_count() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _gpu_index(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
 def _free_memory(device: str) -> int | None:
     """Bytes, None if nothing tells."""
-    if device.startswith("cuda") and torch.cuda.is_available():
+    if device.startswith("cuda") and _gpu_index(device) < _gpu_count():
         return torch.cuda.mem_get_info(device)[0]
     if device == "cpu":
         with suppress(OSError), open("/proc/meminfo") as meminfo:

@@ -68,7 +68,7 @@ class TokenStream(Iterator[int]):
         state, logits = self.read_all(), self._logits
         if self.sampler.params.penalizes and self._history is None:
             self._history = History(1, logits.shape[-1], logits.device)
-        [token] = self.sampler.sample(logits, state.position.tolist(), [self.sample], self._history)
+        [token] = self.sampler.sample(logits, state.position, [self.sample], self._history)
         if token in self.sampler.params.stop_tokens:
             self.stopped = True
             raise StopIteration

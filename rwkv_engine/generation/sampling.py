@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation import distribution
+from rwkv_engine.generation.draw import Draw, where_finite
 from rwkv_engine.generation.params import SamplingParams
-from rwkv_engine.generation.philox import uniform
+from rwkv_engine.ops.philox_uniform import as_int64
 
 
 class History:
@@ -29,10 +29,12 @@ class History:
 
     def add(self, tokens: Sequence[int], decay: float, uncounted: Collection[int]) -> None:
         """One token more for each row; those in `uncounted` are seen and count for nothing."""
+        device = self.counts.device
+        ids = torch.tensor(tokens, device=device).unsqueeze(-1)
+        more = torch.tensor([float(token not in uncounted) for token in tokens], dtype=torch.float64, device=device)
+        self.seen.scatter_(-1, ids, True)
         self.counts *= decay
-        for row, token in enumerate(tokens):
-            self.seen[row, token] = True
-            self.counts[row, token] += token not in uncounted
+        self.counts.scatter_(-1, ids, self.counts.gather(-1, ids) + more.unsqueeze(-1))
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,25 @@ class Logprob:
 
 
 class Sampler:
-    """Draws tokens; a draw depends on a row's logits, history, seed, sample and position, and on nothing else."""
+    """Draws tokens; a draw depends on a row's logits, history, seed, sample and position, and on nothing else.
+
+    Attributes:
+        draw: how, once bias, ban and penalties are in the logits.
+        seed: of the draws, also where none was given.
+    """
 
     def __init__(self, params: SamplingParams, uncounted: Collection[int] = ()):
         """`uncounted`: ids whose repetition the frequency penalty overlooks."""
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.uncounted = uncounted
+        self.draw = Draw.of(params)
+        self._offsets: dict[tuple[int, torch.device], Tensor] = {}
 
     def sample(
         self,
         logits: Tensor,
-        positions: Sequence[int],
+        positions: Sequence[int] | Tensor,
         samples: Sequence[int],
         history: History | None = None,
     ) -> list[int]:
@@ -64,29 +73,30 @@ class Sampler:
 
         Args:
             logits: (B, V).
-            positions: for each row, how many tokens come before the one to be drawn.
+            positions: for each row, how many tokens come before the one to be drawn; int64 if it is a tensor.
             samples: for each row, which of several samples of one prompt it is.
             history: of these rows; None where nothing penalises.
 
         Raises:
             RequestError: logits that are not finite, ids outside the vocabulary, or nothing left to draw.
         """
-        if not bool(torch.isfinite(logits).all()):
+        at = torch.as_tensor(positions, dtype=torch.int64, device=logits.device)
+        ids = self.draw.ids(self.adjusted(logits, history), at, *self.counters(samples, logits.device))
+        tokens = where_finite(logits, ids).tolist()
+        if min(tokens) < 0:
             raise RequestError("the model's logits are not finite (NaN or Inf); is the checkpoint damaged?")
-        if self.params.temperature == 0 and self.params.compat is None:
-            tokens = self.adjusted(logits, history).argmax(dim=-1).tolist()
-        else:
-            probs = self.probabilities(logits, history)
-            draws = [uniform(self.seed, s, p) for s, p in zip(samples, positions, strict=True)]
-            tokens = inverse_cdf(probs, torch.tensor(draws, dtype=torch.float64, device=logits.device))
         if history:
             history.add(tokens, self.params.penalty_decay, self.uncounted)
         return tokens
 
+    def counters(self, samples: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each of B samples, its seed and its number, (B,) int64, as a `Draw` takes them."""
+        seeds = torch.full((len(samples),), as_int64(self.seed), device=device)
+        return seeds, torch.tensor([as_int64(sample) for sample in samples], device=device)
+
     def probabilities(self, logits: Tensor, history: History | None = None) -> Tensor:
         """The distribution a draw is made from, float64 (B, V), zero where something cut; not normalised."""
-        order = distribution.rwkv_package if self.params.compat == "rwkv" else distribution.documented
-        return order(self.adjusted(logits, history), self.params)
+        return self.draw.probabilities(self.adjusted(logits, history))
 
     def adjusted(self, logits: Tensor, history: History | None = None) -> Tensor:
         """Logits with bias, ban and penalties, float64 (B, V).
@@ -96,18 +106,10 @@ class Sampler:
         """
         params = self.params
         logits = logits.double()
-        if params.logit_bias:
-            logits = logits.clone()
-            for token, bias in params.logit_bias.items():
-                logits[:, self._checked("logit_bias", token, logits)] += bias
+        if params.logit_bias or params.banned_tokens:
+            logits = logits + self._offset(logits.shape[-1], logits.device)
         if history:
-            penalty = params.presence_penalty * history.seen + params.frequency_penalty * history.counts
-            logits = logits - penalty
-        if params.banned_tokens:
-            banned = [self._checked("banned_tokens", token, logits) for token in params.banned_tokens]
-            if len(set(banned)) == logits.shape[-1]:
-                raise RequestError("banned_tokens: every token of the vocabulary is banned")
-            logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), -torch.inf)
+            logits = logits - (params.presence_penalty * history.seen + params.frequency_penalty * history.counts)
         return logits
 
     def logprobs(self, logits: Tensor, tokens: Sequence[int]) -> list[Logprob]:
@@ -119,22 +121,19 @@ class Sampler:
             for token, row, row_ids, row_top in zip(tokens, logits, ids, top, strict=True)
         ]
 
-    @staticmethod
-    def _checked(name: str, token: int, logits: Tensor) -> int:
-        if token >= logits.shape[-1]:
-            raise RequestError(f"{name}: got token {token}, expected ids below {logits.shape[-1]}, the vocabulary")
-        return token
-
-
-def inverse_cdf(probs: Tensor, draws: Tensor) -> list[int]:
-    """For each row the first id, in order, at which the cumulative sum passes u of the total.
-
-    Args:
-        probs: (B, V) float64, not necessarily normalised.
-        draws: (B,) float64 in [0, 1).
-    """
-    cumulative = probs.cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # u * total may round up to the total itself, which no sum passes.
-    target = torch.minimum(draws.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).tolist()
+    def _offset(self, n_vocab: int, device: torch.device) -> Tensor:
+        """(V,) float64: biases, -inf where a token is banned."""
+        if (n_vocab, device) in self._offsets:
+            return self._offsets[n_vocab, device]
+        bias, banned = self.params.logit_bias, self.params.banned_tokens
+        for name, tokens in (("logit_bias", bias), ("banned_tokens", banned)):
+            for token in tokens:
+                if token >= n_vocab:
+                    raise RequestError(f"{name}: got token {token}, expected ids below {n_vocab}, the vocabulary")
+        if len(set(banned)) == n_vocab:
+            raise RequestError("banned_tokens: every token of the vocabulary is banned")
+        offset = torch.zeros(n_vocab, dtype=torch.float64)
+        for token, value in bias.items():
+            offset[token] = value
+        offset[list(banned)] = -torch.inf
+        return self._offsets.setdefault((n_vocab, device), offset.to(device))

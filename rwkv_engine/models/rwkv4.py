@@ -10,26 +10,31 @@ Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V = n_vocab.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from rwkv_engine.core.config import ModelConfig
-from rwkv_engine.core.state import LayerState, State
+from rwkv_engine.core.layout import Layout
+from rwkv_engine.core.state import FIELDS, LayerState, State
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
-from rwkv_engine.ops import channel_mixing_step, time_mixing_step, wkv4
+from rwkv_engine.ops import (
+    channel_mixing_step,
+    gate_residual,
+    ln_shift,
+    squared_relu,
+    time_mixing_step,
+    wkv4,
+)
 from rwkv_engine.ops.linear import MOST_ROWS
-
-
-def token_shift(x: Tensor, last: Tensor) -> Tensor:
-    """The sequence one token later: row t holds x[t-1], row 0 holds `last` (B, C) from the state."""
-    return torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1)
+from rwkv_engine.ops.slots import replace_rows, rows_of
 
 
 class TimeMixing(nn.Module):
-    """r, k, v from a mix of this token and the last; wkv; the gated output. x (B, T, C) -> (B, T, C)."""
+    """r, k, v from a mix of this token and the last; wkv; the gated output."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -44,19 +49,18 @@ class TimeMixing(nn.Module):
         self.receptance = Dense(c, a)
         self.output = Dense(a, c)
 
-    def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
-        """x: normalised. Returns what to add to the residual, and the new `att_shift, wkv_*`."""
-        shifted = token_shift(x, state.att_shift)
-        r = self.receptance(torch.lerp(shifted, x, self.time_mix_r))
-        k = self.key(torch.lerp(shifted, x, self.time_mix_k))
-        v = self.value(torch.lerp(shifted, x, self.time_mix_v))
+    def forward(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
+        """T tokens with their LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `att_shift, wkv_*`."""
+        mixes = torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r])
+        (k_in, v_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state.att_shift)
+        k, v, r = self.key(k_in), self.value(v_in), self.receptance(r_in)
         decay = -torch.exp(self.time_decay)
         y, num, den, max = wkv4(decay, self.time_first, k, v, state.wkv_num, state.wkv_den, state.wkv_max)
-        out = self.output(torch.sigmoid(r) * y)
-        return out, {"att_shift": x[:, -1], "wkv_num": num, "wkv_den": den, "wkv_max": max}
+        out = self.output(gate_residual(None, r, y))
+        return x + out, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
-    def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> Tensor:
-        """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state in place."""
+    def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
+        """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
         return time_mixing_step(
             x,
             norm.weight,
@@ -75,11 +79,12 @@ class TimeMixing(nn.Module):
             state.wkv_num,
             state.wkv_den,
             state.wkv_max,
+            slots,
         )
 
 
 class ChannelMixing(nn.Module):
-    """sigmoid(r) * V relu(K x)^2 over a mix of this token and the last. x (B, T, C) -> (B, T, C)."""
+    """sigmoid(r) * V relu(K x)^2 over a mix of this token and the last."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -90,15 +95,15 @@ class ChannelMixing(nn.Module):
         self.receptance = Dense(c, c)
         self.value = Dense(f, c)
 
-    def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
-        """x: normalised. Returns what to add to the residual, and the new `ffn_shift`."""
-        shifted = token_shift(x, state.ffn_shift)
-        r = self.receptance(torch.lerp(shifted, x, self.time_mix_r))
-        k = self.key(torch.lerp(shifted, x, self.time_mix_k))
-        return torch.sigmoid(r) * self.value(torch.relu(k).square()), {"ffn_shift": x[:, -1]}
+    def forward(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
+        """T tokens with their LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `ffn_shift`."""
+        mixes = torch.stack([self.time_mix_k, self.time_mix_r])
+        (k_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state.ffn_shift)
+        v = self.value(squared_relu(self.key(k_in)))
+        return gate_residual(x, self.receptance(r_in), v), {"ffn_shift": shift}
 
-    def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> Tensor:
-        """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state in place."""
+    def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
+        """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
         return channel_mixing_step(
             x,
             norm.weight,
@@ -110,6 +115,7 @@ class ChannelMixing(nn.Module):
             cast(Tiled, self.receptance).tiles,
             cast(InputMajor, self.value).rows,
             state.ffn_shift,
+            slots,
         )
 
 
@@ -128,24 +134,38 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """x (B, T, C): the residual stream."""
-        out, att_state = self.att(self.ln1(x), state)
-        x = x + out
-        out, ffn_state = self.ffn(self.ln2(x), state)
-        return x + out, LayerState(**att_state, **ffn_state)
+        x, att_state = self.att(x, self.ln1, state)
+        x, ffn_state = self.ffn(x, self.ln2, state)
+        return x, LayerState(**att_state, **ffn_state)
 
     @property
     def is_packed(self) -> bool:
         """Whether the matrices are as `step` reads them."""
         return isinstance(self.ffn.value, InputMajor)
 
-    def step(self, x: Tensor, state: LayerState) -> Tensor:
-        """One token: x (B, C) -> (B, C); replaces the state in place."""
-        x = self.att.step(x, self.ln1, state)
-        return self.ffn.step(x, self.ln2, state)
+    @property
+    def device(self) -> torch.device:
+        """Where this layer runs."""
+        return self.ln1.weight.device
+
+    def step(self, x: Tensor, state: LayerState, slots: Tensor | None) -> Tensor:
+        """One token: x (B, C) -> (B, C); replaces the state's rows `slots` (B,) in place, None: all B in order."""
+        if self.is_packed:
+            x = self.att.step(x, self.ln1, state, slots)
+            return self.ffn.step(x, self.ln2, state, slots)
+        before = LayerState(**{name: rows_of(getattr(state, name), slots) for name in FIELDS})
+        y, after = self(x.unsqueeze(1), before)
+        for name in FIELDS:
+            replace_rows(getattr(state, name), slots, getattr(after, name))
+        return y.squeeze(1)
 
 
 class Rwkv4(nn.Module):
-    """The model: token ids and a state in, logits and a new state out."""
+    """The model: token ids and a state in, logits and a new state out.
+
+    Layers may be on several devices. The residual stream goes from one to the next; ids and states are taken from any
+    device; logits and new states are on the head's, which is where a token is drawn.
+    """
 
     def __init__(self, config: ModelConfig, fingerprint: str = ""):
         super().__init__()
@@ -156,6 +176,11 @@ class Rwkv4(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head = Dense(config.n_embd, config.n_vocab)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the layers are; they stay there once the model has run."""
+        return Layout(tuple(cast(Block, block).device for block in self.blocks), self.ln_out.weight.device)
 
     def forward(self, tokens: Tensor, state: State, full_output: bool = False) -> tuple[Tensor, State]:
         """Reads T tokens of each of B sequences.
@@ -168,23 +193,41 @@ class Rwkv4(nn.Module):
         Returns:
             Logits (B, V), or (B, T, V) with `full_output`; and the state after the last token.
         """
-        first = cast(Block, self.blocks[0])
-        x = first.ln0(self.emb(tokens).to(first.ln0.weight.dtype))
-        if first.is_packed and tokens.shape[1] == 1 and len(tokens) <= MOST_ROWS:
-            logits, state = self._step(x, state)
-            return (logits.unsqueeze(1) if full_output else logits), state
-        layers = []
-        for block, layer in zip(self.blocks, state.layers(), strict=True):
-            x, new_layer = block(x, layer)
-            layers.append(new_layer)
-        x = self.ln_out(x if full_output else x[:, -1])
         position = state.position + tokens.shape[1]
-        return self.head(x), State.from_layers(layers, position, self.fingerprint)
+        if cast(Block, self.blocks[0]).is_packed and tokens.shape[1] == 1 and len(tokens) <= MOST_ROWS:
+            parts = self.layout.spread(state, copy=True)
+            logits = self.step(tokens.squeeze(1), self.layout.layers(parts))
+            state = self.layout.gather(parts, position, self.fingerprint)
+            return (logits.unsqueeze(1) if full_output else logits), state
+        x = self._embed(tokens)
+        layers = []
+        before = self.layout.layers(self.layout.spread(state))
+        for block, device, layer in zip(self.blocks, self.layout.devices, before, strict=True):
+            x, new_layer = block(x.to(device), layer)
+            layers.append(new_layer)
+        x = self.ln_out((x if full_output else x[:, -1]).to(self.layout.home))
+        return self.head(x), self.layout.collect(layers, position, self.fingerprint)
 
-    def _step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        state = state.clone()
-        row = x.squeeze(1)
-        for block, layer in zip(self.blocks, state.layers(), strict=True):
-            row = cast(Block, block).step(row, layer)
-        logits = self.head(self.ln_out(row))
-        return logits, replace(state, position=state.position + 1, fingerprint=self.fingerprint)
+    def step(self, tokens: Tensor, layers: Sequence[LayerState], slots: Tensor | None = None) -> Tensor:
+        """Reads one token of each of B sequences.
+
+        Args:
+            tokens: (B,) int64, each in [0, V).
+            layers: the states of all layers, each on its layer's device; replaced in place.
+            slots: (B,) int64, which of the states' rows are those of the B sequences, see `ops.time_mixing_step`; None
+                where they have B rows in the same order.
+
+        Returns:
+            Logits (B, V).
+        """
+        x = self._embed(tokens)
+        for block, device, layer in zip(self.blocks, self.layout.devices, layers, strict=True):
+            if x.device != device:
+                x, slots = x.to(device), None if slots is None else slots.to(device)
+            x = cast(Block, block).step(x, layer, slots)
+        return self.head(self.ln_out(x.to(self.layout.home)))
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """(...) -> (..., C), normalised: the table stays as it is in the file."""
+        norm = cast(Block, self.blocks[0]).ln0
+        return norm(self.emb(tokens.to(self.emb.weight.device)).to(norm.weight.dtype))

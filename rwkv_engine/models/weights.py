@@ -1,22 +1,15 @@
-"""Matrices of a model, by how their weights are stored. Activations come and go in float32."""
+"""Matrices of a model, by how their weights are stored. Activations come and go in float32.
+
+Each multiplies (B, K) rows, one token of each of B sequences, or (B, T, K), many tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rwkv_engine.ops import linear, untile
+from rwkv_engine.ops import linear, linear_many, untile
 from rwkv_engine.ops.linear import MOST_ROWS
-from rwkv_engine.ops.tiles import ROWS
-
-# torch multiplies a few float16 rows on the CPU as fast as memory gives the weights, many of them ten times slower than
-# float32; from here on the weights are widened first.
-FEW_ROWS = 4
-# Rows of a matrix converted at a time: the copy stays in the cache.
-WIDENED = 1024
+from rwkv_engine.ops.linear_many import dense_product
 
 
 class Dense(nn.Linear):
@@ -27,7 +20,7 @@ class Dense(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
-        return product(x, self.weight)
+        return dense_product(x, self.weight)
 
 
 class Tiled(nn.Module):
@@ -46,17 +39,11 @@ class Tiled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
-        rows = x.reshape(-1, self.in_features)
-        if len(rows) > MOST_ROWS:
-            return torch.cat([product(x, part) for part in self._parts()], dim=-1)
-        return linear(rows, self.tiles, self.out_features).view(*x.shape[:-1], self.out_features)
-
-    def _parts(self) -> Iterator[Tensor]:
-        """The matrix row after row, some rows at a time: the copy stays in the cache, and memory is used again."""
-        left = self.out_features
-        for part in self.tiles.split(WIDENED // ROWS):
-            yield untile(part, min(left, WIDENED), self.in_features)
-            left -= WIDENED
+        # Few tokens of a long text are many: their bits must not depend on where a chunk of it ends.
+        few = x.ndim == 2 and len(x) <= MOST_ROWS
+        product = linear if few else linear_many
+        rows = product(x.reshape(-1, self.in_features), self.tiles, self.out_features)
+        return rows.view(*x.shape[:-1], self.out_features)
 
 
 class InputMajor(nn.Module):
@@ -74,24 +61,5 @@ class InputMajor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
-        return product(x, self.weight)
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., K) float32 times W^T, W (N, K) in any floating dtype -> (..., N) float32."""
-    if weight.dtype == x.dtype:
-        return F.linear(x, weight)
-    if weight.dtype == torch.bfloat16:
-        return F.linear(x.to(torch.bfloat16), weight).to(x.dtype)
-    return _half_product(x, weight) if x.numel() <= FEW_ROWS * x.shape[-1] else _widened_product(x, weight)
-
-
-def _half_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Each row is brought below 1 by a power of two, which costs no digit: relu(k)^2 may pass float16's 65504."""
-    _, exponent = torch.frexp(x.abs().amax(dim=-1, keepdim=True))
-    scaled = torch.ldexp(x, -exponent).to(weight.dtype)
-    return torch.ldexp(F.linear(scaled, weight).to(x.dtype), exponent)
-
-
-def _widened_product(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.cat([F.linear(x, part.to(x.dtype)) for part in weight.split(WIDENED)], dim=-1)
+        inputs, outputs = self.rows.shape
+        return linear_many(x.reshape(-1, inputs), self.rows, outputs).view(*x.shape[:-1], outputs)

@@ -29,11 +29,21 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
 
-def refuse_gradients(*arguments: Tensor | float) -> None:
+def wants_gradient(*arguments: Tensor | float | None) -> bool:
+    """Whether autograd would follow one of the arguments."""
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+
+
+def refuse_gradients(*arguments: Tensor | float | None) -> None:
     """For operators without a derivative: torch would drop it silently.
 
     Raises:
         RuntimeError: an argument wants one.
     """
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+    if wants_gradient(*arguments):
         raise RuntimeError("a mixing step has no gradient; load the model with trainable=True, or use torch.no_grad()")
+
+
+def kernels_serve(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether an operator without a derivative may be called, or its torch reference, which also takes float64."""
+    return x.dtype == torch.float32 and not wants_gradient(x, *others)

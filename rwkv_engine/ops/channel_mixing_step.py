@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from rwkv_engine import _extension
 from rwkv_engine.ops._library import define, refuse_gradients
 from rwkv_engine.ops.linear import linear_reference
+from rwkv_engine.ops.slots import replace_rows, rows_of
 
 CHANNEL_MIXING_STEP_SCHEMA = (
     "channel_mixing_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_r,"
-    " Tensor key, Tensor receptance, Tensor value, Tensor(a!) shift) -> Tensor"
+    " Tensor key, Tensor receptance, Tensor value, Tensor(a!) shift,"
+    " Tensor? slots=None) -> Tensor"
 )
 
 
@@ -36,6 +38,7 @@ def channel_mixing_step(
     receptance: Tensor,
     value: Tensor,
     shift: Tensor,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """Channel mixing of one token, with its LayerNorm and residual.
 
@@ -46,7 +49,8 @@ def channel_mixing_step(
         key: (F, C) in tiles.
         receptance: (C, C) in tiles.
         value: (F, C), no tiles: row f is what input f adds to the outputs.
-        shift: (B, C) float32, replaced by this token's.
+        shift: (S, C) float32, rows at any distance; replaced by this token's.
+        slots: (B,) int64 or None, as for `time_mixing_step`.
 
     Returns:
         (B, C) float32.
@@ -57,7 +61,7 @@ def channel_mixing_step(
     _extension.ensure_loaded()
     arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_r, key, receptance, value, shift)
     refuse_gradients(*arguments)
-    return torch.ops.rwkv_engine.channel_mixing_step(*arguments)
+    return torch.ops.rwkv_engine.channel_mixing_step(*arguments, slots)
 
 
 def channel_mixing_step_reference(
@@ -71,13 +75,15 @@ def channel_mixing_step_reference(
     receptance: Tensor,
     value: Tensor,
     shift: Tensor,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """`channel_mixing_step` in plain torch."""
     now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
-    r = linear_reference(torch.lerp(shift, now, mix_r), receptance, x.shape[-1])
-    k = linear_reference(torch.lerp(shift, now, mix_k), key, len(value))
+    last = rows_of(shift, slots)
+    r = linear_reference(torch.lerp(last, now, mix_r), receptance, x.shape[-1])
+    k = linear_reference(torch.lerp(last, now, mix_k), key, len(value))
     y = x + torch.sigmoid(r) * (torch.relu(k).square() @ value.to(x.dtype))
-    shift.copy_(now)
+    replace_rows(shift, slots, now)
     return y
 
 

@@ -17,12 +17,14 @@ from torch.nn import functional as F
 from rwkv_engine import _extension
 from rwkv_engine.ops._library import define, refuse_gradients
 from rwkv_engine.ops.linear import linear_reference
+from rwkv_engine.ops.slots import replace_rows, rows_of
 from rwkv_engine.ops.wkv4 import wkv4_reference
 
 TIME_MIXING_STEP_SCHEMA = (
     "time_mixing_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_v, Tensor mix_r,"
     " Tensor decay, Tensor first, Tensor key, Tensor value, Tensor receptance, Tensor output,"
-    " Tensor(a!) shift, Tensor(b!) num, Tensor(c!) den, Tensor(d!) max) -> Tensor"
+    " Tensor(a!) shift, Tensor(b!) num, Tensor(c!) den, Tensor(d!) max,"
+    " Tensor? slots=None) -> Tensor"
 )
 
 
@@ -44,6 +46,7 @@ def time_mixing_step(
     num: Tensor,
     den: Tensor,
     max: Tensor,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """Time mixing of one token, with its LayerNorm and residual.
 
@@ -54,8 +57,10 @@ def time_mixing_step(
         decay, first: (A,) float32, -exp(time_decay) and time_first.
         key, value, receptance: (A, C) in tiles.
         output: (C, A) in tiles.
-        shift: (B, C) float32, replaced by this token's.
-        num, den, max: (B, A) float32, replaced.
+        shift: (S, C) float32, rows at any distance; replaced by this token's.
+        num, den, max: (S, A) float32, rows equally far apart; replaced.
+        slots: (B,) int64 on x's device, the state's row of each row of x, others stay as they are. Distinct, but that
+            rows whose result nobody wants may share one. None: S = B, and they are in the same order.
 
     Returns:
         (B, C) float32.
@@ -66,7 +71,7 @@ def time_mixing_step(
     _extension.ensure_loaded()
     arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_v, mix_r, decay, first, key, value, receptance, output)
     refuse_gradients(*arguments, shift, num, den, max)
-    return torch.ops.rwkv_engine.time_mixing_step(*arguments, shift, num, den, max)
+    return torch.ops.rwkv_engine.time_mixing_step(*arguments, shift, num, den, max, slots)
 
 
 def time_mixing_step_reference(
@@ -87,17 +92,20 @@ def time_mixing_step_reference(
     num: Tensor,
     den: Tensor,
     max: Tensor,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """`time_mixing_step` in plain torch."""
     now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
+    last = rows_of(shift, slots)
     n_att = len(decay)
-    k = linear_reference(torch.lerp(shift, now, mix_k), key, n_att)
-    v = linear_reference(torch.lerp(shift, now, mix_v), value, n_att)
-    r = linear_reference(torch.lerp(shift, now, mix_r), receptance, n_att)
-    wkv, *state = wkv4_reference(decay, first, k.unsqueeze(1), v.unsqueeze(1), num, den, max)
+    k = linear_reference(torch.lerp(last, now, mix_k), key, n_att)
+    v = linear_reference(torch.lerp(last, now, mix_v), value, n_att)
+    r = linear_reference(torch.lerp(last, now, mix_r), receptance, n_att)
+    before = (rows_of(t, slots) for t in (num, den, max))
+    wkv, *state = wkv4_reference(decay, first, k.unsqueeze(1), v.unsqueeze(1), *before)
     y = x + linear_reference(torch.sigmoid(r) * wkv.squeeze(1), output, x.shape[-1])
     for old, new in zip((shift, num, den, max), (now, *state), strict=True):
-        old.copy_(new)
+        replace_rows(old, slots, new)
     return y
 
 

@@ -1,6 +1,8 @@
 """A checkpoint becomes a placed model, a placed model reads tokens."""
 
+from rwkv_engine.runtime.decoder import Decoder
 from rwkv_engine.runtime.engine import Engine
 from rwkv_engine.runtime.loader import load_model
+from rwkv_engine.runtime.pool import StatePool
 
-__all__ = ["Engine", "load_model"]
+__all__ = ["Decoder", "Engine", "StatePool", "load_model"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Rwkv4
+from rwkv_engine.runtime.decoder import BUCKETS, Decoder, recordable
 
 # Long enough for matrix x matrix products to pay, short enough that activations stay small: memory does not grow with
 # the length of a text.
@@ -15,27 +18,40 @@ CHUNK = 256
 
 
 class Engine:
-    """Runs a placed model over token ids without gradients."""
+    """Runs a placed model over token ids without gradients.
+
+    Attributes:
+        chunk: tokens read at once at most, or one more.
+        pooled: whether single tokens are read by `decoder`, as on a GPU that can record its steps. Elsewhere copying
+            states in and out would gain nothing.
+    """
 
     def __init__(self, model: Rwkv4, chunk: int = CHUNK):
         self.model = model
         self.chunk = chunk
+        self.pooled = recordable(model) is not None
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Decode over a pool of states that only this engine knows."""
+        return Decoder(self.model)
 
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first token of `batch` sequences."""
-        return State.initial(self.model.config, batch)
+        return State.initial(self.model.config, batch).to(self.model.layout.home)
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, state: State | None = None, full_output: bool = False) -> tuple[Tensor, State]:
         """Reads tokens, continuing from `state`, which is not modified.
 
         Args:
-            tokens: (B, T) int64.
-            state: of the same B sequences and the same model; None begins new texts.
+            tokens: (B, T) int64, on any device.
+            state: of the same B sequences and the same model, on any device; None begins new texts.
             full_output: logits for every token instead of the last one.
 
         Returns:
-            Logits float32 (B, V), or (B, T, V) with `full_output`; and the state after the last token.
+            Logits float32 (B, V), or (B, T, V) with `full_output`; and the state after the last token. Both are on the
+            device of the model's head.
 
         Raises:
             RequestError: no tokens, an id outside the vocabulary, a foreign state.
@@ -43,11 +59,24 @@ class Engine:
         self._check(tokens)
         state = state or self.initial_state(len(tokens))
         state.check(self.model.config, self.model.fingerprint, len(tokens))
+        if self.pooled and tokens.shape[1] == 1 and len(tokens) <= BUCKETS[-1]:
+            logits, state = self.decoder.forward(tokens.squeeze(1), state)
+            return (logits.unsqueeze(1) if full_output else logits), state
         outputs = []
-        for chunk in tokens.split(self.chunk, dim=1):
+        for chunk in tokens.split(self._chunks(tokens.shape[1]), dim=1):
             logits, state = self.model(chunk, state, full_output)
             outputs.append(logits)
         return (torch.cat(outputs, dim=1) if full_output else outputs[-1]), state
+
+    def _chunks(self, n: int) -> list[int]:
+        """Sizes that sum to n. One token alone goes another way through the model, so none is left over."""
+        whole, rest = divmod(n, self.chunk)
+        sizes = [self.chunk] * whole
+        if rest == 1 and sizes:
+            sizes[-1] += 1
+        elif rest:
+            sizes.append(rest)
+        return sizes
 
     def _check(self, tokens: Tensor) -> None:
         n_vocab = self.model.config.n_vocab

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rwkv_engine import _extension
+from rwkv_engine import _extension, _extension_cuda
+from rwkv_engine._jit import say
 from rwkv_engine.core.checkpoint import Checkpoint
 from rwkv_engine.core.packed import ALIGNMENT
 from rwkv_engine.core.strategy import Placement, Strategy
@@ -42,12 +43,13 @@ def load_model(
     fingerprint = checkpoint.fingerprint()
     with torch.device("meta"):
         model = ARCHITECTURES[config.version](config, fingerprint)
-    packed = not trainable and _extension.status().kind != "reference"  # without kernels tiles are only in the way
+    # Without kernels tiles are only in the way.
+    packed = {device: not trainable and _has_kernels(device) for device in {p.device for p in placements}}
     said, done = False, 0
     for name, shape in config.tensor_shapes().items():
         placement = placements[layer_of(name, config.n_layer)]
         dtype = placed_dtype(placement, shape)
-        form = form_of(name, shape) if packed else "rows"
+        form = form_of(name, shape) if packed[placement.device] else "rows"
         ready = None if trainable else _ready(checkpoint, name, shape, form, dtype)
         if ready is not None:
             # Its numbers were looked at when it was packed; doing so again would read the whole file.
@@ -56,8 +58,8 @@ def load_model(
                 checkpoint.release(ready)
         else:
             if checkpoint.packing and not said:
-                wanted = "training" if trainable else str(strategy) if packed else "plain torch"
-                _extension.say(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}")
+                wanted = "training" if trainable else str(strategy) if packed[placement.device] else "plain torch"
+                say(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}")
                 said = True
             placed = converted(checkpoint, name, form, dtype, placement.device)
         _put(model, name, shape, form, placed)
@@ -65,6 +67,11 @@ def load_model(
         if progress:
             progress(done, config.n_params)
     return model.eval().requires_grad_(trainable)
+
+
+def _has_kernels(device: str) -> bool:
+    kernels = _extension_cuda if device.startswith("cuda") else _extension
+    return kernels.status().kind != "reference"
 
 
 def converted(checkpoint: Checkpoint, name: str, form: str, dtype: torch.dtype, device: str = "cpu") -> Tensor:

@@ -101,7 +101,7 @@ def verify(
     again = Engine(engine.model, CHUNK)
     with watched(engine.model) as activations:
         logits, state = again.forward(torch.tensor([written.ids]), full_output=True)
-    logits = logits[0]
+    logits = logits[0].cpu()
     yield _consistency(written, logits, state, tolerance)
     yield _round_trip(engine, written)
     yield from activations.checks()
@@ -172,13 +172,13 @@ def _write(engine: Engine, prompt: list[int], tell: Progress) -> Written:
     """The likeliest tokens, one at a time."""
     tell("reading", 0, 0)
     logits, begin = engine.forward(torch.tensor([prompt]))
-    ids, rows, state = list(prompt), [logits], begin
+    ids, rows, state = list(prompt), [logits.cpu()], begin
     started = time.perf_counter()
     for i in range(N_NEW):
         tell("writing", i, N_NEW)
         ids.append(int(rows[-1].argmax()))
         logits, state = engine.forward(torch.tensor([ids[-1:]]), state)
-        rows.append(logits)
+        rows.append(logits.cpu())
     return Written(ids, len(prompt), torch.cat(rows), begin, state, time.perf_counter() - started)
 
 
@@ -210,7 +210,7 @@ def _round_trip(engine: Engine, written: Written) -> Check:
         written.begin.save(Path(folder) / "state")
         loaded = State.load(Path(folder) / "state")
     logits, _ = engine.forward(torch.tensor([written.ids[written.n_prompt : written.n_prompt + 1]]), loaded)
-    same = torch.equal(logits[0], written.logits[1])
+    same = torch.equal(logits[0].cpu(), written.logits[1])
     what = "goes on with the same bits" if same else "goes on with other logits"
     return judged("state file", same, f"saved, loaded, {what}")
 

@@ -10,11 +10,14 @@ import time
 
 import oracle
 import pytest
+import torch
 from checkpoints import save_pth
 from conftest import ROOT
 from oracle import Shape
+from test_toolkit import fake_nvcc
 
 import rwkv_engine
+from rwkv_engine import _extension_cuda
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -200,6 +203,45 @@ def test_info_tells_what_is_in_use_and_why(call):
     for name in ("rwkv_engine", "torch", "kernels", "why", "library", "processor", "threads"):
         assert re.search(rf"^{name} +\S", text, re.MULTILINE), name
     assert rwkv_engine.__version__ in text
+
+
+def test_info_without_a_gpu_says_why(call, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, text, _ = call("info")
+    assert code == 0
+    assert re.search(r"^gpu +none that torch can use: torch \S+ is built without CUDA; install", text, re.MULTILINE)
+    assert "cuda kernels" not in text
+
+
+def test_info_tells_of_gpus_and_of_what_was_built_for_them(call, monkeypatch, tmp_path):
+    """Two GPUs of different ages, and an nvcc of another CUDA than torch's."""
+    monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path, "12.8.93").parent.parent))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name, value in {
+        "init": lambda: None,
+        "device_count": lambda: 2,
+        "get_device_capability": [(9, 0), (8, 6)].__getitem__,
+        "get_device_name": ["NVIDIA H200", "NVIDIA RTX A4000"].__getitem__,
+        "mem_get_info": [(139_000_000_000, 150_100_000_000), (1_000_000_000, 16_900_000_000)].__getitem__,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    _extension_cuda.status.cache_clear()
+    code, text, errors = call("info")
+    _extension_cuda.status.cache_clear()
+    assert code == 0
+    for name, value in {
+        "gpu": "cuda:0, NVIDIA H200, sm_90, 150.1 GB of memory, 139.0 GB free",
+        "gpu ": "cuda:1, NVIDIA RTX A4000, sm_86, 16.9 GB of memory, 1.0 GB free",
+        "driver": "",
+        "cuda toolkit": f"nvcc 12.8.93 ({tmp_path}/bin/nvcc)",
+        "torch's cuda": "13.0",
+        "cuda kernels": "none: plain torch, slower",
+        "cuda why": f"nvcc 12.8.93 ({tmp_path}/bin/nvcc) is of CUDA 12, torch {torch.__version__} of CUDA 13.0",
+        "cuda library": "-",
+    }.items():
+        assert re.search(f"^{name} +{re.escape(value)}", text, re.MULTILINE), name
+    assert "slower but correct: nvcc 12.8.93" in errors
 
 
 def test_info_on_a_model(call, tales):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_engine import ModelConfig, Strategy, StrategyError
+from rwkv_engine.core.strategy_auto import RESERVE
 
 CONFIG = ModelConfig(24, 64, 64, 256, 100)  # 25 layers with the head, as 1B5 has
 
@@ -203,39 +204,134 @@ def test_explain_counts_every_byte():
     ]
 
 
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretends that torch sees so many GPUs, with so much memory free on each and in main memory."""
+
+    def pretend(*free: int, main: int | None = None) -> None:
+        memory = {"cpu": main} | {f"cuda:{i}": n for i, n in enumerate(free)}
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: len(free) > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+        monkeypatch.setattr("rwkv_engine.core.strategy._free_memory", memory.__getitem__)
+
+    return pretend
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cuda fp16", "cuda needs rwkv_engine 0.2, this is .*; use cpu"),
-        ("cpu fp32 -> cuda:1 fp16", "cuda needs rwkv_engine 0.2, this is .*; use cpu"),
         ("mps fp16", "mps is not supported; use cuda or cpu"),
         ("dml fp32", "dml is not supported; use cuda or cpu"),
         ("cpu fp32i8", "i8 weights need rwkv_engine 0.3, this is .*; use fp32"),
         ("cpu bf16i4", "i4 weights need rwkv_engine 0.3, this is .*; use bf16"),
+        ("cuda fp16i8", "i8 weights need rwkv_engine 0.3, this is .*; use fp16"),
+        ("cuda:1 bf16 *2+", r"streaming to a GPU \(\+\) needs rwkv_engine 0.4, .*: cuda:1 bf16 \*N -> cpu fp32"),
     ],
 )
-def test_what_cannot_run_says_what_to_use(text, message):
+@pytest.mark.parametrize("count", [0, 2])
+def test_what_cannot_run_says_what_to_use(text, message, count, gpus):
+    gpus(*[1] * count)
     with pytest.raises(StrategyError, match=message):
         Strategy.parse(text).check_runnable()
 
 
-def test_a_cuda_segment_where_there_is_no_gpu_says_so(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(StrategyError, match=r"no GPU that torch can use here, .* use cpu"):
-        Strategy.parse("cuda fp16").check_runnable()
+@pytest.mark.parametrize(
+    ("text", "count", "column", "message"),
+    [
+        ("cuda fp16", 0, 0, "there is no GPU that torch can use here (rwkv-engine info tells why); use cpu"),
+        ("cpu fp32 *2 -> cuda:1 fp16", 0, 15, "there is no GPU that torch can use here"),
+        ("cuda fp32 *2 -> cuda:1 fp16", 1, 16, "there is no cuda:1: torch sees cuda:0 alone"),
+        ("cuda:1 fp32 *2 -> cpu fp32 -> cuda:12 bf16", 3, 30, "there is no cuda:12: torch sees cuda:0 to cuda:2"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_pointed_at(text, count, column, message, gpus):
+    gpus(*[1] * count)
+    with pytest.raises(StrategyError) as caught:
+        Strategy.parse(text).check_runnable()
+    explanation, shown, caret = str(caught.value).split("\n")
+    assert message in explanation
+    assert (shown, caret) == (f"  {text}", f"  {' ' * column}^")
 
 
 @pytest.mark.parametrize("text", ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32 *3 -> cpu bf16 -> cpu fp16 *1", "auto"])
-def test_what_runs(text):
+def test_what_runs_anywhere(text, gpus):
+    gpus()
     Strategy.parse(text).check_runnable()
 
 
-def test_auto_takes_the_best_that_fits_into_memory(monkeypatch):
+@pytest.mark.parametrize(
+    "text", ["cuda fp32", "cuda bf16", "cuda:0 fp16", "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16 *1 -> cpu fp16"]
+)
+def test_what_runs_on_two_gpus(text, gpus):
+    gpus(1, 1)
+    Strategy.parse(text).check_runnable()
+
+
+def test_the_memory_of_a_gpu_that_is_not_there_is_unknown(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: {"cuda": (5_000_000, 9), "cuda:0": (6_000_000, 9)}[device]
+    )
+    rows = Strategy.parse("cuda fp16 *2 -> cuda:0 fp32 -> cuda:3 fp16").explain(CONFIG)
+    assert [row[4] for row in rows] == ["5 MB", "6 MB", "unknown"]
+
+
+def nbytes(text: str, layers: slice = slice(None)) -> int:
+    """Bytes of some layers of the model above, placed."""
+    shapes = CONFIG.tensor_shapes()
+    of_layers = []
+    for i, placement in enumerate(Strategy.parse(text).place(CONFIG)):
+        last, first = i == CONFIG.n_layer, i == 0
+        mine = {
+            n: s
+            for n, s in shapes.items()
+            if n.startswith(f"blocks.{i}.") or (last and n[:4] in ("ln_o", "head")) or (first and n.startswith("emb."))
+        }
+        of_layers.append(placement.nbytes(mine))
+    return sum(of_layers[layers])
+
+
+def test_auto_without_a_gpu(gpus):
     auto = Strategy.parse(" auto ")
     assert str(auto) == "auto"
-    needed = Strategy.parse("cpu fp32").nbytes(CONFIG)
+    needed = nbytes("cpu fp32")
     for free, expected in ((needed + 1, "cpu fp32"), (needed, "cpu bf16"), (None, "cpu fp32")):
-        monkeypatch.setattr("rwkv_engine.core.strategy._free_memory", lambda device, free=free: free)
+        gpus(main=free)
         assert str(auto.resolve(CONFIG)) == expected
         assert auto.place(CONFIG) == Strategy.parse(expected).place(CONFIG)
     assert [row[0] for row in auto.explain(CONFIG)] == ["0-23, head"]
+
+
+def half(layers: slice) -> int:
+    """Free memory of a GPU that just holds these layers."""
+    return RESERVE + nbytes("cpu fp16", layers)
+
+
+def test_auto_takes_the_gpu_as_far_as_its_memory_goes(gpus):
+    rest = nbytes("cpu fp32", slice(10, None))
+    for free, main, expected in (
+        ([half(slice(25))], 0, "cuda fp16"),
+        ([half(slice(25)) - 1], None, "cuda fp16 *24 -> cpu fp32"),
+        ([half(slice(10))], rest + 1, "cuda fp16 *10 -> cpu fp32"),
+        ([half(slice(10))], rest, "cuda fp16 *10 -> cpu bf16"),
+        ([half(slice(1))], None, "cuda fp16 *1 -> cpu fp32"),
+        ([half(slice(1)) - 1], None, "cpu fp32"),
+        ([0], 0, "cpu bf16"),
+    ):
+        gpus(*free, main=main)
+        assert str(Strategy.parse("auto").resolve(CONFIG)) == expected
+
+
+def test_auto_fills_one_gpu_after_the_other(gpus):
+    for free, expected in (
+        ([half(slice(25)), half(slice(25))], "cuda:0 fp16"),
+        ([half(slice(10)), half(slice(10, 25))], "cuda:0 fp16 *10 -> cuda:1 fp16"),
+        ([half(slice(10)), half(slice(10, 25)) - 1], "cuda:0 fp16 *10 -> cuda:1 fp16 *14 -> cpu fp32"),
+        ([0, half(slice(25))], "cuda:1 fp16"),
+        ([half(slice(3)), 0, half(slice(3, 5))], "cuda:0 fp16 *3 -> cuda:2 fp16 *2 -> cpu fp32"),
+    ):
+        gpus(*free)
+        auto = Strategy.parse("auto").resolve(CONFIG)
+        assert str(auto) == expected
+        auto.check_runnable()

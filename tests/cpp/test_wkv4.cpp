@@ -7,7 +7,7 @@
 
 #include "check.h"
 
-using namespace rwkv::cpu;
+using namespace rwkv;
 
 namespace {
 
@@ -42,19 +42,19 @@ struct Result {
 };
 
 // Ranges in a scrambled order and of uneven length: kernels may not rely on how the work is divided.
-void scrambled(int64_t n, const Range& fn) {
+void scrambled(int64_t n, const cpu::Range& fn) {
   const int64_t middle = n / 3;
   if (middle < n) fn(middle, n);
   if (middle > 0) fn(0, middle);
 }
 
 template <class Real>
-Result<Real> run(const Problem<Real>& p, const Run& threads) {
+Result<Real> run(const Problem<Real>& p, const cpu::Run& threads) {
   const auto [B, T, C] = p.size;
   const Real poison = std::nan("");
   Result<Real> r{std::vector<Real>(B * T * C, poison), std::vector<Real>(B * C, poison),
                  std::vector<Real>(B * C, poison), std::vector<Real>(B * C, poison)};
-  wkv4<Real>(p.size, p.inputs(), {r.y.data(), r.num.data(), r.den.data(), r.max.data()}, threads);
+  cpu::wkv4<Real>(p.size, p.inputs(), {r.y.data(), r.num.data(), r.den.data(), r.max.data()}, threads);
   return r;
 }
 
@@ -100,9 +100,9 @@ void backward_is_the_slope(Wkv4Size size) {
   for (auto& w : weights) w = normal(random);
   const double* w = weights.data();
   std::vector<double> decay(C), first(C), k(B * T * C), v(B * T * C), num(B * C), den(B * C), max(B * C);
-  wkv4_backward<double>(size, p.inputs(), {w, w + B * T * C, w + B * T * C + B * C, w + B * T * C + 2 * B * C},
-                        {decay.data(), first.data(), k.data(), v.data(), num.data(), den.data(), max.data()},
-                        scrambled);
+  cpu::wkv4_backward<double>(size, p.inputs(), {w, w + B * T * C, w + B * T * C + B * C, w + B * T * C + 2 * B * C},
+                             {decay.data(), first.data(), k.data(), v.data(), num.data(), den.data(), max.data()},
+                             scrambled);
   const std::pair<std::vector<double>*, std::vector<double>*> pairs[] = {
       {&p.decay, &decay}, {&p.first, &first}, {&p.k, &k}, {&p.v, &v}, {&p.num, &num}, {&p.den, &den}, {&p.max, &max}};
   for (auto [value, grad] : pairs) {

@@ -19,9 +19,12 @@ from rwkv_engine.generation import Sampler, SamplingParams, TokenStream
 from rwkv_engine.text import StreamDecoder
 
 
-@pytest.fixture
-def model(tmp_path):
-    return RWKV.from_pretrained(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
+@pytest.fixture(params=[False, True], ids=["values", "pool"])
+def model(request, tmp_path):
+    """Decoding as on the CPU, and as on a GPU that records its steps."""
+    model = RWKV.from_pretrained(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
+    model.engine.pooled = request.param
+    return model
 
 
 def write(model, n, prompt=(1, 2), state=None, sample=0, **options):

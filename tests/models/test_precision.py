@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rwkv_engine import RWKV
+from rwkv_engine.core.state import FIELDS
 
 SHAPE = Shape(n_layer=4, n_embd=64, n_att=64, n_ffn=256, n_vocab=101)
 TOKENS = np.random.default_rng(1).integers(0, SHAPE.n_vocab, 150).tolist()
@@ -113,6 +114,22 @@ def test_vectors_and_states_stay_float32(tmp_path):
     logits, state = model.forward(TOKENS)
     assert logits.dtype == torch.float32
     assert {t.dtype for t in (state.att_shift, state.ffn_shift, state.wkv_num, state.wkv_max)} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_where_a_chunk_ends_changes_no_bit(precision, tmp_path):
+    """Nor do other sequences of the batch; a token read alone takes another way and is left out."""
+    model = model_of(oracle.random_weights(SHAPE, 4), f"cpu {precision}", tmp_path)
+    whole, end = model.forward(TOKENS)
+    for edges in ([2], [17, 31], [75], [148]):
+        state = None
+        for part in np.split(TOKENS, edges):
+            logits, state = model.forward(part.tolist(), state)
+        assert torch.equal(logits, whole)
+        assert all(torch.equal(getattr(state, name), getattr(end, name)) for name in FIELDS)
+    others = torch.tensor(np.random.default_rng(2).integers(0, SHAPE.n_vocab, (7, len(TOKENS))))
+    together, _ = model.forward(torch.cat([others[:3], torch.tensor([TOKENS]), others[3:]]))
+    assert torch.equal(together[3], whole)
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (1, 2), (1, 129), (32, 1), (32, 3)], ids=str)

@@ -31,10 +31,17 @@ class Half:
     arguments: list
     state: list[Tensor]
 
-    def run(self, function):
+    def run(self, function, slots=None):
         """What a function returns, and the state after it."""
         state = [t.clone() for t in self.state]
-        return function(*self.arguments, *state), state
+        return function(*self.arguments, *state, *([] if slots is None else [slots])), state
+
+    def in_pool(self, size: int, slots: list[int]) -> Half:
+        """The same with the state's rows in `slots` of a layer of a pool, noise in all the others."""
+        pools = [torch.randn(size, 3, t.shape[1]) for t in self.state]
+        for pool, t in zip(pools, self.state, strict=True):
+            pool[slots, 1] = t
+        return Half(self.arguments, pools)
 
 
 def numbers(seed):
@@ -139,6 +146,62 @@ def test_states_may_lie_apart():
         assert torch.equal(pool[:, [0, 1, 3, 4, 5, 6]], old[:, [0, 1, 3, 4, 5, 6]]), "and no other layer is touched"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("function", ["step", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_slots_say_which_rows_of_a_state_are_meant(kind, function, dtype):
+    make, *functions = KINDS[kind]
+    function = functions[function == "reference"]
+    half = make((40, 56, 100), 5, dtype)
+    y, state = half.run(function)
+    slots = [6, 2, 9, 0, 3]
+    pooled = half.in_pool(11, slots)
+    pools = [pool.clone() for pool in pooled.state]
+    assert torch.equal(function(*half.arguments, *(pool[:, 1] for pool in pools), torch.tensor(slots)), y)
+    others = [i for i in range(11) if i not in slots]
+    for pool, before, new in zip(pools, pooled.state, state, strict=True):
+        assert torch.equal(pool[slots, 1], new)
+        assert torch.equal(pool[others], before[others]), "no other slot is touched"
+        assert torch.equal(pool[:, [0, 2]], before[:, [0, 2]]), "and no other layer"
+
+
+@pytest.mark.parametrize("function", ["step", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_fill_up_a_batch_may_share_a_slot(kind, function):
+    make, *functions = KINDS[kind]
+    function = functions[function == "reference"]
+    half = make((40, 56, 100), 8, torch.float32)
+    y, state = half.run(function)
+    half.state = [torch.cat([t[:5], torch.zeros_like(t[:1])]) for t in half.state]
+    padded, pools = half.run(function, torch.tensor([0, 1, 2, 3, 4, 5, 5, 5]))
+    assert torch.equal(padded[:5], y[:5])
+    for pool, new in zip(pools, state, strict=True):
+        assert torch.equal(pool[:5], new[:5])
+        assert torch.isfinite(pool[5]).all()
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        (torch.tensor([0, 3]), r"slots: row 1 has slot 3, expected one of the 3 rows of the state"),
+        (torch.tensor([-1, 0]), r"slots: row 0 has slot -1, expected one of the 3 rows of the state"),
+        (torch.tensor([0, 1, 2]), r"slots: expected 2 contiguous int64 on cpu, got Long of shape \[3\]"),
+        (torch.tensor([0, 1], dtype=torch.int32), r"slots: expected 2 contiguous int64 on cpu, got Int"),
+        (None, r"shift: expected 2 rows without gaps inside them, got shape \[3, 16\]"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_slots_that_do_not_fit_are_refused_before_anything_is_written(kind, slots, message):
+    make, step, _ = KINDS[kind]
+    half = make((16, 32, 64), 3, torch.float32)
+    half.arguments[0] = half.arguments[0][:2]
+    state = [t.clone() for t in half.state]
+    with pytest.raises(RuntimeError, match=message):
+        step(*half.arguments, *state, slots)
+    assert all(torch.equal(now, before) for now, before in zip(state, half.state, strict=True))
+
+
 def test_a_square_beyond_float16_is_exact():
     half = channel_half((64, 64, 256), 4, torch.float16)
     half.arguments[1] = half.arguments[1] * 300  # the LayerNorm's weight, so k reaches hundreds, its square 100,000s
@@ -161,6 +224,7 @@ def test_opcheck(kind):
     half = make((16, 32, 64), 2, torch.bfloat16)
     operator = getattr(torch.ops.rwkv_engine, step.__name__).default
     torch.library.opcheck(operator, (*half.arguments, *half.state))
+    torch.library.opcheck(operator, (*half.arguments, *half.state, torch.tensor([1, 0])))
 
 
 @pytest.mark.parametrize("kind", KINDS)

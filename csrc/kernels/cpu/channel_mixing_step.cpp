@@ -61,7 +61,7 @@ void channel_mixing_step(const ChannelMixingStep<Weight>& step, float* scratch, 
   float* const gate = squared + B * F;
 
   for (int64_t b = 0; b < B; ++b) {
-    float *row = now + b * C, *last = step.shift + b * step.shift_stride;
+    float *row = now + b * C, *last = step.shift + slot_of(step.slots, b) * step.shift_stride;
     layer_norm(step.x + b * C, C, step.norm, row);
     token_shift(row, last, step.mix_k, C, C_padded, mixed_k + b * C_padded);
     token_shift(row, last, step.mix_r, C, C_padded, mixed_r + b * C_padded);

@@ -6,11 +6,12 @@
 
 #include "kernels/cpu/ln_shift.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/slots.h"
 
 namespace rwkv::cpu {
 
-// B sequences, C wide, F channels inside. Key and receptance are in tiles. The state's rows begin `shift_stride` apart
-// and are replaced.
+// B sequences, C wide, F channels inside. Key and receptance are in tiles. The state's rows begin `shift_stride` apart;
+// those in `slots` are replaced.
 template <class Weight>
 struct ChannelMixingStep {
   int64_t B, C, F;
@@ -21,7 +22,8 @@ struct ChannelMixingStep {
   const Weight* value;             // (F, C), row f holds what input f adds to the C outputs
   float* shift;
   int64_t shift_stride;
-  float* y;  // (B, C)
+  const int64_t* slots;  // (B,) or null, see slot_of
+  float* y;              // (B, C)
 
   int64_t scratch() const { return B * (C + 2 * whole_tiles(C) + F + C); }  // numbers needed beside
   static int64_t whole_tiles(int64_t inputs) { return tiles_per_block<Weight>(inputs) * kTileInputs<Weight>; }

@@ -1,9 +1,10 @@
-// LayerNorm and token shift of one row. Torch-free.
+// LayerNorm and token shift. Torch-free.
 #pragma once
 
 #include <cmath>
 
 #include "kernels/cpu/lanes.h"
+#include "kernels/cpu/parallel.h"
 
 namespace rwkv::cpu {
 
@@ -12,12 +13,23 @@ struct LayerNorm {
   float eps;
 };
 
+// The sum over c of term(c), in double, eight partial sums side by side.
+template <class Term>
+RWKV_INLINE double sum_over(int64_t C, const Term& term) {
+  constexpr int kPartial = 8;
+  double partial[kPartial] = {};
+  int64_t c = 0;
+  for (; c + kPartial <= C; c += kPartial)
+    for (int i = 0; i < kPartial; ++i) partial[i] += term(c + i);
+  for (; c < C; ++c) partial[0] += term(c);
+  return ((partial[0] + partial[1]) + (partial[2] + partial[3])) +
+         ((partial[4] + partial[5]) + (partial[6] + partial[7]));
+}
+
 // out = (x - mean) / sqrt(variance + eps) * weight + bias, the sums in double: a row is short, and exactness is cheap.
 inline void layer_norm(const float* x, int64_t C, LayerNorm norm, float* out) {
-  double sum = 0, squares = 0;
-  for (int64_t c = 0; c < C; ++c) sum += x[c];
-  const double mean = sum / C;
-  for (int64_t c = 0; c < C; ++c) squares += (x[c] - mean) * (x[c] - mean);
+  const double mean = sum_over(C, [=](int64_t c) { return static_cast<double>(x[c]); }) / C;
+  const double squares = sum_over(C, [=](int64_t c) { return (x[c] - mean) * (x[c] - mean); });
   const float scale = static_cast<float>(1 / std::sqrt(squares / C + norm.eps));
   const float centre = static_cast<float>(mean);
   for (int64_t c = 0; c < C; ++c) out[c] = (x[c] - centre) * scale * norm.weight[c] + norm.bias[c];
@@ -29,5 +41,16 @@ inline void token_shift(const float* now, const float* last, const float* mix, i
   for (int64_t c = 0; c < C; ++c) mixed[c] = last[c] + (now[c] - last[c]) * mix[c];
   for (int64_t c = C; c < padded; ++c) mixed[c] = 0;
 }
+
+// Of T tokens: x (B, T, C), mixes (M, C), shift (B, C) -> mixed (M, B, T, C), last (B, C).
+struct LnShift {
+  int64_t B, T, C, M;
+  const float* x;
+  LayerNorm norm;
+  const float *mixes, *shift;
+  float *mixed, *last;
+};
+
+void ln_shift(const LnShift& op, const Run& run);
 
 }  // namespace rwkv::cpu

@@ -15,7 +15,7 @@ template <class Weight>
 RWKV_INLINE void gate_channels(const TimeMixingStep<Weight>& step, int64_t b, int64_t a, int lanes, const float* k,
                                const float* v, const float* r, float* __restrict gated) {
   const float *decay = step.decay + a, *first = step.first + a;
-  const int64_t row = b * step.wkv_stride + a;
+  const int64_t row = slot_of(step.slots, b) * step.wkv_stride + a;
   float* __restrict num = step.num + row, * __restrict den = step.den + row, * __restrict max = step.max + row;
 #pragma omp simd
   for (int i = 0; i < lanes; ++i) {
@@ -39,7 +39,7 @@ void time_mixing_step(const TimeMixingStep<Weight>& step, float* scratch, const 
   float* const gated = mixed_r + B * C_padded;
 
   for (int64_t b = 0; b < B; ++b) {
-    float *row = now + b * C, *last = step.shift + b * step.shift_stride;
+    float *row = now + b * C, *last = step.shift + slot_of(step.slots, b) * step.shift_stride;
     layer_norm(step.x + b * C, C, step.norm, row);
     token_shift(row, last, step.mix_k, C, C_padded, mixed_k + b * C_padded);
     token_shift(row, last, step.mix_v, C, C_padded, mixed_v + b * C_padded);

@@ -6,11 +6,12 @@
 
 #include "kernels/cpu/ln_shift.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/slots.h"
 
 namespace rwkv::cpu {
 
 // B sequences, C wide, A channels of the recurrence. Matrices are in tiles. The state's rows, C or A numbers, begin
-// `shift_stride` and `wkv_stride` apart and are replaced.
+// `shift_stride` and `wkv_stride` apart; those in `slots` are replaced.
 template <class Weight>
 struct TimeMixingStep {
   int64_t B, C, A;
@@ -21,7 +22,8 @@ struct TimeMixingStep {
   const Weight *key, *value, *receptance, *output;  // (A, C) thrice, (C, A)
   float *shift, *num, *den, *max;
   int64_t shift_stride, wkv_stride;
-  float* y;  // (B, C)
+  const int64_t* slots;  // (B,) or null, see slot_of
+  float* y;              // (B, C)
 
   int64_t scratch() const { return B * (C + 3 * whole_tiles(C) + whole_tiles(A)); }  // numbers needed beside
   static int64_t whole_tiles(int64_t inputs) { return tiles_per_block<Weight>(inputs) * kTileInputs<Weight>; }

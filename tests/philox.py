@@ -1,8 +1,4 @@
-"""The one source of randomness: u = Philox(seed, sample, position).
-
-Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a pure function of a key and a
-counter, so a draw does not depend on the device, on the batch, nor on what was drawn before.
-"""
+"""Philox in plain integers, to test ops.philox_uniform with."""
 
 from __future__ import annotations
 

@@ -1,0 +1,119 @@
+"""How fast are decode and prefill on the GPU, beside the peers and beside what the GPU's memory allows?
+
+    python -m bench.gpu --json bench/results/gpu.json
+
+Random weights in the 1B5 shape, so half of the squared relu is zero (trained models have more). Decode is measured
+greedy, eager and recorded as a CUDA graph. GB/s counts the bytes of all weights a token may need; what zeros let the
+kernels skip is counted too, so the share of the bandwidth of a copy, measured in the same run, may pass 100 %. All is
+a median of several runs, and takes a few minutes; most of that is the peer's compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.gpu_machine import copy_bandwidth, facts, median_seconds, require_gpu
+from bench.gpu_peers import PREFILLS, Rates, peer_rates
+from bench.peers import SHAPES, placed, random_checkpoint
+from rwkv_engine import RWKV, ModelConfig, _extension_cuda
+from rwkv_engine.core.state import State
+from rwkv_engine.generation import SamplingParams
+from rwkv_engine.generation.draw import Draw
+from rwkv_engine.runtime.decoder import Decoder
+from rwkv_engine.runtime.graph import eager
+
+GREEDY = Draw.of(SamplingParams(temperature=0))
+BATCHES = (1, 4, 16)
+STEPS = 128
+
+
+def weights(config: ModelConfig, *without: str) -> int:
+    """How many numbers there are in the matrices."""
+    shapes = config.tensor_shapes().items()
+    return sum(shape[0] * shape[1] for name, shape in shapes if len(shape) == 2 and name not in without)
+
+
+def our_rates(path: Path, strategy: str, config: ModelConfig, bandwidth: float) -> dict[str, Rates]:
+    """Rows of the table: decode by kind and batch, with the steps' milliseconds, and prefill."""
+    model = RWKV.from_pretrained(path, strategy)
+    size = weights(config, "emb.weight") * placed(strategy)[1].itemsize  # a token reads one row of the embedding
+    products = 2 * weights(config, "emb.weight", "head.weight")  # for a token of a prompt but for the last one
+    rows: dict[str, Rates] = {}
+    for kind, decoder in (
+        ("graph", Decoder(model.engine.model)),
+        ("eager", Decoder(model.engine.model, capture=eager)),
+    ):
+        for batch in BATCHES:
+            slots = decoder.pool.take(State.initial(config, batch))
+            first = torch.ones(batch, dtype=torch.int64)
+            step = median_seconds(lambda d=decoder, f=first, s=slots: d.run(f, s, STEPS, GREEDY), 7) / STEPS
+            decoder.pool.free(slots)
+            rows[f"decode {kind}, B = {batch}"] = {
+                "tokens_per_second": batch / step,
+                "step_ms": 1e3 * step,
+                "gb_per_second": size / step / 1e9,
+                "share_of_copy": size / step / 1e9 / bandwidth,
+            }
+    tokens = torch.randint(config.n_vocab, (1, max(PREFILLS)), generator=torch.Generator().manual_seed(1))
+    for n in PREFILLS:
+        rate = n / median_seconds(lambda n=n: model.engine.forward(tokens[:, :n]), 7)
+        rows[f"prefill {n}"] = {"tokens_per_second": rate, "tflops": rate * products / 1e12}
+    return rows
+
+
+def table(strategy: str, ours: dict[str, Rates], peers: dict[str, Rates]) -> Table:
+    names = [name for name, rates in peers.items() if "error" not in rates]
+    shown = Table(strategy, "tok/s", "GB/s", "of a copy", *names)
+    for row, rates in ours.items():
+        key = row.replace(" ", "_") if row.startswith("prefill") else "decode" if row.endswith("B = 1") else ""
+        cells = [f"{rates['tokens_per_second']:,.0f}"]
+        cells += [f"{rates['gb_per_second']:,.0f}", f"{rates['share_of_copy']:.0%}"] if "step_ms" in rates else ["", ""]
+        cells += [f"{peers[name][key]:,.0f}" if key in peers[name] else "" for name in names]
+        shown.add_row(row, *cells)
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1b5")
+    parser.add_argument(
+        "--strategy", action="append", help="of one segment; again for more; cuda fp16 if none is given"
+    )
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    require_gpu()
+    config, strategies = SHAPES[args.shape], args.strategy or ["cuda fp16"]
+    bandwidth = copy_bandwidth()
+    kernels = _extension_cuda.status()
+    report: dict = {
+        "machine": facts() | {"copy_gb_per_second": bandwidth, "kernels": f"{kernels.kind}: {kernels.reason}"},
+        "shape": asdict(config),
+        "strategies": {},
+    }
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "model.pth"
+        for strategy in strategies:  # all of ours before any of theirs, see peer_rates
+            random_checkpoint(config, path, strategy)
+            report["strategies"][strategy] = {"ours": our_rates(path, strategy, config, bandwidth), "peers": {}}
+            torch.cuda.empty_cache()
+        for strategy in [] if args.no_peers else strategies:
+            random_checkpoint(config, path, strategy)
+            report["strategies"][strategy]["peers"] = peer_rates(path, strategy, config)
+    for strategy, rates in report["strategies"].items():
+        Console().print(table(strategy, rates["ours"], rates["peers"]))
+    print(f"{report['machine']['gpu']}: a copy moves {bandwidth:,.0f} GB/s; kernels {report['machine']['kernels']}")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+// What the bindings of tile, untile and linear share: check, allocate, hand over.
+//
+// Device(device) has tile, untile and linear of one type of weights.
+#pragma once
+
+#include <ATen/ops/empty.h>
+
+#include "bindings/weights.h"
+
+namespace rwkv {
+
+using at::Tensor;
+
+template <class Device>
+void tile(const Tensor& weight, const Tensor& tiles) {
+  static constexpr char op[] = "rwkv_engine::tile";
+  TORCH_CHECK(weight.dim() == 2, op, ": weight: expected a matrix (N, K), got shape ", weight.sizes());
+  TORCH_CHECK(weight.scalar_type() == tiles.scalar_type() && weight.device() == tiles.device(), op,
+              ": weight: expected ", tiles.scalar_type(), " on ", name_of(tiles.device()), ", as tiles, got ",
+              weight.scalar_type(), " on ", name_of(weight.device()));
+  const int64_t N = weight.size(0), K = weight.size(1);
+  check_tiles(op, "tiles", tiles, N, K, weight.device());
+  const Tensor matrix = weight.contiguous();
+  for_weight_type(op, weight, [&]<class Weight>(Weight) {
+    Device(weight.device()).tile(weights<Weight>(matrix), N, K, static_cast<Weight*>(tiles.data_ptr()));
+  });
+}
+
+template <class Device>
+Tensor untile(const Tensor& tiles, int64_t outputs, int64_t inputs) {
+  static constexpr char op[] = "rwkv_engine::untile";
+  check_tiles(op, "tiles", tiles, outputs, inputs, tiles.device());
+  Tensor weight = at::empty({outputs, inputs}, tiles.options());
+  for_weight_type(op, tiles, [&]<class Weight>(Weight) {
+    Device(tiles.device()).untile(weights<Weight>(tiles), outputs, inputs, static_cast<Weight*>(weight.data_ptr()));
+  });
+  return weight;
+}
+
+template <class Device>
+Tensor linear(const Tensor& x, const Tensor& tiles, int64_t outputs) {
+  static constexpr char op[] = "rwkv_engine::linear";
+  TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, K), got ", x.sizes());
+  const int64_t B = x.size(0), K = x.size(1);
+  const Tensor rows = float_argument(op, "x", x, {B, K}, x.device());
+  check_tiles(op, "tiles", tiles, outputs, K, x.device());
+  Tensor y = at::empty({B, outputs}, x.options());
+  for_weight_type(op, tiles, [&]<class Weight>(Weight) { Device(x.device()).linear(rows, weights<Weight>(tiles), y); });
+  return y;
+}
+
+}  // namespace rwkv

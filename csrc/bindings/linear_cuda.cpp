@@ -1,0 +1,43 @@
+// rwkv_engine::tile, untile and linear on CUDA: check, allocate, launch, register. No arithmetic.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "bindings/linear.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/tiles.h"
+
+namespace rwkv {
+namespace {
+
+struct Cuda {
+  const c10::cuda::CUDAGuard guard;
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+
+  explicit Cuda(at::Device device) : guard(device) {}
+
+  template <class Weight>
+  void tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles) const {
+    C10_CUDA_CHECK(cuda::tile(matrix, N, K, tiles, stream));
+  }
+  template <class Weight>
+  void untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix) const {
+    C10_CUDA_CHECK(cuda::untile(tiles, N, K, matrix, stream));
+  }
+  template <class Weight>
+  void linear(const Tensor& x, const Weight* tiles, const Tensor& y) const {
+    C10_CUDA_CHECK(
+        cuda::linear(x.const_data_ptr<float>(), tiles, x.size(0), y.size(1), x.size(1), y.data_ptr<float>(), stream));
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rwkv_engine, CUDA, m) {
+  m.impl("tile", &tile<Cuda>);
+  m.impl("untile", &untile<Cuda>);
+  m.impl("linear", &linear<Cuda>);
+}
+
+}  // namespace rwkv

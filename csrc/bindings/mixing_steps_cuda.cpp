@@ -1,0 +1,47 @@
+// rwkv_engine::time_mixing_step and channel_mixing_step on CUDA: check, allocate, launch, register. No arithmetic.
+//
+// The values of `slots` are not looked at: that would wait for the device, which a captured graph must not.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "bindings/mixing_steps.h"
+#include "kernels/cuda/channel_mixing_step.h"
+#include "kernels/cuda/time_mixing_step.h"
+
+namespace rwkv {
+namespace {
+
+struct Cuda {
+  template <class Weight>
+  using TimeMixingStep = cuda::TimeMixingStep<Weight>;
+  template <class Weight>
+  using ChannelMixingStep = cuda::ChannelMixingStep<Weight>;
+
+  template <class Step>
+  static void launch(const char*, const Step& step, int64_t, const Tensor& x) {
+    const c10::cuda::CUDAGuard guard(x.device());
+    Tensor scratch = at::empty({step.scratch()}, x.options());
+    C10_CUDA_CHECK(run(step, scratch.data_ptr<float>(), c10::cuda::getCurrentCUDAStream()));
+  }
+
+ private:
+  template <class Weight>
+  static cudaError_t run(const TimeMixingStep<Weight>& step, float* scratch, cudaStream_t stream) {
+    return cuda::time_mixing_step(step, scratch, stream);
+  }
+  template <class Weight>
+  static cudaError_t run(const ChannelMixingStep<Weight>& step, float* scratch, cudaStream_t stream) {
+    return cuda::channel_mixing_step(step, scratch, stream);
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rwkv_engine, CUDA, m) {
+  m.impl("time_mixing_step", &time_mixing_step<Cuda>);
+  m.impl("channel_mixing_step", &channel_mixing_step<Cuda>);
+}
+
+}  // namespace rwkv

@@ -1,0 +1,65 @@
+// What the bindings of ln_shift, squared_relu and gate_residual share: check, allocate, hand over.
+//
+// Device(device) has the kernels of these names and their type LnShift.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <optional>
+#include <tuple>
+
+#include "bindings/weights.h"
+
+namespace rwkv {
+
+using at::Tensor;
+
+template <class Device>
+std::tuple<Tensor, Tensor> ln_shift(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
+                                    const Tensor& mixes, const Tensor& shift) {
+  static constexpr char op[] = "rwkv_engine::ln_shift";
+  TORCH_CHECK(x.dim() == 3 && x.size(1) > 0, op, ": x: expected shape (B, T, C) with T > 0, got ", x.sizes());
+  TORCH_CHECK(mixes.dim() == 2, op, ": mixes: expected shape (M, C), got ", mixes.sizes());
+  const at::Device device = x.device();
+  const int64_t B = x.size(0), T = x.size(1), C = x.size(2), M = mixes.size(0);
+  const Tensor rows = float_argument(op, "x", x, {B, T, C}, device),
+               weight = float_argument(op, "ln_weight", ln_weight, {C}, device),
+               bias = float_argument(op, "ln_bias", ln_bias, {C}, device),
+               mix = float_argument(op, "mixes", mixes, {M, C}, device),
+               before = float_argument(op, "shift", shift, {B, C}, device);
+  Tensor mixed = at::empty({M, B, T, C}, rows.options()), last = at::empty({B, C}, rows.options());
+  Device(device).ln_shift({B,
+                           T,
+                           C,
+                           M,
+                           rows.const_data_ptr<float>(),
+                           {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
+                           mix.const_data_ptr<float>(),
+                           before.const_data_ptr<float>(),
+                           mixed.data_ptr<float>(),
+                           last.data_ptr<float>()});
+  return {mixed, last};
+}
+
+template <class Device>
+Tensor squared_relu(const Tensor& k) {
+  const Tensor in = float_argument("rwkv_engine::squared_relu", "k", k, k.sizes(), k.device());
+  Tensor y = at::empty_like(in);
+  Device(k.device()).squared_relu(in.const_data_ptr<float>(), in.numel(), y.data_ptr<float>());
+  return y;
+}
+
+template <class Device>
+Tensor gate_residual(const std::optional<Tensor>& x, const Tensor& r, const Tensor& y) {
+  static constexpr char op[] = "rwkv_engine::gate_residual";
+  const at::Device device = r.device();
+  const Tensor gate = float_argument(op, "r", r, r.sizes(), device), in = float_argument(op, "y", y, r.sizes(), device);
+  const std::optional<Tensor> base = x ? std::optional(float_argument(op, "x", *x, r.sizes(), device)) : std::nullopt;
+  Tensor out = at::empty_like(gate);
+  Device(device).gate_residual(base ? base->const_data_ptr<float>() : nullptr, gate.const_data_ptr<float>(),
+                               in.const_data_ptr<float>(), gate.numel(), out.data_ptr<float>());
+  return out;
+}
+
+}  // namespace rwkv

@@ -1,0 +1,39 @@
+// rwkv_engine::ln_shift, squared_relu and gate_residual on the CPU: check, allocate, launch, register. No arithmetic.
+// Together in one file: each takes a page of torch's headers.
+#include "bindings/prefill.h"
+
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "bindings/parallel.h"
+#include "kernels/cpu/gates.h"
+#include "kernels/cpu/ln_shift.h"
+
+namespace rwkv {
+namespace {
+
+// Numbers a thread is worth waking for.
+constexpr int64_t kGrain = 16384;
+
+struct Cpu {
+  explicit Cpu(at::Device) {}
+
+  void ln_shift(const cpu::LnShift& all) const {
+    cpu::ln_shift(all, torch_threads(std::max<int64_t>(1, kGrain / std::max<int64_t>(1, all.C))));
+  }
+  void squared_relu(const float* k, int64_t n, float* y) const { cpu::squared_relu(k, n, y, torch_threads(kGrain)); }
+  void gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out) const {
+    cpu::gate_residual(x, r, y, n, out, torch_threads(kGrain));
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rwkv_engine, CPU, m) {
+  m.impl("ln_shift", &ln_shift<Cpu>);
+  m.impl("squared_relu", &squared_relu<Cpu>);
+  m.impl("gate_residual", &gate_residual<Cpu>);
+}
+
+}  // namespace rwkv

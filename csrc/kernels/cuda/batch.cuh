@@ -1,0 +1,42 @@
+// Rows of the batch that share one reading of the weights. Torch-free.
+//
+// Kernels are compiled for 1, 2, 4, 8 and 16 rows and do the same arithmetic in the same order for each of them; more
+// than 16 are cut into groups, blockIdx.y. Rows that are not there are zeros and are not written.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/cuda/launch.h"
+
+namespace rwkv::cuda {
+
+constexpr int kMostRows = 16;
+
+// Calls fn with the smallest std::integral_constant<int, batch> that holds B rows, or the largest.
+template <class Function>
+cudaError_t for_batch(int64_t B, const Function& fn) {
+  if (B <= 1) return fn(std::integral_constant<int, 1>{});
+  if (B <= 2) return fn(std::integral_constant<int, 2>{});
+  if (B <= 4) return fn(std::integral_constant<int, 4>{});
+  if (B <= 8) return fn(std::integral_constant<int, 8>{});
+  return fn(std::integral_constant<int, kMostRows>{});
+}
+
+inline int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
+
+inline dim3 grid_of(int64_t x, int64_t y = 1) { return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)); }
+
+// The rows of one group.
+struct Group {
+  int64_t first;
+  int count;
+
+  template <int batch>
+  static __device__ Group mine(int64_t B) {
+    const int64_t first = static_cast<int64_t>(blockIdx.y) * batch, left = B - first;
+    return {first, static_cast<int>(left < batch ? left : batch)};
+  }
+};
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,66 @@
+// LayerNorm and token shift, recomputed by every block that needs them. Torch-free; device code.
+#pragma once
+
+#include "kernels/cuda/layer_norm.h"
+#include "kernels/cuda/warp.cuh"
+
+namespace rwkv::cuda {
+
+// In shared memory.
+template <int rows, int threads>
+struct RowStatistics {
+  float mean[rows], scale[rows];
+  float parts[threads / kWarp][rows];
+};
+
+// to[b] = finish(sum over the block's threads of mine[b]), in shared memory; a barrier before and after.
+template <int rows, int threads, class Finish>
+__device__ void block_sums(float* mine, float (*parts)[rows], float* to, const Finish& finish) {
+  const int index = spread_sums<rows, kWarp / 2, 1>(mine);
+  if (index >= 0) parts[warp()][index] = mine[0];
+  __syncthreads();
+  if (thread() < rows) {
+    float sum = 0;
+    for (int w = 0; w < threads / kWarp; ++w) sum += parts[w][thread()];
+    to[thread()] = finish(sum);
+  }
+  __syncthreads();
+}
+
+// Mean and 1 / sqrt(variance + eps) of `count` of at most `rows` rows x, each C long and one behind the other. The
+// variance is summed about the mean, so that rows far from zero lose nothing. To be called by all threads.
+template <int rows, int threads>
+__device__ void row_statistics(const float* x, int count, int64_t C, float eps, RowStatistics<rows, threads>& out) {
+  const float length = static_cast<float>(C);
+  float sums[rows] = {};
+#pragma unroll 4
+  for (int64_t c = thread(); c < C; c += threads) {
+#pragma unroll
+    for (int b = 0; b < rows; ++b)
+      if (b < count) sums[b] += x[b * C + c];
+  }
+  block_sums<rows, threads>(sums, out.parts, out.mean, [=](float sum) { return sum / length; });
+#pragma unroll
+  for (int b = 0; b < rows; ++b) sums[b] = 0;
+#pragma unroll 4
+  for (int64_t c = thread(); c < C; c += threads) {
+#pragma unroll
+    for (int b = 0; b < rows; ++b)
+      if (b < count) {
+        const float off = x[b * C + c] - out.mean[b];
+        sums[b] = fmaf(off, off, sums[b]);
+      }
+  }
+  block_sums<rows, threads>(sums, out.parts, out.scale,
+                            [=](float squares) { return 1.0f / sqrtf(squares / length + eps); });
+}
+
+// (x - mean) / sqrt(variance + eps) * weight + bias
+__device__ inline float normalised(float x, float mean, float scale, const LayerNorm& norm, int64_t c) {
+  return fmaf((x - mean) * scale, norm.weight[c], norm.bias[c]);
+}
+
+// now mix + last (1 - mix)
+__device__ inline float token_shift(float now, float last, float mix) { return fmaf(now - last, mix, last); }
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,36 @@
+#include "kernels/cuda/ln_shift.h"
+
+#include "kernels/cuda/batch.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/layer_norm.cuh"
+
+namespace rwkv::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// One row in all its mixes. The row before it is normalised once more, by the same arithmetic, rather than waited for.
+__global__ void __launch_bounds__(kThreads) ln_shift_kernel(LnShift all) {
+  __shared__ RowStatistics<2, kThreads> statistics;
+  const int64_t row = blockIdx.x, b = row / all.T, t = row % all.T, C = all.C;
+  const bool is_first = t == 0;
+  const int now_row = is_first ? 0 : 1;
+  const float *const x = all.x + row * C, *const before = is_first ? all.shift + b * C : x - C;
+  row_statistics(is_first ? x : before, now_row + 1, C, all.norm.eps, statistics);
+  for (int64_t c = thread(); c < C; c += kThreads) {
+    const float now = normalised(x[c], statistics.mean[now_row], statistics.scale[now_row], all.norm, c);
+    const float last =
+        is_first ? before[c] : normalised(before[c], statistics.mean[0], statistics.scale[0], all.norm, c);
+    for (int64_t m = 0; m < all.M; ++m)
+      all.mixed[(m * all.B * all.T + row) * C + c] = token_shift(now, last, all.mixes[m * C + c]);
+    if (t == all.T - 1) all.last[b * C + c] = now;
+  }
+}
+
+}  // namespace
+
+cudaError_t ln_shift(const LnShift& all, cudaStream_t stream) {
+  return launch(&ln_shift_kernel, grid_of(all.B * all.T), kThreads, 0, stream, all);
+}
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,17 @@
+// Matrices into tiles (kernels/tiles.h) and back. Torch-free.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/tiles.h"
+
+namespace rwkv::cuda {
+
+// matrix (N, K), row after row -> tiles; what fills them up is zero. Tiles begin at a multiple of 4 bytes.
+template <class Weight>
+cudaError_t tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles, cudaStream_t stream);
+
+template <class Weight>
+cudaError_t untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix, cudaStream_t stream);
+
+}  // namespace rwkv::cuda

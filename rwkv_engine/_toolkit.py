@@ -1,0 +1,174 @@
+"""What a build of the CUDA kernels needs, whether this machine has it, and what to do where it has not.
+
+`machine()` collects the facts, everything else is a function of them. Only the standard library is imported at the
+top: `setup.py` reads this file by its path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+OLDEST = 75  # Turing: the oldest that CUDA 13 and torch's builds for it know
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """A CUDA compiler."""
+
+    path: Path
+    root: Path  # its toolkit: bin, include, lib64
+    version: str  # 13.0.88, or what it printed if that is no version
+    architectures: tuple[int, ...]  # what it compiles for: 90 is sm_90
+
+    @property
+    def major(self) -> str:
+        """Of CUDA."""
+        return self.version.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"nvcc {self.version} ({self.path})"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a build depends on."""
+
+    torch: str
+    torch_cuda: str | None  # the CUDA that torch is built for
+    gpus: tuple[int, ...]  # architectures of the GPUs that torch sees, each once
+    no_gpu: str  # why it sees none
+    nvcc: Nvcc | None
+    missing: tuple[str, ...]  # programs that are not on PATH
+
+
+def machine() -> Machine:
+    """The facts of this machine."""
+    import torch
+
+    problem = gpu_problem()
+    gpus = () if problem else {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return Machine(
+        torch.__version__,
+        torch.version.cuda,
+        tuple(sorted(10 * major + minor for major, minor in gpus)),
+        problem,
+        find_nvcc(),
+        missing_programs(),
+    )
+
+
+def gpu_problem() -> str:
+    """Why torch sees no GPU here; empty if it sees one."""
+    import torch
+
+    if torch.version.cuda is None and not torch.cuda.is_available():
+        return _without_cuda(torch.__version__)
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0]
+    return "" if torch.cuda.device_count() else "torch counts no devices; see CUDA_VISIBLE_DEVICES and nvidia-smi"
+
+
+def _without_cuda(version: str) -> str:
+    return f"torch {version} is built without CUDA; install a build with it (pytorch.org, Get started)"
+
+
+def find_nvcc() -> Nvcc | None:
+    """The compiler of CUDA_HOME or CUDA_PATH, else that on PATH, else /usr/local/cuda's."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    chosen = [shutil.which("nvcc", path=str(Path(home, "bin"))) for home in homes]
+    found = next((p for p in [*chosen, shutil.which("nvcc"), shutil.which("/usr/local/cuda/bin/nvcc")] if p), None)
+    return _describe(Path(found)) if found else None
+
+
+def _describe(path: Path) -> Nvcc:
+    def ask(*arguments: str) -> str:
+        try:
+            result = subprocess.run([str(path), *arguments], capture_output=True, text=True, check=False, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            return str(error)
+        return result.stdout + result.stderr
+
+    banner = ask("--version")
+    version = re.search(r"\bV(\d+\.\d+\.\d+)", banner)
+    architectures = sorted({int(n) for n in re.findall(r"compute_(\d+)\b", ask("--list-gpu-arch"))})
+    # Where nvcc is a script or a link into the toolkit, only nvcc itself knows where that is.
+    top = re.search(r"^#\$ TOP=(.+)$", ask("--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull), re.MULTILINE)
+    root = Path(top[1].strip()).resolve() if top else path.resolve().parent.parent
+    return Nvcc(path, root, version[1] if version else banner.strip().partition("\n")[0], tuple(architectures))
+
+
+def missing_programs() -> tuple[str, ...]:
+    """What a build runs besides nvcc and is not on PATH; ninja may lie beside Python."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    # nvcc takes g++ for what runs on the host; torch's build hands it CC.
+    programs = [shlex.split(os.environ.get("CXX") or "c++")[0], os.environ.get("CC") or "g++", "ninja"]
+    return tuple(program for program in programs if not shutil.which(program, path=path))
+
+
+def why_not(machine: Machine, for_gpus: bool = True) -> str | None:
+    """What stands in the way of a build, with the fix; None if nothing does.
+
+    Args:
+        machine: the facts.
+        for_gpus: False if it is to be built for GPUs that are elsewhere.
+    """
+    nvcc = machine.nvcc
+    if machine.torch_cuda is None:
+        return _without_cuda(machine.torch)
+    if for_gpus and not machine.gpus:
+        return f"torch sees no GPU: {machine.no_gpu}"
+    if for_gpus and machine.gpus[0] < OLDEST:
+        needs = f"a GPU here is sm_{machine.gpus[0]}, the kernels need sm_{OLDEST} (Turing) or newer"
+        return f"{needs}; hide it with CUDA_VISIBLE_DEVICES if there is another, or run on the CPU"
+    wanted = machine.torch_cuda.partition(".")[0]
+    toolkit = f"install the CUDA {wanted} toolkit, or set CUDA_HOME to where it is"
+    if nvcc is None:
+        return f"no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda; {toolkit}"
+    if not nvcc.architectures:
+        return f"{nvcc.path} does not work, it says {nvcc.version!r}; {toolkit}"
+    if nvcc.major != wanted:
+        return f"{nvcc} is of CUDA {nvcc.major}, torch {machine.torch} of CUDA {machine.torch_cuda}; {toolkit}"
+    for gpu in machine.gpus if for_gpus else ():
+        if not architecture_for(gpu, nvcc):
+            known = ", ".join(f"sm_{a}" for a in nvcc.architectures)
+            return f"{nvcc} compiles for {known} and nothing a GPU of sm_{gpu} runs; install a CUDA toolkit that does"
+    if machine.missing:
+        return f"not on PATH: {', '.join(machine.missing)}; install a C++ compiler (g++) and ninja (pip install ninja)"
+    return None
+
+
+def architecture_for(gpu: int, nvcc: Nvcc) -> int | None:
+    """The newest architecture that nvcc knows and the GPU can run, its machine code or its PTX."""
+    return max((a for a in nvcc.architectures if a <= gpu), default=None)
+
+
+def chosen_architectures(nvcc: Nvcc, gpus: Sequence[int], wanted: str = "") -> list[int]:
+    """What to build for: `wanted` ("8.0;9.0+PTX"), else these GPUs, as far as nvcc knows them."""
+    asked = {10 * int(major) + int(minor) for major, minor in re.findall(r"(\d+)\.(\d)", wanted)}
+    return sorted(asked or {a for a in (architecture_for(gpu, nvcc) for gpu in gpus) if a})
+
+
+def covers(architectures: Sequence[int], gpu: int) -> bool:
+    """Whether a library for these, the newest as PTX besides, runs on a GPU: machine code within one generation."""
+    return gpu >= max(architectures) or any(a // 10 == gpu // 10 and a <= gpu for a in architectures)
+
+
+def advice(log: str) -> str:
+    """What to do about a build that failed, by what the compilers said; empty if that is not known."""
+    if re.search(r"unsupported (GNU|clang) version", log):
+        return "; this nvcc does not know so new a C++ compiler: install an older one and name it, CC=g++-13 CXX=g++-13"
+    if "cannot find -lcudart" in log or re.search(r"cuda_runtime(_api)?\.h: No such file", log):
+        return "; the CUDA toolkit is not whole: install its headers and libcudart (cuda-cudart-dev)"
+    if re.search(r"[Uu]nsupported gpu architecture", log):
+        return "; this nvcc does not compile for this GPU: install another CUDA toolkit"
+    return ""

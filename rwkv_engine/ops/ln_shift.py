@@ -1,0 +1,59 @@
+"""ln_shift: LayerNorm and token shift, the inputs of the products of one half of a layer.
+
+    ln_t = LayerNorm(x_t);   mixed_{m,t} = mix_m ln_t + (1 - mix_m) ln_{t-1}
+
+where ln before the first token comes from the state.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rwkv_engine import _extension
+from rwkv_engine.ops._library import define, kernels_serve
+
+LN_SHIFT_SCHEMA = (
+    "ln_shift(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mixes, Tensor shift) -> (Tensor, Tensor)"
+)
+
+
+def ln_shift(
+    x: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, mixes: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm and token shift of T tokens. Its gradient is that of the torch reference.
+
+    Args:
+        x: (B, T, C) float32, T >= 1; float64 runs the reference.
+        ln_weight, ln_bias: (C,).
+        eps: of the LayerNorm.
+        mixes: (M, C), of each product the share of the token itself.
+        shift: (B, C), LayerNorm of the token before the first.
+
+    Returns:
+        The inputs of the products (M, B, T, C), and the LayerNorm of the last token (B, C).
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit.
+    """
+    if not kernels_serve(x, ln_weight, ln_bias, mixes, shift):
+        return ln_shift_reference(x, ln_weight, ln_bias, eps, mixes, shift)
+    _extension.ensure_loaded()
+    return torch.ops.rwkv_engine.ln_shift(x, ln_weight, ln_bias, eps, mixes, shift)
+
+
+def ln_shift_reference(
+    x: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, mixes: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`ln_shift` in plain torch."""
+    now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
+    last = torch.cat([shift.unsqueeze(1), now[:, :-1]], dim=1)
+    return torch.lerp(last, now, mixes[:, None, None]), now[:, -1].clone()
+
+
+def _fake(x, ln_weight, ln_bias, eps, mixes, shift):  # type: ignore[no-untyped-def]
+    return x.new_empty(len(mixes), *x.shape), torch.empty_like(shift)
+
+
+define(LN_SHIFT_SCHEMA, ln_shift_reference, _fake)

@@ -1,0 +1,84 @@
+// Matrices into tiles and back, and products with few rows, on emulated devices.
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/tiles.h"
+#include "mixing_reference.h"
+
+using namespace reference;
+
+namespace {
+
+template <class Weight>
+void test_tiles(int64_t N, int64_t K, const char* order) {
+  const Matrix<Weight> matrix(N, K);
+  std::vector<Weight> tiles(matrix.tiles.size(), random_weight<Weight>(1)), rows(N * K + 1, random_weight<Weight>(1));
+  const Weight behind = rows.back();
+  CHECK(cuda::tile(matrix.rows.data(), N, K, tiles.data(), nullptr) == cudaSuccess);
+  CHECK(memcmp(tiles.data(), matrix.tiles.data(), tiles.size() * sizeof(Weight)) == 0, N, K, order);
+  CHECK(cuda::untile(tiles.data(), N, K, rows.data(), nullptr) == cudaSuccess);
+  CHECK(memcmp(rows.data(), matrix.rows.data(), N * K * sizeof(Weight)) == 0, N, K, order);
+  CHECK(value_of(rows.back()) == value_of(behind), N, K, order);
+}
+
+template <class Weight>
+Floats linear(const Matrix<Weight>& matrix, const Floats& x) {
+  const int64_t B = x.size() / matrix.K;
+  Floats y(B * matrix.N, NAN);
+  CHECK(cuda::linear(x.data(), matrix.tiles.data(), B, matrix.N, matrix.K, y.data(), nullptr) == cudaSuccess);
+  return y;
+}
+
+template <class Weight>
+void test_linear(int64_t N, int64_t K, int64_t B, const char* order) {
+  const Matrix<Weight> matrix(N, K);
+  const Floats x = normal(B * K), y = linear(matrix, x);
+  for (int64_t b = 0; b < B; ++b) {
+    const Doubles expected = matrix.times(row(x, b, K));
+    for (int64_t n = 0; n < N; ++n)
+      CHECK(close(y[b * N + n], expected[n]), N, K, B, b, n, y[b * N + n], expected[n], order);
+  }
+}
+
+// Bit for bit, whatever the others are.
+template <class Weight>
+void test_rows_are_independent(int64_t N, int64_t K) {
+  const Matrix<Weight> matrix(N, K);
+  Floats x = normal(16 * K);
+  const Floats together = linear(matrix, x);
+  CHECK(linear(matrix, x) == together, N, K);
+  for (const int64_t count : {1, 2, 3, 7})
+    for (int64_t b = 0; b + count <= 16; b += 5) {
+      const Floats some = linear(matrix, {x.begin() + b * K, x.begin() + (b + count) * K});
+      CHECK(memcmp(some.data(), &together[b * N], some.size() * sizeof(float)) == 0, N, K, count, b);
+    }
+  x[3 * K] = NAN;
+  const Floats with_nan = linear(matrix, x);
+  for (int64_t i = 0; i < 16 * N; ++i)
+    CHECK(i / N == 3 ? std::isnan(with_nan[i]) : with_nan[i] == together[i], N, K, i, with_nan[i], together[i]);
+}
+
+template <class Weight>
+void test_all(const char* order) {
+  using Size = std::pair<int64_t, int64_t>;
+  for (const auto& [n, k] : {Size{1, 1}, {16, 32}, {33, 8}, {17, 33}, {40, 129}}) {
+    test_tiles<Weight>(n, k, order);
+    for (const int64_t B : {1, 2, 3, 5, 16}) test_linear<Weight>(n, k, B, order);
+  }
+  test_tiles<Weight>(8, 2056, order);
+  test_linear<Weight>(8, 2056, 1, order);
+  test_linear<Weight>(2056, 8, 2, order);
+  test_linear<Weight>(33, 40, 18, order);  // more than one group
+  test_rows_are_independent<Weight>(17, 2056);
+}
+
+}  // namespace
+
+int main() {
+  CHECK(linear(Matrix<float>(3, 5), {}).empty());
+  emulation::in_every_order([](const char* order) {
+    test_all<float>(order);
+    test_all<Bfloat16>(order);
+    test_all<Float16>(order);
+  });
+  return failures();
+}

@@ -1,0 +1,157 @@
+// Products of many rows, LayerNorm with token shift, and the gates, against their definitions in double precision, at
+// odd sizes and with work cut into odd pieces.
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "kernels/cpu/gates.h"
+#include "kernels/cpu/linear_many.h"
+#include "kernels/cpu/ln_shift.h"
+#include "kernels/cpu/tiles.h"
+
+using namespace rwkv;
+
+namespace {
+
+// Pieces of three, last one first.
+void in_pieces(int64_t n, const cpu::Range& fn) {
+  for (int64_t end = n; end > 0; end -= 3) fn(std::max<int64_t>(0, end - 3), end);
+}
+
+std::mt19937 generator(11);
+
+std::vector<float> normal(int64_t n) {
+  std::normal_distribution<float> distribution;
+  std::vector<float> out(n);
+  for (float& x : out) x = distribution(generator);
+  return out;
+}
+
+// A small multiple of 1/8, which every type of weights holds exactly.
+template <class Weight>
+Weight eighths(int n) {
+  const float value = static_cast<float>(n) / 8;
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if constexpr (std::is_same_v<Weight, float>) {
+    return value;
+  } else if constexpr (std::is_same_v<Weight, Bfloat16>) {
+    return {static_cast<uint16_t>(bits >> 16)};
+  } else {  // sign, and exponent and mantissa with another bias
+    const uint32_t magnitude = n == 0 ? 0 : (bits >> 13 & 0x3ffffu) - (112u << 10);
+    return {static_cast<uint16_t>((bits >> 16 & 0x8000u) | magnitude)};
+  }
+}
+
+template <class Weight>
+void test_linear_many(int64_t M, int64_t N, int64_t K) {
+  const auto x = normal(M * K);
+  std::uniform_int_distribution<int> distribution(-16, 16);
+  std::vector<int> numbers(N * K);
+  std::vector<Weight> matrix, transposed(K * N);
+  for (int64_t i = 0; i < N * K; ++i) {
+    numbers[i] = distribution(generator);
+    matrix.push_back(eighths<Weight>(numbers[i]));
+    transposed[i % K * N + i / K] = matrix[i];
+  }
+  std::vector<Weight> tiles(tile_blocks(N) * kTileRows * tiles_per_block<Weight>(K) * kTileInputs<Weight>);
+  cpu::tile(matrix.data(), N, K, tiles.data(), in_pieces);
+
+  std::vector<float> from_tiles(M * N, NAN), from_rows(M * N, NAN);
+  for (const bool in_tiles : {true, false}) {
+    const cpu::LinearMany<Weight> linear{M,
+                                         N,
+                                         K,
+                                         x.data(),
+                                         in_tiles ? tiles.data() : transposed.data(),
+                                         in_tiles,
+                                         in_tiles ? from_tiles.data() : from_rows.data()};
+    std::vector<char> scratch(linear.scratch());
+    cpu::linear_many(linear, scratch.data(), in_pieces);
+  }
+  CHECK(memcmp(from_tiles.data(), from_rows.data(), M * N * sizeof(float)) == 0, M, N, K);
+  // Where the processor multiplies pairs of bfloat16 activations are rounded to it: to 1/256 of each.
+  const double rounding = std::is_same_v<Weight, Bfloat16> ? 1.0 / 256 : std::ldexp(1.0, -22) * std::sqrt(K);
+  for (int64_t m = 0; m < M; ++m)
+    for (int64_t n = 0; n < N; ++n) {
+      double sum = 0, sizes = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const double term = numbers[n * K + k] / 8.0 * x[m * K + k];
+        sum += term, sizes += std::abs(term);
+      }
+      CHECK(std::abs(from_tiles[m * N + n] - sum) <= rounding * sizes, M, N, K, m, n, from_tiles[m * N + n], sum);
+    }
+}
+
+void test_ln_shift(int64_t B, int64_t T, int64_t C, int64_t M) {
+  const auto x = normal(B * T * C), weight = normal(C), bias = normal(C), mixes = normal(M * C), shift = normal(B * C);
+  std::vector<float> mixed(M * B * T * C, NAN), last(B * C, NAN);
+  cpu::ln_shift({B,
+                 T,
+                 C,
+                 M,
+                 x.data(),
+                 {weight.data(), bias.data(), 1e-5f},
+                 mixes.data(),
+                 shift.data(),
+                 mixed.data(),
+                 last.data()},
+                in_pieces);
+  for (int64_t b = 0; b < B; ++b) {
+    std::vector<double> before(shift.begin() + b * C, shift.begin() + (b + 1) * C), now(C);
+    for (int64_t t = 0; t < T; ++t) {
+      const float* row = x.data() + (b * T + t) * C;
+      double mean = 0, variance = 0;
+      for (int64_t c = 0; c < C; ++c) mean += row[c] / static_cast<double>(C);
+      for (int64_t c = 0; c < C; ++c) variance += (row[c] - mean) * (row[c] - mean) / C;
+      for (int64_t c = 0; c < C; ++c) now[c] = (row[c] - mean) / std::sqrt(variance + 1e-5) * weight[c] + bias[c];
+      for (int64_t m = 0; m < M; ++m)
+        for (int64_t c = 0; c < C; ++c) {
+          const double expected = before[c] + (now[c] - before[c]) * mixes[m * C + c];
+          CHECK(std::abs(mixed[((m * B + b) * T + t) * C + c] - expected) < 1e-5 * (1 + std::abs(expected)), B, T, C,
+                t);
+        }
+      before = now;
+    }
+    for (int64_t c = 0; c < C; ++c) CHECK(std::abs(last[b * C + c] - now[c]) < 1e-5 * (1 + std::abs(now[c])), b, c);
+  }
+}
+
+void test_gates(int64_t n) {
+  auto k = normal(n);
+  k.back() = NAN;
+  const auto x = normal(n), r = normal(n), y = normal(n);
+  std::vector<float> squared(n), gated(n), added(n);
+  cpu::squared_relu(k.data(), n, squared.data(), in_pieces);
+  cpu::gate_residual(nullptr, r.data(), y.data(), n, gated.data(), in_pieces);
+  cpu::gate_residual(x.data(), r.data(), y.data(), n, added.data(), in_pieces);
+  for (int64_t i = 0; i < n; ++i) {
+    CHECK(i == n - 1 ? std::isnan(squared[i]) : squared[i] == (k[i] > 0 ? k[i] * k[i] : 0), i);
+    const double expected = y[i] / (1 + std::exp(-static_cast<double>(r[i])));
+    CHECK(std::abs(gated[i] - expected) < 1e-6 * (1 + std::abs(expected)), i);
+    CHECK(std::abs(added[i] - (x[i] + expected)) < 1e-6 * (1 + std::abs(x[i]) + std::abs(expected)), i);
+  }
+}
+
+template <class Weight>
+void test_products() {
+  for (const int64_t M : {1, 2, 13, 300})
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {16, 32}, {17, 33}, {40, 130}, {33, 1100}})
+      test_linear_many<Weight>(M, n, k);
+}
+
+}  // namespace
+
+int main() {
+  test_products<float>();
+  test_products<Bfloat16>();
+  test_products<Float16>();
+  for (const int64_t T : {1, 2, 7, 33}) {
+    test_ln_shift(1, T, 8, 3);
+    test_ln_shift(3, T, 33, 2);
+  }
+  test_gates(1);
+  test_gates(100);
+  return failures();
+}

@@ -1,0 +1,280 @@
+"""Every operator on the GPU against its reference, in float64 too. Inputs are those of the tests on the CPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import require_gpu
+from gpu.devices import on
+from ops.test_mixing_steps import DTYPES, KINDS, SIZES, Half, channel_half, exactly, time_half
+from ops.test_prefill_ops import normal, shifts, tiled
+from torch import Tensor
+
+from rwkv_engine import _build, _extension, _extension_cuda
+from rwkv_engine.ops import (
+    channel_mixing_step,
+    gate_residual,
+    linear,
+    linear_many,
+    ln_shift,
+    philox_uniform,
+    squared_relu,
+    tile,
+    time_mixing_step,
+    untile,
+)
+from rwkv_engine.ops.gate_residual import gate_residual_reference
+from rwkv_engine.ops.linear import linear_reference
+from rwkv_engine.ops.linear_many import dense_product
+from rwkv_engine.ops.ln_shift import ln_shift_reference
+from rwkv_engine.ops.philox_uniform import philox_uniform_reference
+from rwkv_engine.ops.squared_relu import squared_relu_reference
+from rwkv_engine.ops.tiles import tiled_shape
+
+pytestmark = pytest.mark.gpu
+require_gpu()
+MATRICES = [(1, 1), (16, 32), (17, 33), (15, 31), (40, 100), (2056, 8), (8, 2056), (50, 65), (768, 3072), (8192, 2048)]
+
+
+def half_on(device: str, half: Half) -> Half:
+    return Half(on(device, half.arguments), on(device, half.state))
+
+
+def test_the_kernels_are_compiled(cuda):
+    status = _extension_cuda.status()
+    assert status.kind in ("prebuilt", "jit"), status.reason
+
+
+@pytest.mark.parametrize("name", {schema.partition("(")[0]: None for schema in _build.schemas()})
+def test_every_operator_has_a_kernel(name, gpu):
+    if name == "linear_many" and gpu != "cpu":
+        pytest.skip("torch's products serve it on GPUs")
+    _extension.ensure_loaded()
+    key = gpu.partition(":")[0].upper()
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rwkv_engine::{name}", key)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 15, 16])
+@pytest.mark.parametrize("size", [*SIZES, (768, 768, 3072)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_against_the_reference(kind, size, batch, dtype, gpu):
+    """Weights are the same numbers in both, so both make float32's errors only; the fused one no more than twice."""
+    make, step, reference = KINDS[kind]
+    half = make(size, batch, dtype)
+    exact_y, exact_state = half.run(exactly(reference))
+
+    def errors(result):
+        y, state = on("cpu", result)
+        pairs = zip([y, *state], [exact_y, *exact_state], strict=True)
+        return [((t.double() - e).abs().max() / e.abs().max()).item() for t, e in pairs]
+
+    # Rounding errors of a sum of c terms in four parts, a random walk of c / 4 steps of 2^-24.
+    floor = max(2.0**-22, math.sqrt(size[0] / 4) * 2.0**-24)
+    ours, theirs = half_on(gpu, half).run(step), half.run(reference)
+    for our_error, their_error in zip(errors(ours), errors(theirs), strict=True):
+        assert our_error < 2 * max(their_error, floor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(40, 56, 100), (768, 768, 3072)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rows_bits_in_any_batch_at_any_time(kind, size, dtype, gpu):
+    make, step, _ = KINDS[kind]
+    half = half_on(gpu, make(size, 16, dtype))
+    y, state = half.run(step)
+    again_y, again_state = half.run(step)
+    assert torch.equal(y, again_y)
+    assert all(torch.equal(a, b) for a, b in zip(state, again_state, strict=True))
+    for first, last in [*((i, i + 1) for i in range(16)), (3, 5), (1, 4), (2, 10), (0, 15)]:
+        x, *rest = half.arguments
+        y_part, state_part = Half([x[first:last], *rest], [t[first:last] for t in half.state]).run(step)
+        assert torch.equal(y_part, y[first:last])
+        for part, whole in zip(state_part, state, strict=True):
+            assert torch.equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("slots", [[4, 0, 5], [6], [15, 3, 9, 2, 11, 1, 14, 0, 8, 7, 5, 13, 12, 6, 4, 10]], ids=str)
+def test_slots_of_a_pool(kind, slots, gpu):
+    """The same bits as without a pool, and nothing else in it is touched."""
+    make, step, _ = KINDS[kind]
+    half = half_on(gpu, make((40, 56, 100), len(slots), torch.bfloat16))
+    y, state = half.run(step)
+    pools = [torch.randn(17, 3, t.shape[1], device=gpu) for t in half.state]
+    for pool, t in zip(pools, half.state, strict=True):
+        pool[slots, 1] = t
+    before = [pool.clone() for pool in pools]
+    index = torch.tensor(slots, device=gpu)
+    assert torch.equal(step(*half.arguments, *(pool[:, 1] for pool in pools), index), y)
+    for pool, old, new in zip(pools, before, state, strict=True):
+        assert torch.equal(pool[slots, 1], new)
+        pool[slots, 1] = old[slots, 1]
+        assert torch.equal(pool, old)
+
+
+def test_padding_may_share_a_dummy_slot(gpu):
+    """Rows of slots of their own come out as if they were alone."""
+    for make, step in ((time_half, time_mixing_step), (channel_half, channel_mixing_step)):
+        half = half_on(gpu, make((40, 56, 100), 4, torch.float32))
+        alone = Half([half.arguments[0][:2], *half.arguments[1:]], [t[:2] for t in half.state]).run(step)
+        index = torch.tensor([0, 1, 3, 3], device=gpu)
+        state = [t.clone() for t in half.state]
+        y = step(*half.arguments, *state, index)
+        assert torch.equal(y[:2], alone[0])
+        for ours, expected, old in zip(state, alone[1], half.state, strict=True):
+            assert torch.equal(ours[:2], expected)
+            assert torch.equal(ours[2], old[2])
+
+
+def test_a_square_beyond_float16_is_exact(gpu):
+    half = channel_half((64, 64, 256), 4, torch.float16)
+    half.arguments[1] = half.arguments[1] * 300  # the LayerNorm's weight, so k reaches hundreds, its square 100,000s
+    theirs = half.run(KINDS["channel"][2])[0]
+    ours = half_on(gpu, half).run(channel_mixing_step)[0].cpu()
+    assert theirs.abs().max() > 65504
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_nan_is_not_hidden_by_the_relu(gpu):
+    half = channel_half((40, 56, 100), 2, torch.float32)
+    half.arguments[0][1, 3] = torch.nan
+    y, _ = half_on(gpu, half).run(channel_mixing_step)
+    assert torch.isfinite(y[0]).all()
+    assert y[1].isnan().all()
+    assert squared_relu(on(gpu, half.arguments[0]))[1, 3].isnan()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", MATRICES, ids=str)
+def test_tiles(size, dtype, gpu):
+    weight = normal(*size).to(dtype)
+    tiles = torch.full(tiled_shape(*size, dtype), torch.nan, dtype=dtype, device=gpu)
+    tile(weight.to(gpu), tiles)
+    assert torch.equal(tiles.cpu(), tiled(weight))
+    assert torch.equal(untile(tiles, *size).cpu(), weight)
+    if size[1] > 1:
+        transposed = weight.to(gpu).t()
+        back = torch.empty(tiled_shape(*transposed.shape, dtype), dtype=dtype, device=gpu)
+        tile(transposed, back)
+        assert torch.equal(untile(back, *transposed.shape), transposed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 8, 16])
+@pytest.mark.parametrize("size", MATRICES, ids=str)
+def test_linear_against_float64(size, batch, dtype, gpu):
+    n, k = size
+    weight, x = normal(n, k).to(dtype), normal(batch, k, seed=1)
+    exact = x.double() @ weight.double().t()
+    scale = x.double().abs() @ weight.double().abs().t()
+
+    def error(y: Tensor) -> float:
+        return ((y.cpu().double() - exact).abs() / scale).max().item()
+
+    tiles = tiled(weight)
+    y = linear(x.to(gpu), tiles.to(gpu), n)
+    assert error(y) < 2 * max(error(linear_reference(x, tiles, n)), 2.0**-24)
+    for i in range(batch):
+        assert torch.equal(linear(x[i : i + 1].to(gpu), tiles.to(gpu), n)[0], y[i])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 17, 33), (129, 300, 513), (300, 31, 768)], ids=str)
+def test_linear_many_against_float64(size, dtype, gpu):
+    m, n, k = size
+    weight, x = normal(n, k, scale=k**-0.5).to(dtype), normal(m, k, seed=1)
+    exact = x.double() @ weight.double().t()
+    scale = x.double().abs() @ weight.double().abs().t()
+
+    def error(y: Tensor) -> float:
+        return ((y.cpu().double() - exact).abs() / scale).max().item()
+
+    bound = 2 * max(error(dense_product(x, weight)), 2.0**-24 * math.sqrt(min(k, 256)))
+    with torch.no_grad():
+        for packed in (tiled(weight), weight.t().contiguous()):
+            y = linear_many(x.to(gpu), packed.to(gpu), n)
+            assert y.dtype == torch.float32
+            assert error(y) < bound
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 2, 8), (3, 129, 33), (2, 5, 2056)], ids=str)
+def test_ln_shift_against_float64(size, gpu):
+    arguments = shifts(*size)
+    exact = ln_shift_reference(*[a.double() if isinstance(a, Tensor) else a for a in arguments])
+    ours = on("cpu", ln_shift(*on(gpu, arguments)))
+    for got, theirs, expected in zip(ours, ln_shift_reference(*arguments), exact, strict=True):
+        reference = max((theirs - expected).abs().max().item(), 2.0**-23 * expected.abs().max().item())
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() < 2 * reference
+
+
+def test_ln_shift_goes_on_where_it_stopped(gpu):
+    x, *norm, mixes, shift = on(gpu, shifts(2, 40, 24))
+    mixed, last = ln_shift(x, *norm, mixes, shift)
+    first, between = ln_shift(x[:, :17], *norm, mixes, shift)
+    second, end = ln_shift(x[:, 17:], *norm, mixes, between)
+    assert torch.equal(torch.cat([first, second], dim=2), mixed)
+    assert torch.equal(end, last)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (40000,), (0,)], ids=str)
+def test_gates_against_the_reference(shape, gpu):
+    x, r, y = (normal(*shape, seed=i, scale=20) for i in range(3))
+    assert torch.equal(squared_relu(x.to(gpu)).cpu(), squared_relu_reference(x))
+    for base in (None, x):
+        exact = gate_residual_reference(*[t if t is None else t.double() for t in (base, r, y)])
+        got = gate_residual(*on(gpu, [base, r, y])).cpu().double()
+        torch.testing.assert_close(got, exact, rtol=3e-7, atol=3e-6)
+
+
+def test_draws_are_the_same_everywhere(gpu):
+    bits = torch.randint(-(2**63), 2**63 - 1, (3, 1000), generator=torch.Generator().manual_seed(0))
+    bits[:, 0] = 0
+    bits[:, 1] = -1
+    assert torch.equal(philox_uniform(*on(gpu, list(bits))).cpu(), philox_uniform_reference(*bits))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("index", [0, 1, 3, -1])
+def test_a_tensor_on_the_wrong_device_is_named(kind, index, cuda):
+    """x on the GPU, a vector, a matrix or a state on the CPU; or all but x on the GPU."""
+    make, step, _ = KINDS[kind]
+    half = half_on(cuda, make((16, 32, 64), 2, torch.float32))
+    everything = [*half.arguments, *half.state]
+    index = index if index != 3 else len(half.arguments) - 1
+    everything[index] = everything[index].cpu()
+    with pytest.raises(RuntimeError, match=rf"{step.__name__}: \w+: expected .*cpu"):
+        step(*everything)
+
+
+@pytest.mark.parametrize("op", [linear, linear_many])
+def test_weights_on_another_device_are_refused(op, cuda):
+    with pytest.raises(RuntimeError, match="cpu"):
+        op(normal(3, 40).to(cuda), tiled(normal(20, 40)), 20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck(kind, gpu):
+    make, step, _ = KINDS[kind]
+    half = half_on(gpu, make((16, 32, 64), 2, torch.bfloat16))
+    operator = getattr(torch.ops.rwkv_engine, step.__name__).default
+    torch.library.opcheck(operator, (*half.arguments, *half.state))
+
+
+def test_kernels_run_on_the_current_stream(cuda):
+    """Work queued before on a side stream is waited for by what follows on it, without any synchronisation of ours."""
+    half = half_on(cuda, time_half((768, 768, 3072), 4, torch.bfloat16))
+    expected, _ = half.run(time_mixing_step)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    late = torch.zeros_like(half.arguments[0])
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(half.arguments[0])
+        state = [t.clone() for t in half.state]
+        y = time_mixing_step(late, *half.arguments[1:], *state)
+    stream.synchronize()
+    assert torch.equal(y, expected)

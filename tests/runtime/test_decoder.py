@@ -1,0 +1,207 @@
+"""Decode over a pool, called or recorded, gives what `Engine.forward` gives, bit for bit."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+
+import oracle
+import pytest
+import torch
+from checkpoints import save_pth
+from oracle import Shape
+from tape import tape
+
+from rwkv_engine import RWKV, RequestError
+from rwkv_engine.core.state import FIELDS
+from rwkv_engine.generation import Sampler, SamplingParams
+from rwkv_engine.generation.draw import Draw
+from rwkv_engine.runtime import Decoder, Engine
+from rwkv_engine.runtime.graph import WARM_UPS, cuda_graph, eager
+
+SHAPE = Shape(n_layer=3, n_embd=40, n_att=56, n_ffn=72, n_vocab=101)
+CAPTURES = {"eager": eager, "tape": tape}
+
+
+@pytest.fixture(params=["fp32", "bf16", "fp16"])
+def engine(request, tmp_path) -> Engine:
+    path = save_pth(oracle.random_weights(SHAPE), tmp_path / "m.pth")
+    return RWKV.from_pretrained(path, f"cpu {request.param}").engine
+
+
+def read(engine: Engine, batch: int, seed: int = 0):
+    """Logits and state after a few random tokens of each of `batch` texts."""
+    tokens = torch.randint(0, SHAPE.n_vocab, (batch, 7), generator=torch.Generator().manual_seed(seed))
+    return engine.forward(tokens)
+
+
+def assert_states_equal(one, other) -> None:
+    for name in (*FIELDS, "position"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert one.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_steps_equal_forward(engine, capture):
+    """Batches of every size after one another, so that buckets are used again and rows fill some of them up."""
+    decoder = Decoder(engine.model, capture=CAPTURES[capture])
+    for batch in (1, 3, 16, 2, 5, 16, 3, 1):
+        logits, state = read(engine, batch, batch)
+        slots = decoder.pool.take(state)
+        for _ in range(3):
+            tokens = logits.argmax(-1)
+            expected, state = engine.forward(tokens.unsqueeze(1), state)
+            logits = decoder.step(tokens, slots)
+            assert torch.equal(logits, expected)
+        assert_states_equal(decoder.pool.read(slots), state)
+        decoder.pool.free(slots)
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_other_slots_stay_as_they_are(engine, capture):
+    decoder = Decoder(engine.model, capture=CAPTURES[capture])
+    _, state = read(engine, 5)
+    slots = decoder.pool.take(state)
+    decoder.step(torch.tensor([3, 4, 5]), [slots[4], slots[0], slots[2]])
+    after = decoder.pool.read(slots)
+    for name in (*FIELDS, "position"):
+        assert torch.equal(getattr(after, name)[[1, 3]], getattr(state, name)[[1, 3]])
+        assert not torch.equal(getattr(after, name)[[0, 2, 4]], getattr(state, name)[[0, 2, 4]])
+
+
+DRAWS = {
+    "greedy": SamplingParams(temperature=0),
+    "plain": SamplingParams(seed=2**63 + 5),
+    "all": SamplingParams(temperature=1.3, top_k=40, top_p=0.9, min_p=0.01, seed=3),
+}
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+@pytest.mark.parametrize("params", DRAWS.values(), ids=DRAWS)
+def test_a_run_draws_what_a_sampler_draws_step_by_step(engine, params, capture):
+    sampler, samples = Sampler(params), [0, 2**64 - 1, 7]
+    logits, state = read(engine, 3)
+    first = torch.tensor(sampler.sample(logits, state.position, samples))
+    decoder = Decoder(engine.model, capture=CAPTURES[capture])
+    slots = decoder.pool.take(state)
+    seeds, numbers = sampler.counters(samples, torch.device("cpu"))
+    drawn = decoder.run(first, slots, 20, Draw.of(params), seeds, numbers)
+    expected, tokens = [], first
+    for _ in range(20):
+        logits, state = engine.forward(tokens.unsqueeze(1), state)
+        tokens = torch.tensor(sampler.sample(logits, state.position, samples))
+        expected.append(tokens)
+    assert drawn.tolist() == torch.stack(expected, dim=1).tolist()
+    assert_states_equal(decoder.pool.read(slots), state)
+
+
+def test_equal_draws_share_a_recording(engine):
+    recorded = []
+
+    def counting(function):
+        recorded.append(function)
+        return function
+
+    decoder = Decoder(engine.model, capture=counting)
+    _, state = read(engine, 2)
+    slots = decoder.pool.take(state)
+    for temperature in (0, 0.5, 0, 0.5):
+        decoder.run(torch.tensor([1, 2]), slots, 2, Draw.of(SamplingParams(temperature)))
+        decoder.step(torch.tensor([1, 2]), slots)
+    assert len(recorded) == 3
+
+
+def test_logits_that_are_not_finite_draw_minus_one_and_harm_no_neighbour(engine):
+    _, state = read(engine, 2)
+    damaged = state.clone()
+    damaged.att_shift[1, 0, 0] = torch.nan
+    decoder, draw = Decoder(engine.model), Draw.of(SamplingParams(temperature=0))
+    healthy = decoder.pool.take(state)
+    expected = decoder.run(torch.tensor([1, 2]), healthy, 5, draw)
+    decoder.pool.load(healthy, damaged)
+    drawn = decoder.run(torch.tensor([1, 2]), healthy, 5, draw)
+    assert torch.equal(drawn[0], expected[0])
+    assert drawn[1].tolist() == [-1] * 5
+
+
+@pytest.mark.parametrize(
+    ("tokens", "slots", "message"),
+    [
+        ([1], [0, 1], r"got \(1,\) tokens for 2 slots, expected 1 to 16"),
+        ([], [], r"got \(0,\) tokens for 0 slots"),
+        ([1] * 17, range(17), r"got \(17,\) tokens for 17 slots"),
+        ([1, 2], [1, 1], r"slots: got \[1, 1\], expected different ones of 16"),
+        ([1], [16], r"slots: got \[16\], expected different ones of 16"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(engine, tokens, slots, message):
+    with pytest.raises(RequestError, match=message):
+        Decoder(engine.model).step(torch.tensor(tokens, dtype=torch.int64), slots)
+
+
+def test_an_engine_over_the_pool_equals_one_without(engine):
+    """What an engine does where steps are recorded."""
+    _, state = read(engine, 3)
+    before = state.clone()
+    expected, after = engine.forward(torch.tensor([[1], [2], [3]]), state, full_output=True)
+    engine.pooled = True
+    for _ in range(2):
+        logits, got = engine.forward(torch.tensor([[1], [2], [3]]), state, full_output=True)
+        assert torch.equal(logits, expected)
+        assert_states_equal(got, after)
+    assert_states_equal(state, before)
+    with pytest.raises(RequestError, match="belongs to another model"):
+        engine.forward(torch.tensor([[1]]), type(state)(**{**vars(state), "fingerprint": "other"}))
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 8, 256])
+def test_no_chunk_of_one_token_is_left_over(engine, chunk):
+    engine.chunk = chunk
+    for n in range(1, 530):
+        sizes = engine._chunks(n)
+        assert sum(sizes) == n
+        assert 1 not in sizes or n == 1
+        assert max(sizes) <= chunk + 1
+
+
+def test_a_graph_is_warmed_up_on_the_side_recorded_once_and_replayed(monkeypatch):
+    """The order of torch's calls, with CUDA replaced: what they do is for a GPU to show."""
+    log = []
+
+    def context(name):
+        @contextmanager
+        def entered(argument):
+            log.append(f"{name} {argument}")
+            yield
+            log.append(f"end of {name}")
+
+        return entered
+
+    class Stream:
+        def __init__(self, name="side"):
+            self.name = name
+
+        def __str__(self):
+            return self.name
+
+        def wait_stream(self, other):
+            log.append(f"{self} waits for {other}")
+
+    class Graph:
+        def __str__(self):
+            return "graph"
+
+        def replay(self):
+            log.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("current"))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", context("stream"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", context("graph"))
+    replay = cuda_graph(torch.device("cuda", 1))(lambda: log.append("call"))
+    replay()
+    replay()
+    warm = ["side waits for current", "stream side", *["call"] * WARM_UPS, "end of stream", "current waits for side"]
+    assert log == [*warm, "graph graph", "call", "end of graph", "replay", "replay"]

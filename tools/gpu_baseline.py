@@ -1,0 +1,50 @@
+"""What a GPU can do, and what the peers make of it: the numbers that ours are compared with.
+
+    python -m tools.gpu_baseline --json bench/results/gpu-baseline.json
+
+Bandwidth of a copy, TFLOPS of large 16-bit products, and decode and prefill of the `rwkv` package with its CUDA kernel
+and of transformers on random weights in the 1B5 shape. A peer that is not installed is left out, aloud.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from bench.gpu_machine import copy_bandwidth, facts, matrix_peak, require_gpu
+from bench.gpu_peers import peer_rates
+from bench.peers import SHAPES, random_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1b5")
+    parser.add_argument("--strategy", default="cuda fp16")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    require_gpu()
+    config = SHAPES[args.shape]
+    machine = facts() | {
+        "copy_gb_per_second": copy_bandwidth(),
+        "bf16_tflops": matrix_peak(torch.bfloat16),
+        "fp16_tflops": matrix_peak(torch.float16),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pth"
+        random_checkpoint(config, path, args.strategy)
+        peers = peer_rates(path, args.strategy, config)
+    report = json.dumps(
+        {"machine": machine, "shape": asdict(config), "strategy": args.strategy, "peers": peers}, indent=2
+    )
+    print(report)
+    if args.json:
+        args.json.write_text(report + "\n")
+
+
+if __name__ == "__main__":
+    main()
