@@ -62,9 +62,9 @@ def test_numbers_do_not_depend_on_where_layers_are(engine, layout):
         decoder = Decoder(engine.model)
         slots = decoder.pool.take(state)
         assert torch.equal(decoder.step(tokens[:, 0], slots), logits)
-        for value in (after, decoder.pool.read(slots)):
-            results += [logits, *value._tensors().values()]
-        return results
+        for pooled, value in zip(decoder.pool.read(slots)._tensors().values(), after._tensors().values(), strict=True):
+            assert torch.equal(pooled, value)
+        return [*results, logits, *after._tensors().values()]
 
     expected = everything()
     engine.model.layout = layout

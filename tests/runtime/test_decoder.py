@@ -68,6 +68,34 @@ def test_other_slots_stay_as_they_are(engine, capture):
         assert not torch.equal(getattr(after, name)[[0, 2, 4]], getattr(state, name)[[0, 2, 4]])
 
 
+def test_nothing_is_left_of_what_a_bucket_did_before(engine):
+    """Four rows, then three in the same buffers."""
+    _, state = read(engine, 4)
+    decoder, fresh = Decoder(engine.model), Decoder(engine.model)
+    slots = decoder.pool.take(state)
+    first = decoder.step(torch.tensor([1, 2, 3, 4]), slots)
+    kept, before = first.clone(), decoder.pool.read(slots)
+    decoder.step(torch.tensor([5, 6, 7]), slots[:3])
+    assert torch.equal(first, kept), "logits are the caller's"
+    after = decoder.pool.read(slots)
+    for name in (*FIELDS, "position"):
+        assert torch.equal(getattr(after, name)[3], getattr(before, name)[3])
+
+    draw, tokens = Draw(temperature=1.0), torch.tensor([1, 2, 3, 4])
+    decoder.run(tokens, slots, 3, draw, torch.full((4,), 77), torch.arange(4))
+    decoder.pool.load(slots, state)
+    assert torch.equal(decoder.run(tokens, slots, 8, draw), fresh.run(tokens, fresh.pool.take(state), 8, draw))
+
+
+def test_each_size_of_a_batch_takes_the_smallest_bucket(engine):
+    recorded = []
+    decoder = Decoder(engine.model, capture=lambda function: recorded.append(function) or function)
+    slots = decoder.pool.take(engine.initial_state(16))
+    for size in (1, 2, 3, 4, 7, 8, 9, 16):
+        decoder.step(torch.zeros(size, dtype=torch.int64), slots[:size])
+    assert len(recorded) == 5
+
+
 DRAWS = {
     "greedy": SamplingParams(temperature=0),
     "plain": SamplingParams(seed=2**63 + 5),
