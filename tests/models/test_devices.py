@@ -23,6 +23,7 @@ from rwkv_engine.core import ModelConfig
 from rwkv_engine.core.layout import Layout
 from rwkv_engine.core.state import FIELDS
 from rwkv_engine.models import Rwkv4
+from rwkv_engine.models.arrange import arranged_shape, form_of
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
 from rwkv_engine.runtime import Decoder, Engine
 from rwkv_engine.runtime.decoder import recordable
@@ -126,9 +127,9 @@ def placed(devices: list[str], home: str, packed: bool) -> Rwkv4:
     for place, device in places.items():
         for path, module in list(model.get_submodule(place).named_modules(prefix=place)):
             if packed and isinstance(module, Dense):
-                weight = torch.empty(module.weight.shape, device=device)
-                kind = InputMajor if path.endswith("ffn.value") else Tiled
-                model.set_submodule(path, kind(weight, torch.bfloat16))
+                form, shape = form_of(f"{path}.weight", module.weight.shape), tuple(module.weight.shape)
+                weight = torch.empty(arranged_shape(form, shape, torch.bfloat16), dtype=torch.bfloat16, device=device)
+                model.set_submodule(path, Tiled(weight, *shape) if form == "tiles" else InputMajor(weight))
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device=device), requires_grad=False))
