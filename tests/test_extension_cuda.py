@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_build import needs_compiler
 from test_toolkit import fake_nvcc
+from torch.utils import cpp_extension
 
 from rwkv_engine import _build, _extension, _extension_cuda, _toolkit
 
@@ -44,6 +45,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, 0))
+    # torch adds a number to a library's name when a process builds it again from other sources, as tests alone do.
+    monkeypatch.setattr(cpp_extension, "JIT_EXTENSION_VERSIONER", cpp_extension.ExtensionVersioner())
     kernel, binding = tmp_path / "twice.cu", tmp_path / "twice_cuda.cpp"
     kernel.write_text("// nothing")
     binding.write_text(BINDING.replace("NAMESPACE", namespace(tmp_path)))

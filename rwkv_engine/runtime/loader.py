@@ -43,8 +43,8 @@ def load_model(
     fingerprint = checkpoint.fingerprint()
     with torch.device("meta"):
         model = ARCHITECTURES[config.version](config, fingerprint)
-    # Without kernels tiles are only in the way.
-    packed = {device: not trainable and _has_kernels(device) for device in {p.device for p in placements}}
+    # Without kernels tiles are only in the way. Asking loads those of a GPU, of which training wants wkv4's too.
+    packed = {device: _has_kernels(device) and not trainable for device in {p.device for p in placements}}
     said, done = False, 0
     for name, shape in config.tensor_shapes().items():
         placement = placements[layer_of(name, config.n_layer)]
