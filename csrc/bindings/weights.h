@@ -40,8 +40,8 @@ inline const int64_t* slots_argument(const char* op, const std::optional<at::Ten
   if (!slots) return nullptr;
   TORCH_CHECK(slots->sizes() == x.sizes().slice(0, 1) && slots->scalar_type() == at::kLong && slots->is_contiguous() &&
                   slots->device() == x.device(),
-              op, ": slots: expected ", x.size(0), " contiguous int64 on ", name_of(x.device()), ", got ",
-              slots->scalar_type(), " of shape ", slots->sizes(), " on ", name_of(slots->device()));
+              op, ": slots: expected ", x.size(0), " contiguous int64 on ", x.device(), ", got ", slots->scalar_type(),
+              " of shape ", slots->sizes(), " on ", slots->device());
   return slots->const_data_ptr<int64_t>();
 }
 

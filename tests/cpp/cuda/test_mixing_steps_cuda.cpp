@@ -159,13 +159,11 @@ void test_order() {
 int main() {
   emulation::in_every_order([](const char*) { test_order<Bfloat16>(); });
   if (failure_count()) return failures();  // a barrier is missing: the rest has no more to say
-  test_sizes<float>({1, 3, 16});
-  test_sizes<Bfloat16>({1, 2, 3, 5, 16});
-  test_sizes<Float16>({2, 5});
+  test_sizes<float>({1, 3});
+  test_sizes<Bfloat16>({2, 5, 16});
+  test_sizes<Float16>({1});
   test_long_rows<Float16>();
   test_rows_are_independent(TimeMixing<Bfloat16>(16, 300, 17));
-  test_rows_are_independent(TimeMixing<float>(16, 33, 40));
-  test_rows_are_independent(ChannelMixing<Bfloat16>(16, 8, 4200));
-  test_rows_are_independent(ChannelMixing<float>(16, 33, 70));
+  test_rows_are_independent(ChannelMixing<float>(16, 8, 4200));
   return failures();
 }
