@@ -64,8 +64,7 @@ Weight nan_weight() {
 // read.
 template <class Weight>
 struct Matrix {
-  static constexpr int kBehind = 4096;
-  int64_t N, K, in_tiles;
+  int64_t N, K;
   std::vector<Weight> rows, tiles;
 
   Matrix(int64_t N, int64_t K)
@@ -75,12 +74,7 @@ struct Matrix {
 
   template <class Element>
   Matrix(int64_t N, int64_t K, const Element& element)
-      : N(N),
-        K(K),
-        in_tiles(tile_blocks(N) * kTileRows * tiles_per_block<Weight>(K) * kTileInputs<Weight>),
-        rows(N * K),
-        tiles(in_tiles) {
-    tiles.resize(in_tiles + kBehind, nan_weight<Weight>());
+      : N(N), K(K), rows(N * K), tiles(tile_blocks(N) * kTileRows * tiles_per_block<Weight>(K) * kTileInputs<Weight>) {
     constexpr int P = kGroupInputs<Weight>, T = kTileInputs<Weight>;
     for (int64_t n = 0; n < N; ++n)
       for (int64_t k = 0; k < K; ++k) {

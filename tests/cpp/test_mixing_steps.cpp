@@ -19,9 +19,9 @@ void in_pieces(int64_t n, const cpu::Range& fn) {
 template <class Weight>
 void test_tiles(int64_t N, int64_t K) {
   const Matrix<Weight> matrix(N, K);
-  std::vector<Weight> tiles(matrix.in_tiles), rows(N * K);
+  std::vector<Weight> tiles(matrix.tiles.size()), rows(N * K);
   cpu::tile(matrix.rows.data(), N, K, tiles.data(), in_pieces);
-  CHECK(memcmp(tiles.data(), matrix.tiles.data(), matrix.in_tiles * sizeof(Weight)) == 0, N, K);
+  CHECK(memcmp(tiles.data(), matrix.tiles.data(), tiles.size() * sizeof(Weight)) == 0, N, K);
   cpu::untile(tiles.data(), N, K, rows.data(), in_pieces);
   CHECK(memcmp(rows.data(), matrix.rows.data(), rows.size() * sizeof(Weight)) == 0, N, K);
 }

@@ -11,10 +11,10 @@ namespace {
 template <class Weight>
 void test_tiles(int64_t N, int64_t K, const char* order) {
   const Matrix<Weight> matrix(N, K);
-  std::vector<Weight> tiles(matrix.in_tiles, random_weight<Weight>(1)), rows(N * K + 1, random_weight<Weight>(1));
+  std::vector<Weight> tiles(matrix.tiles.size(), random_weight<Weight>(1)), rows(N * K + 1, random_weight<Weight>(1));
   const Weight behind = rows.back();
   CHECK(cuda::tile(matrix.rows.data(), N, K, tiles.data(), nullptr) == cudaSuccess);
-  CHECK(memcmp(tiles.data(), matrix.tiles.data(), matrix.in_tiles * sizeof(Weight)) == 0, N, K, order);
+  CHECK(memcmp(tiles.data(), matrix.tiles.data(), tiles.size() * sizeof(Weight)) == 0, N, K, order);
   CHECK(cuda::untile(tiles.data(), N, K, rows.data(), nullptr) == cudaSuccess);
   CHECK(memcmp(rows.data(), matrix.rows.data(), N * K * sizeof(Weight)) == 0, N, K, order);
   CHECK(value_of(rows.back()) == value_of(behind), N, K, order);
