@@ -37,8 +37,16 @@ COMPILE_FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-W
 # GPUs a library is built for where nobody says which: Turing, Ampere, Hopper. Newer minor versions run the code of
 # older ones, later generations the PTX of the newest.
 ARCHITECTURES = (75, 80, 90)
-# No --use_fast_math. A launch on the default stream is an error: kernels run on torch's current one.
-NVCC_FLAGS = ("-O3", "-std=c++20", "--Werror=default-stream-launch,cross-execution-space-call", "-Xcompiler=-Wall")
+# No --use_fast_math; and multiplications and additions are fused where the source says so (fmaf) and nowhere else, or a
+# row's bits could depend on which of the kernels for 1, 2, 4, 8 or 16 rows it goes through. A launch on the default
+# stream is an error: kernels run on torch's current one.
+NVCC_FLAGS = (
+    "-O3",
+    "-std=c++20",
+    "-fmad=false",
+    "--Werror=default-stream-launch,cross-execution-space-call",
+    "-Xcompiler=-Wall",
+)
 CUDA_BINDING_FLAGS = ("-O3", "-Wall", "-Wextra")
 
 
