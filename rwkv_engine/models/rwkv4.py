@@ -59,6 +59,11 @@ class TimeMixing(nn.Module):
         out = self.output(gate_residual(None, r, y))
         return x + out, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
+    @cached_property
+    def _decay(self) -> Tensor:
+        """For `step`: a packed model is not trained, so it stays, and on a GPU is no kernel of its own every time."""
+        return -torch.exp(self.time_decay)
+
     def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
         return time_mixing_step(
@@ -69,7 +74,7 @@ class TimeMixing(nn.Module):
             self.time_mix_k,
             self.time_mix_v,
             self.time_mix_r,
-            -torch.exp(self.time_decay),
+            self._decay,
             self.time_first,
             cast(Tiled, self.key).tiles,
             cast(Tiled, self.value).tiles,

@@ -6,6 +6,7 @@ import oracle
 import pytest
 import torch
 from checkpoints import save_pth
+from conftest import require_gpu
 from oracle import Shape
 
 from rwkv_engine import RWKV
@@ -15,13 +16,14 @@ from rwkv_engine.ops import philox_uniform
 from rwkv_engine.runtime import Decoder
 from rwkv_engine.runtime.graph import eager
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+pytestmark = pytest.mark.gpu
+require_gpu()
 SHAPE = Shape(n_layer=3, n_embd=64, n_att=64, n_ffn=256, n_vocab=997)
 DRAWS = [Draw(0.0), Draw(1.0), Draw(1.3, top_k=40, top_p=0.9, min_p=0.01)]
 
 
 @pytest.fixture(params=["fp32", "bf16", "fp16"])
-def engine(request, tmp_path):
+def engine(cuda, request, tmp_path):
     path = save_pth(oracle.random_weights(SHAPE), tmp_path / "m.pth")
     return RWKV.from_pretrained(path, f"cuda {request.param}").engine
 
@@ -67,7 +69,7 @@ def test_the_engine_decodes_over_the_pool_and_changes_no_state_it_is_given(engin
     assert torch.equal(first, functional)
 
 
-def test_draws_are_those_of_the_cpu():
+def test_draws_are_those_of_the_cpu(cuda):
     rows = [torch.randint(-(2**63), 2**63 - 1, (300,), generator=torch.Generator().manual_seed(i)) for i in range(3)]
     assert torch.equal(philox_uniform(*(row.cuda() for row in rows)).cpu(), philox_uniform(*rows))
     logits = torch.randn(300, 997, generator=torch.Generator().manual_seed(3)) * 3
