@@ -26,7 +26,7 @@ from rwkv_engine.ops.slots import replace_rows, rows_of
 CHANNEL_MIXING_STEP_SCHEMA = (
     "channel_mixing_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_r,"
     " Tensor key, Tensor receptance, Tensor value, Tensor(a!) shift,"
-    " Tensor? slots=None, Tensor[] scales=[]) -> Tensor"
+    " Tensor? slots, Tensor[] scales) -> Tensor"
 )
 
 
@@ -66,7 +66,7 @@ def channel_mixing_step(
     _extension.ensure_loaded()
     arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_r, key, receptance, value, shift)
     refuse_gradients(*arguments)
-    return torch.ops.rwkv_engine.channel_mixing_step(*arguments, slots, scales)
+    return torch.ops.rwkv_engine.channel_mixing_step(*arguments, slots, list(scales))
 
 
 def channel_mixing_step_reference(

@@ -26,7 +26,7 @@ TIME_MIXING_STEP_SCHEMA = (
     "time_mixing_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_v, Tensor mix_r,"
     " Tensor decay, Tensor first, Tensor key, Tensor value, Tensor receptance, Tensor output,"
     " Tensor(a!) shift, Tensor(b!) num, Tensor(c!) den, Tensor(d!) max,"
-    " Tensor? slots=None, Tensor[] scales=[]) -> Tensor"
+    " Tensor? slots, Tensor[] scales) -> Tensor"
 )
 
 
@@ -75,7 +75,7 @@ def time_mixing_step(
     _extension.ensure_loaded()
     arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_v, mix_r, decay, first, key, value, receptance, output)
     refuse_gradients(*arguments, shift, num, den, max)
-    return torch.ops.rwkv_engine.time_mixing_step(*arguments, shift, num, den, max, slots, scales)
+    return torch.ops.rwkv_engine.time_mixing_step(*arguments, shift, num, den, max, slots, list(scales))
 
 
 def time_mixing_step_reference(
