@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "check.h"
-#include "kernels/tiles.h"
+#include "kernels/mixing_steps.h"
 
 namespace reference {
 
@@ -31,6 +31,7 @@ inline float value_of(Float16 w) {  // normal numbers and zero
   memcpy(&value, &bits, sizeof value);
   return w.bits & 0x8000u ? -value : value;
 }
+inline float value_of(int8_t w) { return w; }
 
 inline Floats normal(int64_t n, double scale = 1) {
   static std::mt19937 generator(7);
@@ -40,8 +41,10 @@ inline Floats normal(int64_t n, double scale = 1) {
   return out;
 }
 
+// int8 weights fill their range whatever the scale: that of their matrix makes them small.
 template <class Weight>
 Weight random_weight(double scale) {
+  if constexpr (std::is_same_v<Weight, int8_t>) return std::clamp(std::round(normal(1, 48)[0]), -127.0f, 127.0f);
   const float x = normal(1, scale)[0];
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
@@ -60,21 +63,34 @@ Weight nan_weight() {
   return nan;
 }
 
-// A matrix row after row, and in tiles as kernels/tiles.h defines them. Behind the tiles is NaN, which is not to be
-// read.
 template <class Weight>
-struct Matrix {
+constexpr Format kFormat = std::is_same_v<Weight, float>      ? Format::fp32
+                           : std::is_same_v<Weight, Bfloat16> ? Format::bf16
+                           : std::is_same_v<Weight, Float16>  ? Format::fp16
+                                                              : Format::int8;
+
+// n positive numbers around `middle`.
+inline Floats random_scales(int64_t n, double middle) {
+  Floats scales = normal(n, 0.5);
+  for (float& scale : scales) scale = static_cast<float>(middle * std::exp(scale));
+  return scales;
+}
+
+// A matrix row after row, and in tiles as kernels/tiles.h defines them; int8 with scales.
+template <class Weight>
+struct RandomMatrix {
   int64_t N, K;
   std::vector<Weight> rows, tiles;
+  Floats of_rows, of_columns;  // scales
 
-  Matrix(int64_t N, int64_t K)
-      : Matrix(N, K, [scale = std::min(0.1, 1 / std::sqrt(static_cast<double>(K)))](int64_t, int64_t) {
-          return random_weight<Weight>(scale);
-        }) {}
+  RandomMatrix(int64_t N, int64_t K)
+      : RandomMatrix(N, K, [K](int64_t, int64_t) { return random_weight<Weight>(size_of_weights(K)); }) {}
 
   template <class Element>
-  Matrix(int64_t N, int64_t K, const Element& element)
+  RandomMatrix(int64_t N, int64_t K, const Element& element)
       : N(N), K(K), rows(N * K), tiles(tile_blocks(N) * kTileRows * tiles_per_block<Weight>(K) * kTileInputs<Weight>) {
+    if (kFormat<Weight> == Format::int8)
+      of_rows = random_scales(N, size_of_weights(K) / 48), of_columns = random_scales(K, 1);
     constexpr int P = kGroupInputs<Weight>, T = kTileInputs<Weight>;
     for (int64_t n = 0; n < N; ++n)
       for (int64_t k = 0; k < K; ++k) {
@@ -82,12 +98,22 @@ struct Matrix {
         tiles[((tile * kTileGroups + group) * kTileRows + n % kTileRows) * P + k % P] = rows[n * K + k] = element(n, k);
       }
   }
+  static double size_of_weights(int64_t K) { return std::min(0.1, 1 / std::sqrt(static_cast<double>(K))); }
+
+  double at(int64_t n, int64_t k) const {
+    const double scale = of_rows.empty() ? 1 : static_cast<double>(of_rows[n]) * of_columns[k];
+    return value_of(rows[n * K + k]) * scale;
+  }
   Doubles times(const Doubles& x) const {
     Doubles y(N);
     for (int64_t n = 0; n < N; ++n)
-      for (int64_t k = 0; k < K; ++k) y[n] += value_of(rows[n * K + k]) * x[k];
+      for (int64_t k = 0; k < K; ++k) y[n] += at(n, k) * x[k];
     return y;
   }
+  // As kernels take it.
+  Matrix in_tiles() const { return {kFormat<Weight>, tiles.data(), N, K, of_rows.data(), of_columns.data()}; }
+  // Its transpose, whose inputs lie row after row.
+  Matrix transposed() const { return {kFormat<Weight>, rows.data(), K, N, of_columns.data(), of_rows.data()}; }
 };
 
 inline Doubles row(const Floats& from, int64_t b, int64_t width) {
@@ -148,7 +174,7 @@ struct TimeMixing {
   Floats x = normal(B * C), weight = normal(C), bias = normal(C), mix_k = normal(C), mix_v = normal(C),
          mix_r = normal(C), decay = normal(A), first = normal(A), shift = normal(B * C), num = normal(B * A),
          den = normal(B * A), max = normal(B * A);
-  Matrix<Weight> key{A, C}, value{A, C}, receptance{A, C}, output{C, A};
+  RandomMatrix<Weight> key{A, C}, value{A, C}, receptance{A, C}, output{C, A};
 
   // State in its slots, and what a step returns; replaced by the step.
   struct Outcome {
@@ -164,9 +190,7 @@ struct TimeMixing {
     return {slots.spread(shift, C), slots.spread(num, A), slots.spread(den, A), slots.spread(max, A), Floats(B * C)};
   }
 
-  // cpu::TimeMixingStep or cuda::TimeMixingStep
-  template <class Step>
-  Step step(const Slots& slots, Outcome& to) const {
+  TimeMixingStep step(const Slots& slots, Outcome& to) const {
     const int64_t c = slots.offset(C), a = slots.offset(A);
     return {B,
             C,
@@ -178,10 +202,10 @@ struct TimeMixing {
             mix_r.data(),
             decay.data(),
             first.data(),
-            key.tiles.data(),
-            value.tiles.data(),
-            receptance.tiles.data(),
-            output.tiles.data(),
+            key.in_tiles(),
+            value.in_tiles(),
+            receptance.in_tiles(),
+            output.in_tiles(),
             to.shift.data() + c,
             to.num.data() + a,
             to.den.data() + a,
@@ -225,7 +249,7 @@ struct ChannelMixing {
   int64_t B, C, F;
   Floats x = normal(B * C), weight = normal(C), bias = normal(C), mix_k = normal(C), mix_r = normal(C),
          shift = normal(B * C);
-  Matrix<Weight> key{F, C}, receptance{C, C}, value{F, C};  // value: its rows, input by input
+  RandomMatrix<Weight> key{F, C}, receptance{C, C}, value{F, C};  // value: transposed
 
   struct Outcome {
     Floats shift, y;
@@ -235,8 +259,7 @@ struct ChannelMixing {
 
   Outcome before(const Slots& slots) const { return {slots.spread(shift, C), Floats(B * C)}; }
 
-  template <class Step>
-  Step step(const Slots& slots, Outcome& to) const {
+  ChannelMixingStep step(const Slots& slots, Outcome& to) const {
     return {B,
             C,
             F,
@@ -244,9 +267,9 @@ struct ChannelMixing {
             {weight.data(), bias.data(), 1e-5f},
             mix_k.data(),
             mix_r.data(),
-            key.tiles.data(),
-            receptance.tiles.data(),
-            value.rows.data(),
+            key.in_tiles(),
+            receptance.in_tiles(),
+            value.transposed(),
             to.shift.data() + slots.offset(C),
             slots.stride(C),
             slots.data(),
@@ -259,7 +282,7 @@ struct ChannelMixing {
       const Doubles k = key.times(mixed(now, last, mix_k)), r = receptance.times(mixed(now, last, mix_r));
       for (int64_t c = 0; c < C; ++c) {
         double sum = 0;
-        for (int64_t f = 0; f < F; ++f) sum += k[f] > 0 ? k[f] * k[f] * value_of(value.rows[f * C + c]) : 0;
+        for (int64_t f = 0; f < F; ++f) sum += k[f] > 0 ? k[f] * k[f] * value.at(f, c) : 0;
         const double expected = x[b * C + c] + sum / (1 + std::exp(-r[c]));
         CHECK(close(got.y[b * C + c], expected), B, C, F, b, c, got.y[b * C + c], expected);
         CHECK(close(got.shift[slots.first(b, C) + c], now[c]), B, C, F, b, c);

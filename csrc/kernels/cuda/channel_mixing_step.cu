@@ -3,12 +3,13 @@
 // goes to scratch and replaces it in the second.
 #include "kernels/cuda/channel_mixing_step.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/math.h"
-
 
 namespace rwkv::cuda {
 namespace {
