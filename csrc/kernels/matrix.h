@@ -1,6 +1,7 @@
 // A matrix of weights, as kernels of every device take it. Torch-free.
 #pragma once
 
+#include "kernels/math.h"
 #include "kernels/tiles.h"
 
 namespace rwkv {
@@ -16,7 +17,7 @@ struct Matrix {
   const float *rows, *columns;  // (N,), (K,); of int8 only
 
   template <class Weight>
-  const Weight* as() const {
+  RWKV_HOST_DEVICE const Weight* as() const {
     return static_cast<const Weight*>(weights);
   }
 };
