@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/quantized.h"
+#include "kernels/cpu/row_sets.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -53,7 +54,13 @@ struct InputProduct {
 // scales of their groups.
 template <>
 struct InputProduct<int8_t> {
-  static constexpr int kPairs = 4;  // that share one reading of the sums
+#ifdef __AVX512BW__
+  static constexpr int kSharing = 16;
+#else
+  static constexpr int kSharing = 4;
+#endif
+  static constexpr int64_t kPairs = 16;      // of inputs, that share one reading of the sums
+  static constexpr int64_t kPrefetch = 128;  // bytes: so many rows at a time are more than the processor foresees
 
   static int64_t prepared_size(int64_t K) {
     return (K * sizeof(int16_t) + 63) / 64 * 64 + (quantized_groups(K) * sizeof(float) + 63) / 64 * 64;
@@ -78,12 +85,15 @@ struct InputProduct<int8_t> {
       const int64_t group = *next / kQuantized;
       const auto end = std::lower_bound(next, active.end(), (group + 1) * kQuantized);
       std::fill(ints.begin(), ints.end(), LaneInts{});
-      for (; next != end; next += std::min<int64_t>(end - next, 2 * kPairs)) {
-        const int64_t left = end - next;
-        if (left > 2)
-          add<kPairs>(matrix, &*next, std::min<int64_t>(left, 2 * kPairs), prepared, size, B, from, columns, ints);
-        else
-          add<1>(matrix, &*next, left, prepared, size, B, from, columns, ints);
+      while (next != end) {
+        const int64_t n = std::min<int64_t>(end - next, 2 * kPairs);
+        const int8_t* rows[2 * kPairs];
+        for (int64_t i = 0; i < n + n % 2; ++i)
+          rows[i] = matrix.as<int8_t>() + next[std::min(i, n - 1)] * matrix.N + from;
+        for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
+          add<sharing()>(rows, &*next, n, prepared + b * size, size, columns, &ints[b * whole]);
+        });
+        next += n;
       }
       for (int64_t b = 0; b < B; ++b) {
         const float scale = scales_in(prepared + b * size, K)[group];
@@ -95,28 +105,33 @@ struct InputProduct<int8_t> {
         sums[b * columns + c] = floats[b * whole + c / kTileRows][c % kTileRows] * matrix.rows[from + c];
   }
 
-  // sums += n <= 2 pairs inputs.
-  template <int pairs>
-  static void add(const Matrix& matrix, const int64_t* k, int64_t n, const char* prepared, int64_t size, int64_t B,
-                  int64_t from, int64_t columns, std::vector<LaneInts>& sums) {
-    const int8_t* rows[2 * pairs];
-    for (int64_t i = 0; i < 2 * pairs; ++i) rows[i] = matrix.as<int8_t>() + k[std::min(i, n - 1)] * matrix.N + from;
-    std::vector<uint32_t> x(B * pairs);  // an input that is not there is zero
-    for (int64_t b = 0; b < B; ++b)
+  // sums[b] += n <= 2 kPairs inputs k of rows b, 16 columns at a time in registers.
+  template <int sharing>
+  static void add(const int8_t* const* rows, const int64_t* k, int64_t n, const char* prepared, int64_t size,
+                  int64_t columns, LaneInts* __restrict sums) {
+    uint32_t x[kPairs][sharing] = {};  // an input that is not there is zero
+    for (int b = 0; b < sharing; ++b)
       for (int64_t i = 0; i < n; ++i) {
         const auto number = reinterpret_cast<const uint16_t*>(prepared + b * size)[k[i]];
-        x[b * pairs + i / 2] |= static_cast<uint32_t>(number) << 16 * (i % 2);
+        x[i / 2][b] |= static_cast<uint32_t>(number) << 16 * (i % 2);
       }
-    LaneInts* __restrict sum = sums.data();
-    const int64_t whole = (columns + kTileRows - 1) / kTileRows;
+    const int64_t pairs = (n + 1) / 2, whole = (columns + kTileRows - 1) / kTileRows;
     for (int64_t i = 0; i < whole; ++i) {
-      LaneShorts w[pairs];
       const int64_t c = i * kTileRows, there = std::min<int64_t>(kTileRows, columns - c);
-#pragma GCC unroll 4
-      for (int p = 0; p < pairs; ++p) w[p] = interleaved(rows[2 * p] + c, rows[2 * p + 1] + c, there);
-      for (int64_t b = 0; b < B; ++b)
-#pragma GCC unroll 4
-        for (int p = 0; p < pairs; ++p) sum[b * whole + i] = add_pairs(sum[b * whole + i], w[p], x[b * pairs + p]);
+      LaneInts sum[sharing];
+#pragma GCC unroll 16
+      for (int b = 0; b < sharing; ++b) sum[b] = sums[b * whole + i];
+      for (int64_t p = 0; p < pairs; ++p) {
+        if (i % 4 == 0) {  // a cache line
+          __builtin_prefetch(rows[2 * p] + c + kPrefetch);
+          __builtin_prefetch(rows[2 * p + 1] + c + kPrefetch);
+        }
+        const LaneShorts w = interleaved(rows[2 * p] + c, rows[2 * p + 1] + c, there);
+#pragma GCC unroll 16
+        for (int b = 0; b < sharing; ++b) sum[b] = add_pairs(sum[b], w, x[p][b]);
+      }
+#pragma GCC unroll 16
+      for (int b = 0; b < sharing; ++b) sums[b * whole + i] = sum[b];
     }
   }
 

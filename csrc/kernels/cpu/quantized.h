@@ -65,7 +65,7 @@ RWKV_INLINE Lanes to_float(LaneInts ints) { return __builtin_convertvector(ints,
 // 16 weights that follow each other. The compiler's own conversion goes number by number.
 RWKV_INLINE LaneInts widen_ints(const int8_t* from) {
 #if defined(__AVX512F__)
-  return (LaneInts)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return (LaneInts)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #elif defined(__AVX2__)
   const __m256i halves[2] = {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))),
                              _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8)))};

@@ -1,9 +1,9 @@
 #include "kernels/cpu/tile_product.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "kernels/cpu/quantized.h"
+#include "kernels/cpu/row_sets.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -11,14 +11,6 @@ namespace {
 template <class Weight>
 int64_t whole_tiles(int64_t K) {
   return tiles_per_block<Weight>(K) * kTileInputs<Weight>;
-}
-
-// Rows of activations that share one reading of the weights: as many as there are registers for, half as many of the
-// rest, and so on. Calls fn(sharing, b) with the first row of each set.
-template <int sharing, class Function>
-void for_each_set(int64_t B, const Function& fn, int64_t b = 0) {
-  for (; b + sharing <= B; b += sharing) fn(std::integral_constant<int, sharing>{}, b);
-  if constexpr (sharing > 1) for_each_set<sharing / 2>(B, fn, b);
 }
 
 // Float weights. Prepared: float32, row after row, zeros behind K.
