@@ -44,13 +44,14 @@ Tensor time_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& 
                mv = float_argument(op, "mix_v", mix_v, {C}, device),
                mr = float_argument(op, "mix_r", mix_r, {C}, device),
                w = float_argument(op, "decay", decay, {A}, device), u = float_argument(op, "first", first, {A}, device);
+  for (const Tensor* other : {&value, &receptance, &output})
+    TORCH_CHECK(other->scalar_type() == key.scalar_type(), op, ": expected matrices of one dtype, got ",
+                key.scalar_type(), " and ", other->scalar_type());
   const auto scales_of = scales_argument<4>(op, scales);
   const Matrix Wk = tiles_argument(op, "key", key, A, C, scales_of[0], device),
                Wv = tiles_argument(op, "value", value, A, C, scales_of[1], device),
                Wr = tiles_argument(op, "receptance", receptance, A, C, scales_of[2], device),
                Wo = tiles_argument(op, "output", output, C, A, scales_of[3], device);
-  for (const Matrix* other : {&Wv, &Wr, &Wo})
-    TORCH_CHECK(other->format == Wk.format, op, ": expected matrices of one dtype");
   TORCH_CHECK(num.stride(0) == den.stride(0) && num.stride(0) == max.stride(0), op,
               ": num, den, max: expected rows equally far apart");
   const int64_t* const rows_of_state = slots_argument(op, slots, x);
@@ -95,12 +96,13 @@ Tensor channel_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tenso
                bias = float_argument(op, "ln_bias", ln_bias, {C}, device),
                mk = float_argument(op, "mix_k", mix_k, {C}, device),
                mr = float_argument(op, "mix_r", mix_r, {C}, device);
+  for (const Tensor* other : {&value, &receptance})
+    TORCH_CHECK(other->scalar_type() == key.scalar_type(), op, ": expected matrices of one dtype, got ",
+                key.scalar_type(), " and ", other->scalar_type());
   const auto scales_of = scales_argument<3>(op, scales);
   const Matrix Wk = tiles_argument(op, "key", key, F, C, scales_of[0], device),
                Wr = tiles_argument(op, "receptance", receptance, C, C, scales_of[1], device),
                Wv = rows_argument(op, "value", value, C, F, scales_of[2], device);
-  for (const Matrix* other : {&Wr, &Wv})
-    TORCH_CHECK(other->format == Wk.format, op, ": expected matrices of one dtype");
   const int64_t* const rows_of_state = slots_argument(op, slots, x);
   Tensor y = at::empty({B, C}, rows.options());
   const ChannelMixingStep step{B,

@@ -86,7 +86,7 @@ def channel_mixing_step_reference(
     """`channel_mixing_step` in plain torch."""
     now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
     last = rows_of(shift, slots)
-    of_key, of_receptance, of_value = scales or [None] * 3
+    of_key, of_receptance, of_value = scales or (None,) * 3
     r = linear_reference(torch.lerp(last, now, mix_r), receptance, x.shape[-1], of_receptance)
     k = linear_reference(torch.lerp(last, now, mix_k), key, len(value), of_key)
     y = x + torch.sigmoid(r) * F.linear(torch.relu(k).square(), in_floats(value.t(), of_value).to(x.dtype))

@@ -103,7 +103,7 @@ def time_mixing_step_reference(
     now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
     last = rows_of(shift, slots)
     n_att = len(decay)
-    of_key, of_value, of_receptance, of_output = scales or [None] * 4
+    of_key, of_value, of_receptance, of_output = scales or (None,) * 4
     k = linear_reference(torch.lerp(last, now, mix_k), key, n_att, of_key)
     v = linear_reference(torch.lerp(last, now, mix_v), value, n_att, of_value)
     r = linear_reference(torch.lerp(last, now, mix_r), receptance, n_att, of_receptance)
