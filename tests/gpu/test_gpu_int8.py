@@ -18,11 +18,11 @@ from ops.test_int8 import SIZES as MATRICES
 from ops.test_int8 import STEP_SIZES, Quantized, int8_half
 from ops.test_int8_product import error_in_bounds
 from ops.test_mixing_steps import KINDS, Half, exactly, numbers
-from rwkv_engine.models.int8 import quantized
 
 from rwkv_engine import RWKV
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.draw import Draw
+from rwkv_engine.models.int8 import quantized
 from rwkv_engine.models.weights import Dense
 from rwkv_engine.ops import linear, linear_many, tile, untile
 from rwkv_engine.ops.int8 import in_floats
