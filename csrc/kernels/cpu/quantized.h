@@ -62,11 +62,21 @@ RWKV_INLINE void store_ints(int32_t* to, LaneInts ints) { memcpy(to, &ints, size
 
 RWKV_INLINE Lanes to_float(LaneInts ints) { return __builtin_convertvector(ints, Lanes); }
 
-// 16 weights that follow each other.
+// 16 weights that follow each other. The compiler's own conversion goes number by number.
 RWKV_INLINE LaneInts widen_ints(const int8_t* from) {
-  int8_t bytes __attribute__((vector_size(kTileRows)));
-  memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(bytes, LaneInts);
+#if defined(__AVX512F__)
+  return (LaneInts)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+  const __m256i halves[2] = {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))),
+                             _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8)))};
+  LaneInts ints;
+  memcpy(&ints, halves, sizeof ints);
+  return ints;
+#else
+  LaneInts ints;
+  for (int i = 0; i < kTileRows; ++i) ints[i] = from[i];
+  return ints;
+#endif
 }
 
 // sums + w[0] x[0] + w[1] x[1] in every lane, which holds its two w; x is the same for all.

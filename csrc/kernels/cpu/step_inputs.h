@@ -15,7 +15,7 @@ namespace rwkv::cpu {
 struct StepInput {
   const float* mix;  // (C,)
   const Matrix& matrix;
-  char* prepared;  // B rows
+  void* prepared;
 };
 
 // LayerNorm of the step's B rows into `now` (B, C), which becomes the state's shift, and their mixes prepared.
@@ -29,7 +29,7 @@ void prepare_step(const Step& step, const std::array<StepInput, n>& inputs, floa
       layer_norm(step.x + b * C, C, step.norm, now + b * C);
       for (const StepInput& input : inputs) {
         token_shift(now + b * C, shift_of(b), input.mix, C, mixed.data());
-        prepare(input.matrix, mixed.data(), input.prepared + b * prepared_size(input.matrix));
+        prepare(input.matrix, mixed.data(), b, B, input.prepared);
       }
     }
   });

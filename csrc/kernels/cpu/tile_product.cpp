@@ -1,6 +1,7 @@
 #include "kernels/cpu/tile_product.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cpu/quantized.h"
 
@@ -12,103 +13,115 @@ int64_t whole_tiles(int64_t K) {
   return tiles_per_block<Weight>(K) * kTileInputs<Weight>;
 }
 
-// Float weights. Prepared: float32, zeros behind K.
+// Rows of activations that share one reading of the weights: as many as there are registers for, half as many of the
+// rest, and so on. Calls fn(sharing, b) with the first row of each set.
+template <int sharing, class Function>
+void for_each_set(int64_t B, const Function& fn, int64_t b = 0) {
+  for (; b + sharing <= B; b += sharing) fn(std::integral_constant<int, sharing>{}, b);
+  if constexpr (sharing > 1) for_each_set<sharing / 2>(B, fn, b);
+}
+
+// Float weights. Prepared: float32, row after row, zeros behind K.
 template <class Weight>
 struct TileProduct {
-  static constexpr int kSharing = 4;  // rows of activations that share one reading of the weights
+  static constexpr int kSharing = 4;
 
   static int64_t prepared_size(int64_t K) { return whole_tiles<Weight>(K) * sizeof(float); }
 
-  static void prepare(const Matrix& matrix, const float* x, void* to) {
-    auto* const prepared = static_cast<float*>(to);
-    std::copy_n(x, matrix.K, prepared);
-    std::fill(prepared + matrix.K, prepared + whole_tiles<Weight>(matrix.K), 0.0f);
+  template <int sharing>
+  static void prepare(const Matrix& matrix, const float* x, int i, void* set) {
+    const int64_t K = matrix.K, inputs = whole_tiles<Weight>(K);
+    float* const row = static_cast<float*>(set) + i * inputs;
+    std::copy_n(x, K, row);
+    std::fill(row + K, row + inputs, 0.0f);
   }
 
-  // Four partial sums whatever the batch.
-  template <int batch>
-  static void multiply(const Matrix& matrix, int64_t block, const void* prepared, Lanes* __restrict sums) {
+  // Four partial sums however many rows there are.
+  template <int sharing>
+  static void multiply(const Matrix& matrix, int64_t block, const void* set, Lanes* __restrict sums) {
     constexpr int P = kGroupInputs<Weight>, kPartial = 4;
     const int64_t inputs = whole_tiles<Weight>(matrix.K);
     const Weight* __restrict weights = matrix.as<Weight>() + block * inputs * kTileRows;
-    const float* __restrict x = static_cast<const float*>(prepared);
-    Lanes partial[kPartial][batch] = {};
+    const float* __restrict x = static_cast<const float*>(set);
+    Lanes partial[kPartial][sharing] = {};
     for (int64_t k = 0; k < inputs; k += kPartial) {
 #pragma GCC unroll 4
       for (int i = 0; i < kPartial; ++i) {
         const Lanes w = widen_group<Weight>(load_bits(weights + (k + i - i % P) * kTileRows), i % P);
 #pragma GCC unroll 4
-        for (int b = 0; b < batch; ++b) partial[i][b] += w * x[b * inputs + k + i];
+        for (int b = 0; b < sharing; ++b) partial[i][b] += w * x[b * inputs + k + i];
       }
     }
 #pragma GCC unroll 4
-    for (int b = 0; b < batch; ++b) sums[b] = (partial[0][b] + partial[1][b]) + (partial[2][b] + partial[3][b]);
+    for (int b = 0; b < sharing; ++b) sums[b] = (partial[0][b] + partial[1][b]) + (partial[2][b] + partial[3][b]);
   }
 };
 
-// int8 weights. Prepared: whole numbers in pairs, zeros behind K, then the scales of their groups.
+// int8 weights. Prepared: whole numbers in pairs, of the next four inputs those of all rows of a set, zeros behind K;
+// then the scales of the groups, of one group those of all rows.
 template <>
 struct TileProduct<int8_t> {
 #ifdef __AVX512BW__
-  static constexpr int kSharing = 8;
+  static constexpr int kSharing = 16;
 #else
   static constexpr int kSharing = 4;
 #endif
   static constexpr int64_t kWords = kQuantized / kGroupInputs<int8_t>;  // of 64 bytes, that a group spans
+  struct Numbers {
+    uint32_t pair[2];
+  };
 
   static int64_t prepared_size(int64_t K) {
-    return (whole_tiles<int8_t>(K) * sizeof(int16_t) + quantized_groups(K) * sizeof(float) + 63) / 64 * 64;
+    return (words_of(K) * sizeof(Numbers) + quantized_groups(K) * sizeof(float) + 63) / 64 * 64;
+  }
+  static int64_t words_of(int64_t K) { return tiles_per_block<int8_t>(K) * kTileGroups; }
+
+  template <int sharing>
+  static void prepare(const Matrix& matrix, const float* x, int i, void* set) {
+    const int64_t K = matrix.K, words = words_of(K);
+    auto* const to = static_cast<Numbers*>(set);
+    auto* const scales = reinterpret_cast<float*>(to + words * sharing);
+    for (int64_t k = 0, word = 0; k < K; k += kQuantized) {
+      alignas(64) int16_t numbers[kQuantized] = {};
+      scales[k / kQuantized * sharing + i] = quantize(x + k, matrix.columns + k, std::min(kQuantized, K - k), numbers);
+      order_in_pairs(numbers, kQuantized);
+      for (int64_t j = 0; j < kWords && word < words; ++j, ++word) memcpy(to + word * sharing + i, numbers + 4 * j, 8);
+    }
   }
 
-  static void prepare(const Matrix& matrix, const float* x, void* prepared) {
-    const int64_t K = matrix.K, inputs = whole_tiles<int8_t>(K);
-    auto* const numbers = static_cast<int16_t*>(prepared);
-    auto* const scales = reinterpret_cast<float*>(numbers + inputs);
-    for (int64_t k = 0; k < K; k += kQuantized)
-      scales[k / kQuantized] = quantize(x + k, matrix.columns + k, std::min(kQuantized, K - k), numbers + k);
-    std::fill(numbers + K, numbers + inputs, 0);
-    order_in_pairs(numbers, inputs);
-  }
-
-  template <int batch>
-  static void multiply(const Matrix& matrix, int64_t block, const void* x, Lanes* __restrict sums) {
+  template <int sharing>
+  static void multiply(const Matrix& matrix, int64_t block, const void* set, Lanes* __restrict sums) {
     // Whole numbers may be added in any order: more sums than rows keep the processor busy while one waits.
-    constexpr int kChains = batch >= 4 ? 1 : 4 / batch;
-    const int64_t K = matrix.K, inputs = whole_tiles<int8_t>(K), size = prepared_size(K);
-    const int8_t* __restrict weights = matrix.as<int8_t>() + block * inputs * kTileRows;
-    const int64_t words = inputs / kGroupInputs<int8_t>;
-    const char* __restrict rows = static_cast<const char*>(x);
-#pragma GCC unroll 8
-    for (int b = 0; b < batch; ++b) sums[b] = Lanes{};
-    for (int64_t first = 0; first < words; first += kWords) {
-      LaneInts whole[kChains][batch] = {};
+    constexpr int kChains = sharing >= 4 ? 1 : 4 / sharing;
+    const int64_t words = words_of(matrix.K), n = block * kTileRows;
+    const int8_t* __restrict weights = matrix.as<int8_t>() + block * words * 4 * kTileRows;
+    const auto* __restrict x = static_cast<const Numbers*>(set);
+    const auto* __restrict scale = reinterpret_cast<const float*>(x + words * sharing);
+#pragma GCC unroll 16
+    for (int b = 0; b < sharing; ++b) sums[b] = Lanes{};
+    for (int64_t first = 0; first < words; first += kWords, scale += sharing) {
+      LaneInts whole[kChains][sharing] = {};
       const int64_t end = std::min(words, first + kWords);  // whole tiles: a multiple of 16
       for (int64_t word = first; word < end; word += kChains)
 #pragma GCC unroll 4
-        for (int i = 0; i < kChains; ++i) {
+        for (int i = 0; i < kChains; ++i, x += sharing) {
           const Pairs w = pairs_of(load_bits(weights + (word + i) * 4 * kTileRows));
-#pragma GCC unroll 8
-          for (int b = 0; b < batch; ++b) {
-            uint32_t pair[2];
-            memcpy(pair, rows + b * size + (word + i) * sizeof pair, sizeof pair);
-            whole[i][b] = add_pairs(add_pairs(whole[i][b], w.even, pair[0]), w.odd, pair[1]);
-          }
+#pragma GCC unroll 16
+          for (int b = 0; b < sharing; ++b)
+            whole[i][b] = add_pairs(add_pairs(whole[i][b], w.even, x[b].pair[0]), w.odd, x[b].pair[1]);
         }
-#pragma GCC unroll 8
-      for (int b = 0; b < batch; ++b) {
+#pragma GCC unroll 16
+      for (int b = 0; b < sharing; ++b) {
         LaneInts sum = whole[0][b];
 #pragma GCC unroll 4
         for (int i = 1; i < kChains; ++i) sum += whole[i][b];
-        float scale;
-        memcpy(&scale, rows + b * size + inputs * sizeof(int16_t) + first / kWords * sizeof scale, sizeof scale);
-        sums[b] += to_float(sum) * scale;
+        sums[b] += to_float(sum) * scale[b];
       }
     }
-    float scales[kTileRows] = {};
-    const int64_t n = block * kTileRows;
-    std::copy_n(matrix.rows + n, std::min<int64_t>(kTileRows, matrix.N - n), scales);
-#pragma GCC unroll 8
-    for (int b = 0; b < batch; ++b) sums[b] *= load_lanes(scales);
+    float rows[kTileRows] = {};
+    std::copy_n(matrix.rows + n, std::min<int64_t>(kTileRows, matrix.N - n), rows);
+#pragma GCC unroll 16
+    for (int b = 0; b < sharing; ++b) sums[b] *= load_lanes(rows);
   }
 };
 
@@ -118,26 +131,29 @@ int64_t prepared_size(const Matrix& matrix) {
   return for_format(matrix.format, [&]<class Weight>(Weight) { return TileProduct<Weight>::prepared_size(matrix.K); });
 }
 
-void prepare(const Matrix& matrix, const float* x, void* prepared) {
-  for_format(matrix.format, [&]<class Weight>(Weight) { TileProduct<Weight>::prepare(matrix, x, prepared); });
-}
-
-void prepare_rows(const Matrix& matrix, const float* x, int64_t B, void* prepared, const Run& run) {
-  const int64_t size = prepared_size(matrix);
-  run(B, [=, &matrix](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) prepare(matrix, x + b * matrix.K, static_cast<char*>(prepared) + b * size);
+void prepare(const Matrix& matrix, const float* x, int64_t b, int64_t B, void* prepared) {
+  for_format(matrix.format, [&]<class Weight>(Weight) {
+    using Product = TileProduct<Weight>;
+    for_each_set<Product::kSharing>(B, [&](auto sharing, int64_t first) {
+      char* const set = static_cast<char*>(prepared) + first * Product::prepared_size(matrix.K);
+      if (first <= b && b < first + sharing) Product::template prepare<sharing()>(matrix, x, b - first, set);
+    });
   });
 }
 
-void tile_product(const Matrix& matrix, int64_t block, const void* prepared, int64_t batch, Lanes* sums) {
+void prepare_rows(const Matrix& matrix, const float* x, int64_t B, void* prepared, const Run& run) {
+  run(B, [=, &matrix](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) prepare(matrix, x + b * matrix.K, b, B, prepared);
+  });
+}
+
+void tile_product(const Matrix& matrix, int64_t block, const void* prepared, int64_t B, Lanes* sums) {
   for_format(matrix.format, [&]<class Weight>(Weight) {
     using Product = TileProduct<Weight>;
-    const char* const rows = static_cast<const char*>(prepared);
-    const int64_t size = Product::prepared_size(matrix.K);
-    int64_t b = 0;
-    for (; b + Product::kSharing <= batch; b += Product::kSharing)
-      Product::template multiply<Product::kSharing>(matrix, block, rows + b * size, sums + b);
-    for (; b < batch; ++b) Product::template multiply<1>(matrix, block, rows + b * size, sums + b);
+    for_each_set<Product::kSharing>(B, [&](auto sharing, int64_t first) {
+      const char* const set = static_cast<const char*>(prepared) + first * Product::prepared_size(matrix.K);
+      Product::template multiply<sharing()>(matrix, block, set, sums + first);
+    });
   });
 }
 

@@ -9,17 +9,17 @@
 
 namespace rwkv::cpu {
 
-// Bytes of a row of activations as the product takes it; a multiple of 64.
+// Bytes that B rows of activations take as the product wants them are B times these; a multiple of 64.
 int64_t prepared_size(const Matrix& matrix);
 
-// Prepares one row x of K activations.
-void prepare(const Matrix& matrix, const float* x, void* prepared);
+// Prepares row b of B, K activations x.
+void prepare(const Matrix& matrix, const float* x, int64_t b, int64_t B, void* prepared);
 
 // Prepares B rows x, one behind the other.
 void prepare_rows(const Matrix& matrix, const float* x, int64_t B, void* prepared, const Run& run);
 
-// sums[b][r] = sum over k of W[16 block + r, k] x[b][k], for `batch` prepared rows x one behind the other. A sum is
-// added up in the same order whatever the batch.
-void tile_product(const Matrix& matrix, int64_t block, const void* prepared, int64_t batch, Lanes* sums);
+// sums[b][r] = sum over k of W[16 block + r, k] x[b][k], for B prepared rows x. A sum is added up in the same order
+// whatever B is.
+void tile_product(const Matrix& matrix, int64_t block, const void* prepared, int64_t B, Lanes* sums);
 
 }  // namespace rwkv::cpu
