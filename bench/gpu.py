@@ -85,13 +85,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1b5")
     parser.add_argument(
-        "--strategy", action="append", help="of one segment; again for more; cuda fp16 if none is given"
+        "--strategy", action="append", help="of one segment; again for more; cuda fp16 and cuda fp16i8 if none is given"
     )
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     require_gpu()
-    config, strategies = SHAPES[args.shape], args.strategy or ["cuda fp16"]
+    config, strategies = SHAPES[args.shape], args.strategy or ["cuda fp16", "cuda fp16i8"]
     bandwidth = copy_bandwidth()
     kernels = _extension_cuda.status()
     report: dict = {

@@ -19,9 +19,9 @@ MOST_ROWS = 16
 def linear(x: Tensor, tiles: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:
     """Multiplies a few rows; a row's bits do not depend on how many there are.
 
-    Activations and sums are float32 beside float weights. Beside int8 weights on the CPU, activations times their
-    column's scale become whole numbers of 16 bits in groups of 256 inputs, the largest of a group 32767: each is off by
-    at most 2^-16 of that largest, and sums in a group are exact.
+    Activations and sums are float32 beside float weights, and beside all on GPUs. Beside int8 weights on the CPU,
+    activations times their column's scale become whole numbers of 16 bits in groups of 256 inputs, the largest of a
+    group 32767: each is off by at most 2^-16 of that largest, and sums in a group are exact.
 
     Args:
         x: (B, K) float32.

@@ -124,6 +124,7 @@ template <class Weight, int batch, int columns>
 __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(ChannelMixingStep step, Scratch scratch) {
   constexpr int kSums = batch * columns, kThreads = kSparseThreads<Weight>, kWorkers = kThreads / kRowLanes,
                 kWarps = kThreads / kWarp, kAhead = batch > 4 || kSums > 32 ? 2 : 4;
+  using Words = std::conditional_t<columns == 1, Weight, uint4>;  // bytes would be taken apart and put together again
   __shared__ float parts[kWarps][kRowLanes * kSums];
 
   const int64_t C = step.C, F = step.F, words = (F + kWordBits - 1) / kWordBits;
@@ -136,22 +137,24 @@ __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(Chann
   for (int64_t word = worker; word < words && column < C; word += kWorkers) {
     uint32_t left = active[word];
     while (left) {
-      Pack<Weight, columns> weights[kAhead];
+      Words words[kAhead];
       Pack<float, batch> squared[kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int64_t f = word * kWordBits + __ffs(static_cast<int>(left)) - 1;
-        weights[i] = {}, squared[i] = {};
+        words[i] = {}, squared[i] = {};
         if (left) {
-          weights[i] = *reinterpret_cast<const Pack<Weight, columns>*>(step.value.as<Weight>() + f * C + column);
+          words[i] = *reinterpret_cast<const Words*>(step.value.as<Weight>() + f * C + column);
           squared[i] = inputs[f];
         }
         left &= left - 1;  // takes away the lowest bit
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
+        Pack<Weight, columns> weights;
+        memcpy(&weights, &words[i], sizeof weights);
         float w[columns];
-        widen(weights[i], w);
+        widen(weights, w);
 #pragma unroll
         for (int j = 0; j < columns; ++j)
 #pragma unroll

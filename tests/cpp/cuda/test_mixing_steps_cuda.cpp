@@ -140,9 +140,10 @@ void test_sizes(std::initializer_list<int64_t> batches) {
 // More than one chunk of activations, and more inputs of the value matrix than workers have words.
 template <class Weight>
 void test_long_rows() {
+  constexpr int64_t kColumns = 16 / sizeof(Weight), kInputs = sizeof(Weight) == 1 ? 8300 : 4200;
   test_step(TimeMixing<Weight>(2, 2056, 33));
   test_step(TimeMixing<Weight>(1, 33, 2056));
-  test_step(ChannelMixing<Weight>(2, 8, 4200));
+  test_step(ChannelMixing<Weight>(2, kColumns, kInputs));
   test_step(ChannelMixing<Weight>(1, 2056, 40));
 }
 
