@@ -1,6 +1,7 @@
 """Matrices of a model, by how their weights are stored. Activations come and go in float32.
 
-Each multiplies (B, K) rows, one token of each of B sequences, or (B, T, K), many tokens.
+Each multiplies (B, K) rows, one token of each of B sequences, or (B, T, K), many tokens. What is in a form for kernels
+is float32, bfloat16 or float16, or int8 with `scales`, see `ops.int8`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rwkv_engine.ops import linear, linear_many, untile
+from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.ops.linear_many import dense_product
 
@@ -26,40 +28,47 @@ class Dense(nn.Linear):
 class Tiled(nn.Module):
     """The same with W in tiles, see `ops.tiles`."""
 
-    def __init__(self, tiles: Tensor, outputs: int, inputs: int):
-        """`tiles`: of W (outputs, inputs); a part of a mapped file, perhaps."""
+    def __init__(self, tiles: Tensor, outputs: int, inputs: int, scales: Tensor | None = None):
+        """`tiles`: of W (outputs, inputs), `scales`: (outputs + inputs,); parts of a mapped file, perhaps."""
         super().__init__()
         self.out_features, self.in_features = outputs, inputs
         self.tiles = nn.Parameter(tiles, requires_grad=False)
+        self.scales = _fixed(scales)
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, inputs), a copy."""
-        return untile(self.tiles, self.out_features, self.in_features)
+        """(outputs, inputs), a copy; of int8 in float32."""
+        return in_floats(untile(self.tiles, self.out_features, self.in_features), self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
         # Few tokens of a long text are many: their bits must not depend on where a chunk of it ends.
         few = x.ndim == 2 and len(x) <= MOST_ROWS
         product = linear if few else linear_many
-        rows = product(x.reshape(-1, self.in_features), self.tiles, self.out_features)
+        rows = product(x.reshape(-1, self.in_features), self.tiles, self.out_features, self.scales)
         return rows.view(*x.shape[:-1], self.out_features)
 
 
 class InputMajor(nn.Module):
     """The same with W^T row after row: what one input adds to the outputs lies together, so inputs can be skipped."""
 
-    def __init__(self, rows: Tensor):
-        """`rows`: W^T (inputs, outputs); a part of a mapped file, perhaps."""
+    def __init__(self, rows: Tensor, scales: Tensor | None = None):
+        """`rows`: W^T (inputs, outputs), `scales`: (outputs + inputs,); parts of a mapped file, perhaps."""
         super().__init__()
         self.rows = nn.Parameter(rows, requires_grad=False)
+        self.scales = _fixed(scales)
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, inputs), a view."""
-        return self.rows.t()
+        """(outputs, inputs), a view; of int8 a copy in float32."""
+        return in_floats(self.rows.t(), self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
         inputs, outputs = self.rows.shape
-        return linear_many(x.reshape(-1, inputs), self.rows, outputs).view(*x.shape[:-1], outputs)
+        rows = linear_many(x.reshape(-1, inputs), self.rows, outputs, self.scales)
+        return rows.view(*x.shape[:-1], outputs)
+
+
+def _fixed(scales: Tensor | None) -> nn.Parameter | None:
+    return None if scales is None else nn.Parameter(scales, requires_grad=False)
