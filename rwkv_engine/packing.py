@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rwkv_engine._jit import say
 from rwkv_engine.core import Checkpoint, Strategy
 from rwkv_engine.core.packed import DTYPES, PackedMatrix, Packing, pack_tensors
 from rwkv_engine.errors import CheckpointError, StrategyError
 from rwkv_engine.models.arrange import arranged_shape, form_of
-from rwkv_engine.runtime.loader import converted, layer_of, placed_dtype
+from rwkv_engine.runtime.loader import converted, layer_of, placed_dtype, rounding_note
 
 SUFFIX = ".safetensors"
 # What `quantize` rounds to.
@@ -58,7 +59,7 @@ def quantize(
     """
     _check_output(output)
     checkpoint = Checkpoint.open(model)
-    if _is_quantised(checkpoint):
+    if checkpoint.packing and checkpoint.packing.is_quantised:
         raise CheckpointError(
             f"{model}: is quantised already ({checkpoint.packing}), and would lose by being rounded twice; give the"
             " model it was made from, or copy it with rwkv-engine pack"
@@ -78,6 +79,8 @@ def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progre
     placements = Strategy.parse(strategy).place(config)
     if "i4" in {p.weight_format for p in placements}:
         raise StrategyError(f"strategy: {strategy}: i4 weights cannot be packed yet; use i8, bf16 or fp16")
+    if note := rounding_note(checkpoint, placements):
+        say(f"{checkpoint.path}: packed, {checkpoint.packing}{note}")
     tensors = config.tensor_shapes()
     dtypes = {name: placed_dtype(placements[layer_of(name, config.n_layer)], name, s) for name, s in tensors.items()}
     forms = {name: form_of(name, shape) for name, shape in tensors.items()}
@@ -105,10 +108,6 @@ def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progre
     packing = Packing(checkpoint.fingerprint(), config.settings(), matrices)
     pack_tensors(output, packing, shapes, arranged())
     return packing
-
-
-def _is_quantised(checkpoint: Checkpoint) -> bool:
-    return checkpoint.packing is not None and "i8" in checkpoint.packing.dtypes
 
 
 def _stored_precision(checkpoint: Checkpoint) -> str:

@@ -82,12 +82,12 @@ class Packing:
     version: int = VERSION
 
     def __str__(self) -> str:
-        return f"{', '.join(sorted(self.dtypes))} in {shown(self.layout)}"
+        return f"{', '.join(sorted({matrix.dtype for matrix in self.matrices.values()}))} in {shown(self.layout)}"
 
     @property
-    def dtypes(self) -> set[str]:
-        """Of all matrices."""
-        return {matrix.dtype for matrix in self.matrices.values()}
+    def is_quantised(self) -> bool:
+        """Whether a matrix has been rounded to less than a float."""
+        return any(matrix.dtype not in FLOAT_TYPES for matrix in self.matrices.values())
 
 
 def pack_tensors(

@@ -6,9 +6,10 @@ With R[n] the root mean square of row n, and rint rounding halves to even:
     rows[n]    = max over k of |W[n, k] / columns[k]| / 127
     q[n, k]    = rint(W[n, k] / columns[k] / rows[n])                       W[n, k] ~ rows[n] q[n, k] columns[k]
 
-A column's scale keeps an input that is large, or whose weights are, from taking the digits of all others; it counts what
-is usual in the column, each row for as much as every other. A scale is 1 where all weights are zero. So no weight is off
-by more than half of rows[n] columns[k], and zeros, and matrices whose columns are constant, by no more than float32 is.
+A column's scale keeps an input that is large, or whose weights are, from taking the digits of all others; it counts
+what is usual in the column, each row for as much as every other. A scale is 1 where all weights are zero. So no weight
+is off by more than half of rows[n] columns[k]; zeros are exact, and matrices of constant columns but for what float32
+rounds.
 
 The same weights give the same bits whatever the processor and the number of threads: sums are made by halves, out of
 element-wise operations, for torch's own add up in an order that depends on both.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +76,11 @@ def load_model(
     return model.eval().requires_grad_(trainable)
 
 
-def _rounded(checkpoint: Checkpoint) -> str:
-    quantised = checkpoint.packing and "i8" in checkpoint.packing.dtypes
-    return "; what is int8 in it is rounded already, and stays so" if quantised else ""
+def rounding_note(checkpoint: Checkpoint, placements: Sequence[Placement]) -> str:
+    """What is to be said where a quantised file's weights become floats, which look better than they are."""
+    quantised = checkpoint.packing is not None and checkpoint.packing.is_quantised
+    lost = quantised and any(p.weight_format == "dense" for p in placements)
+    return "; its int8 weights are rounded already, and stay so" if lost else ""
 
 
 def _has_kernels(device: str) -> bool:
@@ -123,7 +125,7 @@ def _ready(
 
 def _moved(checkpoint: Checkpoint, ready: Arranged, device: str) -> Arranged:
     """To where it is wanted; there, nothing of the file is kept."""
-    moved = Arranged(*(None if t is None else t.to(device) for t in ready))
+    moved = Arranged(ready.values.to(device), None if ready.scales is None else ready.scales.to(device))
     if moved.values is not ready.values:
         checkpoint.release(ready.values)
     return moved
@@ -133,7 +135,8 @@ def _put(model: Rwkv4, name: str, shape: tuple[int, ...], form: str, placed: Arr
     path, _, attribute = name.rpartition(".")
     values, scales = placed
     if form == "tiles":
-        model.set_submodule(path, Tiled(values, *shape, scales))
+        outputs, inputs = shape
+        model.set_submodule(path, Tiled(values, outputs, inputs, scales))
     elif form == "input_major":
         model.set_submodule(path, InputMajor(values, scales))
     else:
