@@ -64,9 +64,8 @@ def load_model(
         else:
             if checkpoint.packing and not said:
                 wanted = "training" if trainable else str(strategy) if packed else "plain torch"
-                say(
-                    f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{_rounded(checkpoint)}"
-                )
+                note = rounding_note(checkpoint, placements)
+                say(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
                 said = True
             placed = converted(checkpoint, name, form, dtype, placement.device)
         _put(model, name, shape, form, placed)

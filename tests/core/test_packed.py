@@ -373,9 +373,9 @@ def test_what_a_model_must_not_hold_is_not_packed(spoil, strategy, message, weig
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_quantised_strategies_are_refused(source):
-    with pytest.raises(StrategyError, match="i8 weights cannot be packed yet"):
-        packed(source, "cpu bf16 *1 -> cpu bf16i8")
+def test_int4_is_refused(source):
+    with pytest.raises(StrategyError, match="i4 weights cannot be packed yet; use i8, bf16 or fp16"):
+        packed(source, "cpu bf16i8 *1 -> cpu bf16i4")
 
 
 def test_a_writer_that_does_not_keep_its_word_leaves_nothing(source):
@@ -396,7 +396,8 @@ def head(about):
     [
         (lambda h, a: a.update(version=2), "a packed file of version 2 with an RWKV-4, expected version 1"),
         (lambda h, a: a.update(model=5), "a packed file of version 1 with an RWKV-5"),
-        (lambda h, a: head(a).update(dtype="i8"), "head.weight: packed in i8, expected one of fp32"),
+        (lambda h, a: head(a).update(dtype="i4"), "head.weight: packed in i4, expected one of fp32, fp16, bf16, i8"),
+        (lambda h, a: head(a).update(dtype="i8"), r"head.weight: int8 with no scales, expected \(49,\)"),
         (lambda h, a: a["matrices"].update({"head.weight": []}), "head.weight: packed in several dtypes"),
         (lambda h, a: head(a).update(dtype="fp16"), "says it is torch.float16, and is torch.float32"),
         (lambda h, a: head(a).update(shape=[49, 16]), r"head.weight: tiles of shape .* cannot hold"),
