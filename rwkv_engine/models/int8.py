@@ -22,7 +22,7 @@ from torch import Tensor
 
 LARGEST = 127
 # Rows looked at together: a float32 copy of a whole matrix would be memory that loading does not need.
-PIECE = 256
+PIECE = 128
 _SMALLEST = torch.finfo(torch.float32).tiny  # of scales: below, float32 loses digits
 
 
@@ -53,7 +53,7 @@ def _column_scales(weight: Tensor) -> Tensor:
     """In float64, whose range holds the squares of all float32 numbers."""
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
     for part in weight.split(PIECE):
-        squares = part.double().square_()
+        squares = part.double().square()
         of_rows = _summed(squares.clone(), 1) / weight.shape[1]
         squares /= torch.where(of_rows > 0, of_rows, 1).unsqueeze(-1)
         total += _summed(squares, 0)

@@ -269,7 +269,14 @@ def test_a_gpu_that_is_not_there_is_pointed_at(text, count, column, message, gpu
 
 @pytest.mark.parametrize(
     "text",
-    ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8", "cpu bf16i8 *3 -> cpu fp16i8 -> cpu bf16 -> cpu fp32 *1", "auto"],
+    [
+        "cpu fp32",
+        "cpu bf16",
+        "cpu fp16",
+        "cpu fp32i8",
+        "cpu bf16i8 *3 -> cpu fp16i8 -> cpu bf16 -> cpu fp32 *1",
+        "auto",
+    ],
 )
 def test_what_runs_anywhere(text, gpus):
     gpus()
