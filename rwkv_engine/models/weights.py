@@ -1,7 +1,6 @@
 """Matrices of a model, by how their weights are stored. Activations come and go in float32.
 
-Each multiplies (B, K) rows, one token of each of B sequences, or (B, T, K), many tokens. What is in a form for kernels
-is float32, bfloat16 or float16, or int8 with `scales`, see `ops.int8`.
+Each multiplies (B, K) rows, one token of each of B sequences, or (B, T, K), many tokens.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ class Tiled(nn.Module):
     """The same with W in tiles, see `ops.tiles`."""
 
     def __init__(self, tiles: Tensor, outputs: int, inputs: int, scales: Tensor | None = None):
-        """`tiles`: of W (outputs, inputs), `scales`: (outputs + inputs,); parts of a mapped file, perhaps."""
+        """`tiles`: of W (outputs, inputs); a part of a mapped file, perhaps. `scales`: of int8 ones, see `ops.int8`."""
         super().__init__()
         self.out_features, self.in_features = outputs, inputs
         self.tiles = nn.Parameter(tiles, requires_grad=False)
-        self.scales = _fixed(scales)
+        self.scales = None if scales is None else nn.Parameter(scales, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, inputs), a copy; of int8 in float32."""
+        """(outputs, inputs), a copy; int8 weights in float32."""
         return in_floats(untile(self.tiles, self.out_features, self.in_features), self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,22 +52,22 @@ class InputMajor(nn.Module):
     """The same with W^T row after row: what one input adds to the outputs lies together, so inputs can be skipped."""
 
     def __init__(self, rows: Tensor, scales: Tensor | None = None):
-        """`rows`: W^T (inputs, outputs), `scales`: (outputs + inputs,); parts of a mapped file, perhaps."""
+        """`rows`: W^T (inputs, outputs); a part of a mapped file, perhaps. `scales`: of int8 ones, see `ops.int8`."""
         super().__init__()
         self.rows = nn.Parameter(rows, requires_grad=False)
-        self.scales = _fixed(scales)
+        self.scales = None if scales is None else nn.Parameter(scales, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, inputs), a view; of int8 a copy in float32."""
+        """(outputs, inputs), a view; int8 weights in float32."""
         return in_floats(self.rows.t(), self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
         inputs, outputs = self.rows.shape
-        rows = linear_many(x.reshape(-1, inputs), self.rows, outputs, self.scales)
-        return rows.view(*x.shape[:-1], outputs)
+        return linear_many(x.reshape(-1, inputs), self.rows, outputs, self.scales).view(*x.shape[:-1], outputs)
 
 
-def _fixed(scales: Tensor | None) -> nn.Parameter | None:
-    return None if scales is None else nn.Parameter(scales, requires_grad=False)
+def scales_of(*matrices: Tiled | InputMajor) -> list[Tensor]:
+    """As the fused steps take them: of int8 weights, else none."""
+    return [matrix.scales for matrix in matrices if matrix.scales is not None]
