@@ -120,9 +120,7 @@ def test_what_is_quantised_already_is_refused(strategy, call, source):
     for name in ("p.safetensors", "q.safetensors"):
         _, code, text, errors = quantize(call, path, name=name)
         assert (code, text) == (1, "")
-        said = (
-            "is quantised already (fp32, i8 in tiles.1), and would lose by being rounded twice; give the model it was"
-        )
+        said = "is quantised already (fp32, i8 in tiles.1), and would lose by being rounded twice; give the model"
         assert errors.startswith(f"rwkv-engine: error: {path}: {said} it was made from")
         assert len(errors.splitlines()) == 1
     assert path.read_bytes() == before
