@@ -30,8 +30,8 @@ def save_safetensors(weights: Weights, path: Path) -> Path:
     return path
 
 
-def save_packed(weights: Weights, path: Path) -> Path:
-    pack(save_pth(weights, path.with_suffix(".pth")), path)
+def save_packed(weights: Weights, path: Path, strategy: str | None = None) -> Path:
+    pack(save_pth(weights, path.with_suffix(".pth")), path, strategy)
     path.with_suffix(".pth").unlink()
     return path
 

@@ -13,6 +13,7 @@ from rwkv_engine.cli.evaluate import evaluate_text
 from rwkv_engine.cli.generate import generate
 from rwkv_engine.cli.info import info
 from rwkv_engine.cli.pack import pack
+from rwkv_engine.cli.quantize import quantize
 from rwkv_engine.cli.verify import verify
 from rwkv_engine.errors import RwkvError
 
@@ -28,6 +29,7 @@ commands.add_command(evaluate_text)
 commands.add_command(generate)
 commands.add_command(info)
 commands.add_command(pack)
+commands.add_command(quantize)
 commands.add_command(verify)
 
 

@@ -47,7 +47,7 @@ def _machine_rows() -> list[tuple[str, str]]:
         ("processor", f"{platform.machine()}, runs kernels up to {_extension.processor_level()}"),
         ("threads", f"{torch.get_num_threads()}, {', '.join(_extension.openmp_runtimes()) or 'no OpenMP runtime'}"),
         *_gpu_rows(),
-        ("strategies", "cpu and cuda:N in fp32, bf16 and fp16, mixes of them, auto"),
+        ("strategies", "cpu and cuda:N in fp32, bf16 and fp16, each with i8 behind it, mixes of them, auto"),
         ("models", ", ".join(EMBEDDED)),
     ]
 

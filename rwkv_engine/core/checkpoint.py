@@ -71,12 +71,26 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """The tensor as stored (its dtype), vectors one-dimensional. Call `release` when it has been copied.
 
-        Of a packed file, matrices are copies, put back row after row.
+        Of a packed file, matrices are copies, put back row after row; quantised ones are int8, see `read_scales`.
 
         Raises:
             CheckpointError: it is not a floating-point tensor, or the file is damaged.
         """
-        return self._floating(name, self._tensors[name].read).reshape(self._shapes[name])
+        return self._numbers(name, self._tensors[name].read).reshape(self._shapes[name])
+
+    def read_scales(self, name: str) -> Tensor | None:
+        """The scales of a quantised matrix (N, K) in a packed file, float32 (N + K,), a view; None of all others.
+
+        They are those of the rows, then those of the columns: W[n, k] = scales[n] q[n, k] scales[N + k].
+
+        Raises:
+            CheckpointError: they are not positive and finite, or the file is damaged.
+        """
+        read = self._tensors[name].read_scales
+        if read is None:
+            return None
+        with damage_reported(self.path):
+            return read()
 
     def read_arranged(self, name: str, form: str) -> Tensor | None:
         """The tensor in the form in which kernels read it, if a packed file has it so: a view of the mapped file.
@@ -97,12 +111,12 @@ class Checkpoint:
         stored = self._tensors[name]
         if stored.read_arranged is None or stored.form != form:
             return None
-        return self._floating(name, stored.read_arranged)
+        return self._numbers(name, stored.read_arranged)
 
-    def _floating(self, name: str, read: Callable[[], Tensor]) -> Tensor:
+    def _numbers(self, name: str, read: Callable[[], Tensor]) -> Tensor:
         with damage_reported(self.path):
             tensor = read()
-        if tensor.dtype not in FLOAT_TYPES:
+        if tensor.dtype not in FLOAT_TYPES and self._tensors[name].read_scales is None:
             raise CheckpointError(f"{self.path}: {name}: expected a floating-point tensor, got {tensor.dtype}")
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise CheckpointError(f"{self.path}: {name}: holds no numbers ({tensor.layout}, {tensor.device})")

@@ -26,13 +26,15 @@ from rwkv_engine.errors import CheckpointError
 class StoredTensor:
     """One tensor on disk; `read` returns it, as a view of the mapped file where the format allows.
 
-    A packed file has it in a `form` of its own, in which `read_arranged` returns it, see `packed`.
+    A packed file has it in a `form` of its own, in which `read_arranged` returns it, and quantised with the scales that
+    `read_scales` returns, see `packed`.
     """
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     form: str | None = None
     read_arranged: Callable[[], Tensor] | None = None
+    read_scales: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,17 @@ def read_directory(path: Path) -> Contents:
         tensors |= part
         metadata |= contents.metadata
     return Contents(tensors, settings, metadata)
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of a checkpoint's files with tensors.
+
+    Raises:
+        CheckpointError: there are none, or they cannot be found.
+    """
+    with damage_reported(path):
+        files = _files_of(path)[1] if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files)
 
 
 def _read_safetensors(path: Path) -> Contents:

@@ -6,6 +6,8 @@ It is a safetensors file, which other tools can open and list, and promises more
   size is no multiple of 64 comes one of zero bytes, `NAME.pad`, for the format allows no holes.
 - Vectors are float32 under their own names. A matrix X (N outputs, K inputs) is stored as X.FORM: `tiles` (see
   `csrc/kernels/tiles.h`), `input_major` (K rows of N numbers) or `rows` (N rows of K numbers: the embedding).
+- A matrix of `dtype` "i8" has int8 numbers q, and X.scales besides, float32 (N + K,), positive: W[n, k] =
+  scales[n] q[n, k] scales[N + k].
 - The metadata hold one JSON object under `rwkv_engine.packed`: `version` of this form, `model`, the generation of RWKV,
   the `fingerprint` of the model it was made from, its `config` in the words of a config.json, the tag `layout` of the
   tiles, `axes`, and of each matrix its `shape` [N, K], `form` and `dtype`.
@@ -13,9 +15,9 @@ It is a safetensors file, which other tools can open and list, and promises more
 `axes` tells for each form which dimensions of a stored tensor make up n and which k, the most significant first: of
 `tiles` that is "nkknk". So a matrix in tiles of a layout that nobody here knows can still be put back row after row.
 
-What is to come has its place: int8 and int4 are further values of `dtype`, and bring tensors of their own beside
-X.tiles, such as X.scales; a matrix of several dtypes is one whose entry is a list, an entry for each block of rows,
-stored as X.0.tiles, X.1.tiles, and so on. What a reader does not know it refuses.
+What is to come has its place: int4 is a further value of `dtype`, and brings tensors of its own beside X.tiles; a
+matrix of several dtypes is one whose entry is a list, an entry for each block of rows, stored as X.0.tiles, X.1.tiles,
+and so on. What a reader does not know it refuses, as those that knew no int8 refuse that.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from torch import Tensor
 
 from rwkv_engine.core.atomic import replace_atomically
 from rwkv_engine.core.files import StoredTensor, shown
-from rwkv_engine.core.strategy import DTYPES
+from rwkv_engine.core.strategy import DTYPES as FLOAT_TYPES
 from rwkv_engine.errors import CheckpointError
 
 KEY = "rwkv_engine.packed"
@@ -43,7 +45,9 @@ VERSION = 1
 ALIGNMENT = 64
 LAYOUT = "tiles.1"
 AXES = {"tiles": "nkknk", "input_major": "kn", "rows": "nk"}
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # in a safetensors header
+DTYPES = FLOAT_TYPES | {"i8": torch.int8}
+# In a safetensors header.
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ class Packing:
 
     def __str__(self) -> str:
         return f"{', '.join(sorted({matrix.dtype for matrix in self.matrices.values()}))} in {shown(self.layout)}"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether a matrix has been rounded to less than a float."""
+        return any(matrix.dtype not in FLOAT_TYPES for matrix in self.matrices.values())
 
 
 def pack_tensors(
@@ -151,9 +160,11 @@ def unpack(path: Path, stored: Mapping[str, StoredTensor], metadata: str) -> tup
             )
         known = AXES.get(matrix.form) == axes and (packing.layout == LAYOUT or matrix.form != "tiles")
         whole = partial(_checked, path, name, tensor, DTYPES[matrix.dtype])
-        found[name] = StoredTensor(
-            matrix.shape, partial(_plain, whole, axes, matrix.shape), matrix.form if known else None, whole
-        )
+        plain = partial(_plain, whole, axes, matrix.shape)
+        scales = None
+        if matrix.dtype == "i8":
+            scales = _scales(path, name, rest.pop(f"{name}.scales", None), matrix.shape)
+        found[name] = StoredTensor(matrix.shape, plain, matrix.form if known else None, whole, scales)
     vectors = {name: StoredTensor(tensor.shape, tensor.read, "rows", tensor.read) for name, tensor in rest.items()}
     return packing, found | vectors
 
@@ -196,6 +207,24 @@ def _checked(path: Path, name: str, stored: StoredTensor, dtype: torch.dtype) ->
     if tensor.dtype != dtype:
         raise CheckpointError(f"{path}: {shown(name)}: says it is {dtype}, and is {tensor.dtype}; pack it again")
     return tensor
+
+
+def _scales(path: Path, name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+    """How to read the scales of an int8 matrix."""
+    if stored is None or stored.shape != (sum(shape),):
+        got = "no scales" if stored is None else f"scales of shape {shown(stored.shape)}"
+        raise CheckpointError(f"{path}: {shown(name)}: int8 with {got}, expected ({sum(shape)},); pack it again")
+
+    def read() -> Tensor:
+        scales = _checked(path, f"{name}.scales", stored, torch.float32)
+        if not (scales.isfinite() & (scales > 0)).all():  # a NaN would be met in one output only, and a zero nowhere
+            raise CheckpointError(
+                f"{path}: {shown(name)}: scales that are not positive and finite: the file is damaged;"
+                " quantise the model again"
+            )
+        return scales
+
+    return read
 
 
 def _plain(whole: Callable[[], Tensor], axes: str, shape: tuple[int, ...]) -> Tensor:

@@ -22,10 +22,8 @@ from rwkv_engine.core.strategy_grammar import Segment, read_segments, strategy_e
 from rwkv_engine.errors import StrategyError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Bits of one weight of a matrix; int4 has a 16-bit scale and minimum for 64 weights besides.
-FORMAT_BITS = {"i8": 8.0, "i4": 4.5}
 # What parses already and runs from these versions on.
-QUANTIZED_SINCE, STREAMING_SINCE = "0.3", "0.4"
+INT4_SINCE, STREAMING_SINCE = "0.4", "0.4"
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Placement:
 
     Attributes:
         device: where it runs, a name torch knows (but for dml).
-        dtype: of its matrices if they are dense, and of what goes into their products.
+        dtype: of its matrices if they are dense; else of the embedding, which never is quantised.
         weight_format: of its matrices: "dense", "i8" or "i4".
         resident: False if its matrices stay in main memory and are streamed to the device when needed.
     """
@@ -45,9 +43,18 @@ class Placement:
     resident: bool = True
 
     def nbytes(self, shapes: dict[str, tuple[int, ...]]) -> int:
-        """Bytes of tensors of these shapes; vectors are float32 whatever the matrices are."""
-        bits = FORMAT_BITS.get(self.weight_format, 8.0 * self.dtype.itemsize)
-        return sum(int(s[0] * s[1] * bits / 8) if len(s) == 2 else 4 * s[0] for s in shapes.values())
+        """Bytes of tensors of these names and shapes, without what may fill up a matrix to whole tiles."""
+        return sum(self._tensor_bytes(name, shape) for name, shape in shapes.items())
+
+    def _tensor_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        if len(shape) == 1:
+            return 4 * shape[0]  # vectors are float32 whatever the matrices are
+        n, k = shape
+        if self.weight_format == "dense" or name.startswith("emb."):
+            return n * k * self.dtype.itemsize
+        if self.weight_format == "i8":
+            return n * k + 4 * (n + k)  # float32 scales of rows and columns
+        return n * k * 9 // 16  # a 16-bit scale and minimum for 64 weights
 
 
 @dataclass(frozen=True)
@@ -158,9 +165,9 @@ class Strategy:
         for s in self.segments:
             if s.device in ("mps", "dml"):
                 raise self._error(s, f"{s.device} is not supported; use cuda or cpu")
-            if s.weight_format != "dense":
-                needs = f"{s.weight_format} weights need rwkv_engine {QUANTIZED_SINCE}, this is {__version__}"
-                raise self._error(s, f"{needs}; use {s.dtype}")
+            if s.weight_format == "i4":
+                needs = f"i4 weights need rwkv_engine {INT4_SINCE}, this is {__version__}"
+                raise self._error(s, f"{needs}; use {s.dtype}i8 or {s.dtype}")
             if s.device.startswith("cuda"):
                 self._check_gpu(s)
 

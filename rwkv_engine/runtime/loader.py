@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from rwkv_engine._jit import say
 from rwkv_engine.core.checkpoint import Checkpoint
 from rwkv_engine.core.packed import ALIGNMENT
 from rwkv_engine.core.strategy import Placement, Strategy
-from rwkv_engine.errors import CheckpointError
+from rwkv_engine.errors import CheckpointError, StrategyError
 from rwkv_engine.models import ARCHITECTURES, Rwkv4
-from rwkv_engine.models.arrange import arrange, arranged_shape, form_of
+from rwkv_engine.models.arrange import Arranged, arrange, arranged_shape, form_of
 from rwkv_engine.models.weights import InputMajor, Tiled
 
 Progress = Callable[[int, int], None]
@@ -25,6 +25,8 @@ def load_model(
     checkpoint: Checkpoint, strategy: Strategy, progress: Progress | None = None, trainable: bool = False
 ) -> Rwkv4:
     """Copies the tensors, one at a time, to where the strategy wants them; a packed file's are used where they lie.
+
+    What the strategy wants in int8 is rounded to it on the way.
 
     Args:
         checkpoint: an opened checkpoint.
@@ -37,29 +39,33 @@ def load_model(
 
     Raises:
         CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for the strategy.
+        StrategyError: it does not fit the model, or would train quantised weights.
     """
     config = checkpoint.config
     placements = strategy.place(config)
+    if trainable and (formats := {p.weight_format for p in placements} - {"dense"}):
+        raise StrategyError(f"strategy: {strategy}: {formats.pop()} weights have no gradient; train in fp32 or bf16")
     fingerprint = checkpoint.fingerprint()
     with torch.device("meta"):
         model = ARCHITECTURES[config.version](config, fingerprint)
-    # Without kernels tiles are only in the way. Asking loads those of a GPU, of which training wants wkv4's too.
-    packed = {device: _has_kernels(device) and not trainable for device in {p.device for p in placements}}
+    # Without kernels tiles are only in the way, but where int8 lies in them. Asking loads those of a GPU, of which
+    # training wants wkv4's too.
+    kernels = {device: _has_kernels(device) for device in {p.device for p in placements}}
     said, done = False, 0
     for name, shape in config.tensor_shapes().items():
         placement = placements[layer_of(name, config.n_layer)]
-        dtype = placed_dtype(placement, shape)
-        form = form_of(name, shape) if packed[placement.device] else "rows"
-        ready = None if trainable else _ready(checkpoint, name, shape, form, dtype)
+        packed = not trainable and (kernels[placement.device] or placement.weight_format != "dense")
+        dtype = placed_dtype(placement, name, shape)
+        form = form_of(name, shape) if packed else "rows"
+        ready = None if trainable else _ready(checkpoint, name, shape, form, placement)
         if ready is not None:
             # Its numbers were looked at when it was packed; doing so again would read the whole file.
-            placed = ready.to(placement.device)
-            if placed is not ready:
-                checkpoint.release(ready)
+            placed = _moved(checkpoint, ready, placement.device)
         else:
             if checkpoint.packing and not said:
-                wanted = "training" if trainable else str(strategy) if packed[placement.device] else "plain torch"
-                say(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}")
+                wanted = "training" if trainable else str(strategy) if packed else "plain torch"
+                note = rounding_note(checkpoint, placements)
+                say(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
                 said = True
             placed = converted(checkpoint, name, form, dtype, placement.device)
         _put(model, name, shape, form, placed)
@@ -69,45 +75,79 @@ def load_model(
     return model.eval().requires_grad_(trainable)
 
 
+def rounding_note(checkpoint: Checkpoint, placements: Sequence[Placement]) -> str:
+    """What is to be said where a quantised file's weights become floats, which look better than they are."""
+    quantised = checkpoint.packing is not None and checkpoint.packing.is_quantised
+    lost = quantised and any(p.weight_format == "dense" for p in placements)
+    return "; its int8 weights are rounded already, and stay so" if lost else ""
+
+
 def _has_kernels(device: str) -> bool:
     kernels = _extension_cuda if device.startswith("cuda") else _extension
     return kernels.status().kind != "reference"
 
 
-def converted(checkpoint: Checkpoint, name: str, form: str, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+def converted(checkpoint: Checkpoint, name: str, form: str, dtype: torch.dtype, device: str = "cpu") -> Arranged:
     """One tensor as it is wanted, copied out of the file.
 
     Raises:
         CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for `dtype`.
     """
-    stored = checkpoint.read(name)
-    check_finite(f"{checkpoint.path}: {name}", stored, dtype)
-    arranged = arrange(stored.to(device), form, dtype)
+    stored, scales = checkpoint.read(name), checkpoint.read_scales(name)
+    what = f"{checkpoint.path}: {name}"
+    if scales is None:
+        check_finite(what, stored, torch.float32 if dtype == torch.int8 else dtype)
+    arranged = arrange(stored.to(device), form, dtype, None if scales is None else scales.to(device))
+    if scales is None and arranged.scales is not None and not arranged.scales.isfinite().all():
+        raise CheckpointError(f"{what}: holds numbers too large for int8 with float32 scales; choose a float type")
     checkpoint.release(stored)
     return arranged
 
 
-def _ready(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], form: str, dtype: torch.dtype) -> Tensor | None:
+def _ready(
+    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], form: str, placement: Placement
+) -> Arranged | None:
     """A packed file's tensor, if it lies there as it is wanted; a view of the mapped file."""
-    tensor = checkpoint.read_arranged(name, form)
-    if tensor is None or tensor.dtype != dtype or tensor.shape != arranged_shape(form, shape, dtype):
+    values = checkpoint.read_arranged(name, form)
+    if values is None or values.shape != arranged_shape(form, shape, values.dtype):
         return None
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else None  # another program may have written it anew
+    dtype = placed_dtype(placement, name, shape)
+    if values.dtype != dtype:
+        # Beside int8 any embedding will do that takes no more memory: what is looked up in it becomes float32.
+        of_int8 = placement.weight_format == "i8" and name.startswith("emb.") and values.dtype.is_floating_point
+        if not of_int8 or values.dtype.itemsize > dtype.itemsize:
+            return None
+    ready = Arranged(values, checkpoint.read_scales(name))
+    # Another program may have written it anew.
+    return ready if all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in ready) else None
 
 
-def _put(model: Rwkv4, name: str, shape: tuple[int, ...], form: str, placed: Tensor) -> None:
+def _moved(checkpoint: Checkpoint, ready: Arranged, device: str) -> Arranged:
+    """To where it is wanted; there, nothing of the file is kept."""
+    moved = Arranged(ready.values.to(device), None if ready.scales is None else ready.scales.to(device))
+    if moved.values is not ready.values:
+        checkpoint.release(ready.values)
+    return moved
+
+
+def _put(model: Rwkv4, name: str, shape: tuple[int, ...], form: str, placed: Arranged) -> None:
     path, _, attribute = name.rpartition(".")
+    values, scales = placed
     if form == "tiles":
-        model.set_submodule(path, Tiled(placed, shape[0], shape[1]))
+        outputs, inputs = shape
+        model.set_submodule(path, Tiled(values, outputs, inputs, scales))
     elif form == "input_major":
-        model.set_submodule(path, InputMajor(placed))
+        model.set_submodule(path, InputMajor(values, scales))
     else:
-        setattr(model.get_submodule(path), attribute, nn.Parameter(placed, requires_grad=False))
+        setattr(model.get_submodule(path), attribute, nn.Parameter(values, requires_grad=False))
 
 
-def placed_dtype(placement: Placement, shape: tuple[int, ...]) -> torch.dtype:
-    """Vectors stay float32: they are few, and exponentials and norms are made of them."""
-    return placement.dtype if len(shape) == 2 else torch.float32
+def placed_dtype(placement: Placement, name: str, shape: tuple[int, ...]) -> torch.dtype:
+    """Vectors stay float32: they are few, and exponentials and norms are made of them. The embedding is no product."""
+    if len(shape) == 1:
+        return torch.float32
+    quantised = placement.weight_format == "i8" and not name.startswith("emb.")
+    return torch.int8 if quantised else placement.dtype
 
 
 def check_finite(what: str, stored: Tensor, dtype: torch.dtype) -> None:

@@ -82,7 +82,7 @@ def verify(
         checkpoint = Checkpoint.open(path)
         config = checkpoint.config
         parsed = parsed.resolve(config)
-        tolerance = max(TOLERANCES[placement.dtype] for placement in parsed.place(config))
+        tolerance = max(TOLERANCES[torch.int8 if p.weight_format == "i8" else p.dtype] for p in parsed.place(config))
         yield from _described(checkpoint)
         found, check = _tokenizer(path, config.n_vocab, tokenizer)
         yield check

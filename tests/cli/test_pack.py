@@ -36,6 +36,7 @@ def precisions(path):
         (["--dtype", "bf16"], "bf16 in tiles.1", ["bf16"]),
         (["--strategy", "cpu fp16"], "fp16 in tiles.1", ["fp16"]),
         (["--strategy", "cuda fp16 *1 -> cpu fp32"], "fp16, fp32 in tiles.1", ["fp16", "fp32"]),
+        (["--strategy", "cpu fp32i8"], "fp32, i8 in tiles.1", ["fp32", "i8"]),
     ],
 )
 def test_it_writes_a_file_and_says_what(options, said, expected, call, source):
@@ -74,7 +75,7 @@ def test_a_file_that_is_there_is_replaced_even_the_source(call, source):
         (["{source}", "-o", "{folder}/nowhere/p.safetensors"], "cannot be written: No such file or directory"),
         (["{source}", "-o", "{folder}/d.safetensors"], "d.safetensors: is no file; nothing was written"),
         (["{folder}/no.pth", "-o", "{folder}/p.safetensors"], "no.pth: no such file or directory"),
-        (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16i8"], "i8 weights cannot be packed yet"),
+        (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16i4"], "i4 weights cannot be packed yet"),
         (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16 *9"], "too many layers"),
     ],
 )

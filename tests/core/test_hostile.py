@@ -27,13 +27,13 @@ def megabytes():
 
 def load(path):
     checkpoint = Checkpoint.open(path)
-    load_model(checkpoint, Strategy.parse("cpu fp32"))
+    load_model(checkpoint, Strategy.parse("cpu fp32i8" if path.suffixes[0] == ".i8" else "cpu fp32"))
     return checkpoint.config
 
 warnings.simplefilter("ignore")
 make, good, count = getattr(mutations, sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
 config = load(good)  # also loads all code there is to load
-path = good.with_name("mutated" + good.suffix)
+path = good.with_name("mutated" + "".join(good.suffixes))
 seen, bad, slowest, before = collections.Counter(), [], 0.0, megabytes()
 for what, content in make(good.read_bytes(), count):
     path.write_bytes(content)
@@ -58,13 +58,20 @@ print(json.dumps({"bad": bad, "seen": seen, "slowest": slowest, "grown": megabyt
         ("safetensors_headers", "good.safetensors", 500),
         ("safetensors_headers", "packed.safetensors", 500),
         ("packed_metadata", "packed.safetensors", 500),
+        ("safetensors_headers", "packed.i8.safetensors", 300),
+        ("packed_metadata", "packed.i8.safetensors", 300),
         ("pickles", "good.pth", 100),
         ("pickles", "legacy.pth", 100),
     ],
 )
 def test_mutated_files_are_refused_or_harmless(make, name, count, tmp_path, run_python):
-    save = {"good.safetensors": save_safetensors, "packed.safetensors": save_packed}.get(name, save_pth)
-    options = {"legacy": True} if name == "legacy.pth" else {}
+    kinds = {
+        "good.safetensors": save_safetensors,
+        "packed.safetensors": save_packed,
+        "packed.i8.safetensors": save_packed,
+    }
+    save = kinds.get(name, save_pth)
+    options = {"legacy.pth": {"legacy": True}, "packed.i8.safetensors": {"strategy": "cpu fp32i8"}}.get(name, {})
     good = save(oracle.random_weights(SHAPE), tmp_path / name, **options)
     result = run_python(LOAD_ALL, make, str(good), str(count))
     assert result.returncode == 0, result.stderr

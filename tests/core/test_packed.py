@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from rwkv_engine import RWKV, Checkpoint, CheckpointError, StrategyError
 from rwkv_engine.core import Placement, Strategy
 from rwkv_engine.core.packed import KEY, PackedMatrix, Packing, pack_tensors
+from rwkv_engine.models.int8 import quantized
+from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.packing import pack
 from rwkv_engine.runtime import load_model
 
@@ -79,7 +81,7 @@ def mapped_files(model):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, "fp32i8", "bf16i8"])
 def test_the_same_bits_as_its_source(dtype, shape, tmp_path):
     source = save_pth(oracle.random_weights(shape), tmp_path / "m.pth")
     path = packed(source, f"cpu {dtype}")
@@ -109,7 +111,16 @@ def test_without_a_strategy_matrices_stay_in_their_type(dtype, weights, tmp_path
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp16 *1 -> cpu fp32 *1 -> cpu bf16"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "cpu fp32",
+        "cpu bf16",
+        "cpu fp16 *1 -> cpu fp32 *1 -> cpu bf16",
+        "cpu fp32i8",
+        "cpu bf16i8 *1 -> cpu fp16 *1 -> cpu fp32i8",
+    ],
+)
 def test_every_tensor_is_used_where_it_lies(strategy, source, capfd):
     path = packed(source, strategy)
     model = RWKV.from_pretrained(path, strategy)
@@ -119,11 +130,52 @@ def test_every_tensor_is_used_where_it_lies(strategy, source, capfd):
     assert mapped_files(RWKV.from_pretrained(source, strategy).engine.model) == {None}
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("stored", "base", "is_mapped"),
+    [("bf16", "fp32", True), ("fp16", "bf16", True), ("fp32", "bf16", False), ("bf16", "bf16", True)],
+)
+def test_beside_int8_an_embedding_that_is_no_larger_is_used_as_it_lies(stored, base, is_mapped, source, capfd):
+    """It is only looked up, so it need not be of the strategy's type; but fp32 would be more than was asked for."""
+    path = packed(source, f"cpu {stored}i8")
+    model = RWKV.from_pretrained(path, f"cpu {base}i8").engine.model
+    assert mapped_files(model) == {str(path), *([] if is_mapped else [None])}
+    assert ("converting" in capfd.readouterr().err) != is_mapped
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    assert model.emb.weight.dtype == types[stored if is_mapped else base]
+    expected = RWKV.from_pretrained(source, f"cpu {stored}i8")
+    if is_mapped:
+        assert torch.equal(read_and_write(RWKV.from_pretrained(path, f"cpu {base}i8")), read_and_write(expected))
+
+
+def test_vectors_are_float32_beside_int8_too(source):
+    """A file that another program made may hold them in fewer bits."""
+    path = packed(source, "cpu fp32i8")
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors["ln_out.bias"] = tensors["ln_out.bias"].bfloat16()
+    save_file(tensors, path, metadata)
+    assert RWKV.from_pretrained(path, "cpu fp32i8").engine.model.ln_out.bias.dtype == torch.float32
+
+
 class OnAnotherDevice:
     """A strategy; `meta` stands for a GPU."""
 
+    def __init__(self, weight_format="dense"):
+        self.weight_format = weight_format
+
     def place(self, config):
-        return [Placement("meta", torch.bfloat16)] * (config.n_layer + 1)
+        return [Placement("meta", torch.bfloat16, self.weight_format)] * (config.n_layer + 1)
+
+
+def test_int8_is_uploaded_with_its_scales(source, capfd):
+    checkpoint = Checkpoint.open(packed(source, "cpu bf16i8"))
+    model = load_model(checkpoint, OnAnotherDevice("i8"))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert (model.head.tiles.shape, model.head.scales.shape) == ((3, 1, 16, 16, 4), (49,))
+    assert model.blocks[0].ffn.value.rows.dtype == torch.int8
+    assert model.blocks[0].ffn.value.scales.shape == (56,)
+    assert capfd.readouterr().err == ""
 
 
 def test_for_another_device_it_is_uploaded_as_it_is(source, monkeypatch, capfd):
@@ -153,7 +205,23 @@ def test_packing_packed_files(source):
     assert packed(first, "cpu bf16", "a.safetensors").read_bytes() == packed(source, "cpu bf16").read_bytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("base", DTYPES)
+def test_packing_what_is_quantised_does_not_quantise_it_again(base, source, capfd):
+    first = packed(source, f"cpu {base}i8", "first.safetensors")
+    assert packed(first, None, "again.safetensors").read_bytes() == first.read_bytes()
+    assert packed(first, "cpu fp32i8").read_bytes()[-64:] == first.read_bytes()[-64:]
+    assert capfd.readouterr().err == ""
+    as_floats = packed(first, "cpu fp32", "floats.safetensors")
+    [line] = capfd.readouterr().err.splitlines()
+    said = f"packed, {base}, i8 in tiles.1; its int8 weights are rounded already, and stay so"
+    assert line == f"rwkv_engine: {first}: {said}"
+    expected, got = (Checkpoint.open(path) for path in (first, as_floats))
+    for name in expected.names:
+        stored, scales = expected.read(name), expected.read_scales(name)
+        assert torch.equal(got.read(name), in_floats(stored, scales).float()), name
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "fp32i8"])
 def test_it_is_a_safetensors_file_with_aligned_data(dtype, source):
     path = packed(source, f"cpu {dtype}")
     header, begin = header_of(path)
@@ -204,6 +272,37 @@ def test_numbers_lie_where_the_layout_says(dtype, weights, source):
             assert got == rounded[n, k].item(), name
 
 
+def test_int8_lies_where_the_layout_says(weights, source):
+    """Counted out in the file's bytes, as above."""
+    path = packed(source, "cpu fp32i8")
+    header, begin = header_of(path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(0)
+
+    def stored(name, kind):
+        assert header[name]["dtype"] == {np.int8: "I8", np.float32: "F32"}[kind]
+        low, high = header[name]["data_offsets"]
+        return whole[begin + low : begin + high].view(kind)
+
+    for name, value in weights.items():
+        if value.squeeze().ndim == 1 or name == "emb.weight":
+            continue
+        q, expected = quantized(torch.from_numpy(value))
+        outputs, inputs = q.shape
+        scales = stored(f"{name}.scales", np.float32)
+        assert np.array_equal(scales, expected.numpy())
+        values = stored(f"{name}.input_major" if name.endswith("ffn.value.weight") else f"{name}.tiles", np.int8)
+        for _ in range(50):
+            n, k = int(rng.integers(outputs)), int(rng.integers(inputs))
+            at = k * outputs + n
+            if not name.endswith("ffn.value.weight"):
+                at = (n // 16 * -(-inputs // 64) + k // 64) * 1024 + k % 64 // 4 * 64 + n % 16 * 4 + k % 4
+            assert values[at] == q[n, k], name
+            # and what they stand for, from the description in core/packed.py
+            step = float(scales[n]) * float(scales[outputs + k])
+            assert abs(step * values[at] - value[n, k]) <= 0.501 * step
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reading_it_gives_plain_matrices(dtype, weights, source):
     checkpoint = Checkpoint.open(packed(source, f"cpu {dtype}"))
@@ -211,6 +310,18 @@ def test_reading_it_gives_plain_matrices(dtype, weights, source):
     for name, value in weights.items():
         expected = torch.from_numpy(value).squeeze()
         assert torch.equal(checkpoint.read(name), expected.to(torch_type) if expected.ndim == 2 else expected), name
+
+
+def test_reading_int8_gives_numbers_and_scales(weights, source):
+    checkpoint = Checkpoint.open(packed(source, "cpu bf16i8"))
+    for name, value in weights.items():
+        expected = torch.from_numpy(value).squeeze()
+        got, scales = checkpoint.read(name), checkpoint.read_scales(name)
+        if expected.ndim == 1 or name == "emb.weight":
+            assert scales is None
+            assert torch.equal(got, expected.bfloat16() if expected.ndim == 2 else expected)
+        else:
+            assert all(torch.equal(t, u) for t, u in zip((got, scales), quantized(expected), strict=True)), name
 
 
 def test_another_precision_is_converted_aloud(weights, source, capfd):
@@ -373,9 +484,9 @@ def test_what_a_model_must_not_hold_is_not_packed(spoil, strategy, message, weig
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_quantised_strategies_are_refused(source):
-    with pytest.raises(StrategyError, match="i8 weights cannot be packed yet"):
-        packed(source, "cpu bf16 *1 -> cpu bf16i8")
+def test_int4_is_refused(source):
+    with pytest.raises(StrategyError, match="i4 weights cannot be packed yet; use i8, bf16 or fp16"):
+        packed(source, "cpu bf16i8 *1 -> cpu bf16i4")
 
 
 def test_a_writer_that_does_not_keep_its_word_leaves_nothing(source):
@@ -387,6 +498,23 @@ def test_a_writer_that_does_not_keep_its_word_leaves_nothing(source):
     assert list(source.parent.iterdir()) == [source]
 
 
+def test_int8_in_a_layout_nobody_knows_keeps_its_numbers(source, capfd):
+    """Tiles side by side over each other, and rows before groups of inputs."""
+    path = packed(source, "cpu fp32i8")
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()  # noqa: SIM118
+    expected = RWKV.from_pretrained(path, "cpu fp32i8").engine.model.state_dict()
+    about = json.loads(metadata[KEY])
+    about["layout"], about["axes"]["tiles"] = "tiles.2", "knnkk"
+    turned = {n: t.permute(1, 0, 3, 2, 4).contiguous() if n.endswith(".tiles") else t for n, t in tensors.items()}
+    save_file(turned, path, metadata | {KEY: json.dumps(about)})
+    capfd.readouterr()
+    got = RWKV.from_pretrained(path, "cpu fp32i8").engine.model.state_dict()
+    assert capfd.readouterr().err.endswith("packed, fp32, i8 in tiles.2; converting it for cpu fp32i8\n")
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
 def head(about):
     return about["matrices"]["head.weight"]
 
@@ -396,7 +524,8 @@ def head(about):
     [
         (lambda h, a: a.update(version=2), "a packed file of version 2 with an RWKV-4, expected version 1"),
         (lambda h, a: a.update(model=5), "a packed file of version 1 with an RWKV-5"),
-        (lambda h, a: head(a).update(dtype="i8"), "head.weight: packed in i8, expected one of fp32"),
+        (lambda h, a: head(a).update(dtype="i4"), "head.weight: packed in i4, expected one of fp32, fp16, bf16, i8"),
+        (lambda h, a: head(a).update(dtype="i8"), r"head.weight: int8 with no scales, expected \(49,\)"),
         (lambda h, a: a["matrices"].update({"head.weight": []}), "head.weight: packed in several dtypes"),
         (lambda h, a: head(a).update(dtype="fp16"), "says it is torch.float16, and is torch.float32"),
         (lambda h, a: head(a).update(shape=[49, 16]), r"head.weight: tiles of shape .* cannot hold"),
@@ -430,3 +559,62 @@ def test_a_file_that_contradicts_itself_is_refused(change, message, source):
         RWKV.from_pretrained(path)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 1000
+
+
+SCALES = "head.weight.scales"
+
+
+def short(header):
+    header["more"] = header.pop(SCALES)
+
+
+def of_another_shape(header):
+    header[SCALES]["shape"] = [7, 7]
+
+
+def of_another_type(header):
+    header[SCALES].update(dtype="I32")
+
+
+def of_a_float_matrix(header):
+    header["emb.weight.scales"] = header.pop("blocks.0.att.time_decay.pad")
+
+
+def two_matrices_swapped(header):
+    of_key = header["blocks.0.ffn.key.weight.scales"]
+    header["blocks.0.ffn.key.weight.scales"], header[SCALES] = header[SCALES], of_key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (short, r"head.weight: int8 with no scales, expected \(49,\); pack it again"),
+        (of_another_shape, r"head.weight: int8 with scales of shape \(7, 7\), expected \(49,\)"),
+        (of_another_type, "head.weight.scales: says it is torch.float32, and is torch.int32"),
+        (of_a_float_matrix, "tensors RWKV-4 does not have: emb.weight.scales"),
+        (two_matrices_swapped, r"blocks.0.ffn.key.weight: int8 with scales of shape \(49,\), expected \(56,\)"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu fp32"])
+def test_scales_that_contradict_their_matrix_are_refused(strategy, change, message, source):
+    path = packed(source, "cpu fp32i8")
+    header, begin = header_of(path)
+    change(header)
+    rewrite(path, header, begin)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        RWKV.from_pretrained(path, strategy)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu fp32"])
+def test_scales_that_are_none_are_refused(strategy, number, source):
+    """They are few, so they are looked at without reading the matrix."""
+    path = packed(source, "cpu fp32i8")
+    header, begin = header_of(path)
+    whole = bytearray(path.read_bytes())
+    end = begin + header[SCALES]["data_offsets"][1]
+    whole[end - 4 : end] = np.float32(number).tobytes()
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"head\.weight: scales that are not positive and finite: .* damaged"):
+        RWKV.from_pretrained(path, strategy)

@@ -204,6 +204,21 @@ def test_explain_counts_every_byte():
     ]
 
 
+def test_int8_has_scales_vectors_and_the_embedding_have_none():
+    """Counted from the sizes: A = C = 64, F = 256, V = 100."""
+    vectors = 4 * (2 * 64 + 3 * 64 + 2 * 64 + 4 * 64)  # decay and first, mixes of both kinds, two LayerNorms
+    matrices = 5 * 64 * 64 + 2 * 64 * 256
+    scales = 4 * (5 * 2 * 64 + 2 * (64 + 256))
+    block, head = vectors + matrices + scales, 100 * 64 + 4 * (100 + 64) + 4 * 2 * 64
+    for base, size in (("fp32", 4), ("bf16", 2)):
+        first = block + 4 * 2 * 64 + size * 100 * 64  # with ln0 and the embedding
+        assert nbytes(f"cpu {base}i8", slice(1)) == first
+        assert nbytes(f"cpu {base}i8", slice(1, 2)) == block
+        assert nbytes(f"cpu {base}i8", slice(24, None)) == head
+        [row] = Strategy.parse(f"cpu {base}i8").explain(CONFIG)
+        assert row[3] == f"{(first + 23 * block + head) / 1e6:,.1f} MB"
+
+
 @pytest.fixture
 def gpus(monkeypatch):
     """Pretends that torch sees so many GPUs, with so much memory free on each and in main memory."""
@@ -222,9 +237,8 @@ def gpus(monkeypatch):
     [
         ("mps fp16", "mps is not supported; use cuda or cpu"),
         ("dml fp32", "dml is not supported; use cuda or cpu"),
-        ("cpu fp32i8", "i8 weights need rwkv_engine 0.3, this is .*; use fp32"),
-        ("cpu bf16i4", "i4 weights need rwkv_engine 0.3, this is .*; use bf16"),
-        ("cuda fp16i8", "i8 weights need rwkv_engine 0.3, this is .*; use fp16"),
+        ("cpu bf16i4", "i4 weights need rwkv_engine 0.4, this is .*; use bf16i8 or bf16"),
+        ("cpu fp32i8 -> cuda fp16i4", "i4 weights need rwkv_engine 0.4, this is .*; use fp16i8 or fp16"),
         ("cuda:1 bf16 *2+", r"streaming to a GPU \(\+\) needs rwkv_engine 0.4, .*: cuda:1 bf16 \*N -> cpu fp32"),
     ],
 )
@@ -253,14 +267,25 @@ def test_a_gpu_that_is_not_there_is_pointed_at(text, count, column, message, gpu
     assert (shown, caret) == (f"  {text}", f"  {' ' * column}^")
 
 
-@pytest.mark.parametrize("text", ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32 *3 -> cpu bf16 -> cpu fp16 *1", "auto"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cpu fp32",
+        "cpu bf16",
+        "cpu fp16",
+        "cpu fp32i8",
+        "cpu bf16i8 *3 -> cpu fp16i8 -> cpu bf16 -> cpu fp32 *1",
+        "auto",
+    ],
+)
 def test_what_runs_anywhere(text, gpus):
     gpus()
     Strategy.parse(text).check_runnable()
 
 
 @pytest.mark.parametrize(
-    "text", ["cuda fp32", "cuda bf16", "cuda:0 fp16", "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16 *1 -> cpu fp16"]
+    "text",
+    ["cuda fp32", "cuda bf16i8", "cuda:0 fp16", "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16i8 *1 -> cpu fp16"],
 )
 def test_what_runs_on_two_gpus(text, gpus):
     gpus(1, 1)

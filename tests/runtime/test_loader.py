@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Shape
 
-from rwkv_engine import RWKV, CheckpointError
+from rwkv_engine import RWKV, Checkpoint, CheckpointError, State, Strategy, StrategyError
 from rwkv_engine.core import ModelConfig
+from rwkv_engine.models.int8 import quantized
+from rwkv_engine.models.weights import InputMajor, Tiled
+from rwkv_engine.ops.int8 import in_floats
+from rwkv_engine.packing import pack
+from rwkv_engine.runtime import load_model
 
 SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
 NAN, INFINITY = float("nan"), float("inf")
@@ -27,6 +32,14 @@ def test_one_number_that_is_none_is_found_in_any_tensor(name, wrong, weights, tm
     path = save_pth(weights, tmp_path / "m.pth")
     with pytest.raises(CheckpointError, match=f"{name}: 1 of {weights[name].size} numbers are NaN or infinite"):
         RWKV.from_pretrained(path)
+
+
+@pytest.mark.parametrize("wrong", [NAN, INFINITY])
+@pytest.mark.parametrize("name", ["emb.weight", "blocks.1.ffn.value.weight", "head.weight"])
+def test_they_are_found_before_they_are_rounded(name, wrong, weights, tmp_path):
+    weights[name][-1, -1] = wrong
+    with pytest.raises(CheckpointError, match=f"{name}: 1 of {weights[name].size} numbers are NaN or infinite"):
+        RWKV.from_pretrained(save_pth(weights, tmp_path / "m.pth"), "cpu fp32i8")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -68,3 +81,119 @@ def test_the_largest_numbers_there_are_pass(weights, tmp_path):
     largest = torch.finfo(torch.float32).max
     weights["ln_out.bias"][:2] = largest, -largest
     assert RWKV.from_pretrained(save_pth(weights, tmp_path / "m.pth")).engine.model.ln_out.bias[0] == largest
+
+
+def placed(model, name):
+    """The module with that weight, or the parameter, of a loaded model."""
+    model = model.engine.model if isinstance(model, RWKV) else model
+    path = name.removesuffix(".weight")
+    module = model.get_submodule(path if name.endswith(".weight") else path.rpartition(".")[0])
+    return module if isinstance(module, Tiled | InputMajor) else model.get_parameter(name)
+
+
+BASES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_int8_is_made_while_loading(stored, base, weights, tmp_path):
+    path = save_pth(weights, tmp_path / "m.pth", stored)
+    told = []
+    model = RWKV.from_pretrained(path, f"cpu {base}i8", progress=lambda done, total: told.append((done, total)))
+    for name, value in as_torch(weights, stored).items():
+        value, got = value.squeeze(), placed(model, name)
+        if value.ndim == 1:
+            assert torch.equal(got, value.float()), name
+        elif name == "emb.weight":
+            assert torch.equal(got, value.to(BASES[base]))
+        else:
+            q, scales = quantized(value)
+            assert torch.equal(got.scales, scales), name
+            assert torch.equal(got.weight, in_floats(q, scales)), name
+            assert got.weight.is_contiguous() or isinstance(got, InputMajor)
+    assert not any(p.requires_grad for p in model.engine.model.parameters())
+    assert told == sorted(set(told))
+    assert len(told) == len(weights)
+    assert told[-1][0] == told[-1][1] == sum(value.size for value in weights.values())
+
+
+def test_int8_and_float_segments_mix(weights, tmp_path):
+    model = RWKV.from_pretrained(save_pth(weights, tmp_path / "m.pth"), "cpu fp16i8 *1 -> cpu bf16 *1 -> cpu fp32i8 *1")
+    assert placed(model, "emb.weight").dtype == torch.float16
+    assert placed(model, "blocks.0.ffn.value.weight").rows.dtype == torch.int8
+    assert placed(model, "head.weight").tiles.dtype == torch.int8
+    for name in ("blocks.1.att.key.weight", "blocks.1.ffn.value.weight"):
+        module = placed(model, name)
+        matrix = module if isinstance(module, torch.Tensor) else module.weight
+        assert torch.equal(matrix, as_torch(weights)[name].bfloat16())
+        assert getattr(module, "scales", None) is None
+    logits, state = model.forward([1, 2, 3])
+    assert logits.isfinite().all()
+    assert model.forward([4], state)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu fp32 *1 -> cpu bf16i8 *1 -> cpu fp32", "cpu fp32i4"])
+def test_quantised_weights_are_not_trained(strategy, weights, tmp_path):
+    checkpoint = Checkpoint.open(save_pth(weights, tmp_path / "m.pth"))
+    with pytest.raises(StrategyError, match=r"i[48] weights have no gradient; train in fp32 or bf16") as caught:
+        load_model(checkpoint, Strategy.parse(strategy), trainable=True)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_float32_scales_cannot_hold_is_no_damage_but_refused(weights, tmp_path):
+    weights["head.weight"][:] = 0
+    weights["head.weight"][1:, 1], weights["head.weight"][0, 0] = 1, 3e38
+    path = save_pth(weights, tmp_path / "m.pth")
+    RWKV.from_pretrained(path)
+    with pytest.raises(CheckpointError, match=r"head\.weight: holds numbers too large for int8 with float32 scales"):
+        RWKV.from_pretrained(path, "cpu fp32i8")
+
+
+@pytest.mark.parametrize("dtype", BASES)
+def test_a_quantised_file_becomes_floats_aloud(dtype, weights, tmp_path, capfd):
+    source, path = save_pth(weights, tmp_path / "m.pth"), tmp_path / "p.safetensors"
+    pack(source, path, "cpu fp32i8")
+    capfd.readouterr()
+    model = RWKV.from_pretrained(path, f"cpu {dtype}")
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"rwkv_engine: {path}: packed, fp32, i8 in tiles.1; converting it for ")
+    assert line.endswith("; its int8 weights are rounded already, and stay so")
+    for name, value in as_torch(weights).items():
+        if value.squeeze().ndim == 2 and name != "emb.weight":
+            got = placed(model, name)
+            matrix = got if isinstance(got, torch.Tensor) else got.weight
+            assert torch.equal(matrix, in_floats(*quantized(value)).to(BASES[dtype])), name
+
+
+def test_a_quantised_file_may_be_trained_as_floats(weights, tmp_path, capfd):
+    path = tmp_path / "p.safetensors"
+    pack(save_pth(weights, tmp_path / "m.pth"), path, "cpu fp32i8")
+    checkpoint = Checkpoint.open(path)
+    model = load_model(checkpoint, Strategy.parse("cpu fp32"), trainable=True)
+    assert "for training; its int8 weights are rounded already, and stay so" in capfd.readouterr().err
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    model(torch.tensor([[1, 2, 3]]), State.initial(checkpoint.config))[0].sum().backward()
+    assert model.get_parameter("blocks.0.att.key.weight").grad.any()
+
+
+REFERENCE = """
+import sys, torch
+from rwkv_engine import RWKV
+models = [RWKV.from_pretrained(path, strategy) for path in sys.argv[1:] for strategy in ("cpu fp32i8", "cpu fp32")]
+for few in (1, 3):  # steps and a chunk
+    logits = [model.forward(list(range(few)))[0] for model in models]
+    assert all(torch.equal(logits[0], other) for other in (logits[2],))
+    assert (logits[2] - logits[3]).abs().max() < 1e-5 * logits[3].abs().max()
+    assert not torch.equal(logits[0], logits[1])
+print({p.dtype for p in models[0].engine.model.parameters()})
+"""
+
+
+def test_int8_runs_without_compiled_kernels(weights, tmp_path, run_python):
+    source, path = save_pth(weights, tmp_path / "m.pth"), tmp_path / "p.safetensors"
+    pack(source, path, "cpu fp32i8")
+    result = run_python(REFERENCE, str(source), str(path), RWKV_ENGINE_KERNELS="reference")
+    assert result.returncode == 0, result.stderr
+    assert "torch.int8" in result.stdout
+    [line] = result.stderr.splitlines()  # of the float strategy alone
+    assert "converting it for plain torch; its int8 weights" in line

@@ -1,0 +1,42 @@
+"""`rwkv-engine quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rwkv_engine import packing
+from rwkv_engine.cli.options import hub_options, progress_bar, stderr
+from rwkv_engine.core.files import stored_bytes
+from rwkv_engine.core.strategy import DTYPES
+from rwkv_engine.pipeline import locate
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Ends in .safetensors; replaced if there."
+)
+@click.option(
+    "--format", "weights", type=click.Choice(packing.FORMATS), default="i8", show_default=True, help="Of the matrices."
+)
+@click.option("--embedding", type=click.Choice(list(DTYPES)), help="Its precision; by default as stored.")
+@hub_options
+def quantize(
+    model: str, output: Path, weights: str, embedding: str | None, revision: str | None, offline: bool
+) -> None:
+    """Writes MODEL with its matrices rounded to 8-bit numbers, as a packed file, which loads at once.
+
+    That is for strategies such as "cpu fp32i8" or "cuda fp16i8"; with any other the file is a model like any other.
+    """
+    console = stderr()
+    path = locate(model, revision, offline=offline)
+    before = stored_bytes(path)  # now: the output may be the same file
+    with progress_bar(console, "quantizing") as bar:
+        task = bar.add_task("quantizing", total=None)
+        packed = packing.quantize(
+            path, output, weights, embedding, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    after = output.stat().st_size
+    console.print(f"{output}: {after / 1e6:,.1f} MB, {packed}; {before / 1e6:,.1f} MB before")
