@@ -3,10 +3,13 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
+#include <cmath>
+#include <limits>
 #include <random>
 #include <string>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -33,11 +36,18 @@ inline rwkv::cpu::Run on_threads(int count) {
   };
 }
 
+// Any NaN stands for all: of two that meet, the compiler's order of operands picks one.
+template <class T>
+std::string bytes_of(std::vector<T> values) {
+  if constexpr (std::is_floating_point_v<T>)
+    for (T& value : values)
+      if (std::isnan(value)) value = std::numeric_limits<T>::quiet_NaN();
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
 template <class... Vectors>
 std::string bytes_of(const Vectors&... parts) {
-  std::string bytes;
-  (bytes.append(reinterpret_cast<const char*>(parts.data()), parts.size() * sizeof(*parts.data())), ...);
-  return bytes;
+  return (bytes_of(parts) + ...);
 }
 
 // compute(run) gives the bytes of a result: they must not depend on the threads, nor change when asked for twice.
