@@ -114,6 +114,13 @@ void hostile_products(int64_t N, int64_t K, int64_t B) {
   for (int64_t b = 0; b < B; ++b) outliers[b * K + K / 2] = b % 2 ? 1e4f : -1e30f;
   check_products(w, outliers, B);
 
+  // Where no weight meets it, an outlier is felt by none but its own group of 256.
+  if (K > kGroup) {
+    Weights deaf(N, K, [&](int64_t n, int64_t k) -> int8_t { return k < kGroup ? w.rows[n * K + k] : 0; });
+    for (int64_t b = 0; b < B; ++b) outliers[b * K + K / 2] = x[b * K + K / 2], outliers[b * K + kGroup] = 1e6f;
+    check_products(deaf, outliers, B);
+  }
+
   for (const Floats& y : {run_linear(w, Floats(B * K), B), run_linear_many(w, Floats(B * K), B)})
     for (float zero : y) CHECK(zero == 0, N, K, B);
 
