@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,30 @@ def run_python():
         )
 
     return run
+
+
+def copy_tree(to: Path) -> Path:
+    """The tree as git would clone it with the changes made so far."""
+    ignore = shutil.ignore_patterns(
+        ".git", "*.egg-info", "build", "dist", "__pycache__", ".venv", "*.so", ".*_cache", "_prebuilt"
+    )
+    return Path(shutil.copytree(ROOT, to, ignore=ignore))
+
+
+@pytest.fixture(scope="session")
+def few_sources(tmp_path_factory) -> Path:
+    """The tree with the sources of two kernels alone, one of each kind of binding, and two instruction levels, for
+    tests of how libraries come to be: that all of them compile is seen elsewhere, and here would take minutes."""
+    from rwkv_engine import _extension
+
+    tree = copy_tree(tmp_path_factory.mktemp("few") / "rwkv_engine")
+    for source in (tree / "csrc").rglob("*.cpp"):
+        if not source.name.startswith(("wkv4", "byte_trie")):
+            source.unlink()
+    with open(tree / "rwkv_engine" / "_build.py", "a") as file:
+        kept = {_extension.processor_level(), "portable"}
+        file.write(f"\nLEVELS = {{level: flags for level, flags in LEVELS.items() if level in {kept}}}\n")
+    return tree
 
 
 @pytest.fixture(scope="session")

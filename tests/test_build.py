@@ -65,24 +65,26 @@ def test_a_compiler_that_fails_is_quoted(run_python, tmp_path):
 
 
 @needs_compiler
-def test_first_use_builds_once_with_one_line_and_later_ones_use_the_cache(run_python, tmp_path):
+def test_first_use_builds_once_with_one_line_and_later_ones_use_the_cache(few_sources, tmp_path, monkeypatch):
     """Two processes at once, and what a killed build leaves behind: its half-filled folder with torch's own lock."""
     folder = tmp_path / "rwkv_engine"
     (folder / "build_killed").mkdir(parents=True)
     (folder / "build_killed" / "lock").touch()
     choice = {"XDG_CACHE_HOME": str(tmp_path), "RWKV_ENGINE_KERNELS": "portable"}
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | choice
-    command = [sys.executable, "-c", CALL]
-    both = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    environment = os.environ | {"PYTHONPATH": str(few_sources)} | choice
+
+    def start():
+        command = [sys.executable, "-c", CALL]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=few_sources, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    both = [start(), start()]
     outputs = [process.communicate(timeout=300) for process in both]
     assert [out for out, _ in outputs] == ["jit portable\n"] * 2, outputs
     [line] = "".join(errors for _, errors in outputs).splitlines()
     assert "compiling the portable kernels" in line
-    later = run_python(CALL, **choice)
-    assert (later.stdout, later.stderr) == ("jit portable\n", "")
+    assert start().communicate(timeout=300) == ("jit portable\n", "")
+    monkeypatch.setattr(_build, "PACKAGE", few_sources / "rwkv_engine")
     [library] = folder.glob("*.so")
     assert library.name.startswith(_build.library_name("portable"))
     # Without -fopenmp torch's parallel_for compiles to a loop on one thread, silently. (g++'s call, or clang's)

@@ -49,7 +49,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(cpp_extension, "JIT_EXTENSION_VERSIONER", cpp_extension.ExtensionVersioner())
     kernel, binding = tmp_path / "twice.cu", tmp_path / "twice_cuda.cpp"
     kernel.write_text("// nothing")
-    binding.write_text(BINDING.replace("NAMESPACE", namespace(tmp_path)))
+    binding.write_text("// nothing")
     monkeypatch.setattr(_build, "cuda_sources", lambda: [binding, kernel])
     for library in ("cudart", "c10_cuda", "torch_cuda"):  # empty: nothing here calls them
         folder = tmp_path / "lib64"
@@ -64,6 +64,7 @@ def decide():
 
 @needs_compiler
 def test_it_is_built_once_with_the_flags_of_the_list_and_opened(machine, capsys):
+    (machine / "twice_cuda.cpp").write_text(BINDING.replace("NAMESPACE", namespace(machine)))
     first = decide()
     assert (first.kind, first.level) == ("jit", "sm_90"), first.reason
     assert first.path.name.startswith(_build.cuda_library_name([90]))

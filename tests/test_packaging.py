@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_tree
 
-from rwkv_engine import _extension
+from rwkv_engine import _build, _extension
 
 GENERATE = ["-m", "rwkv_engine", "generate", "Once upon a time", "--max-new-tokens", "8", "--temperature", "0"]
 LOCATE = ["-c", "import rwkv_engine; print(rwkv_engine.__file__)"]
@@ -38,12 +38,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of the tree, as git would clone it with the changes made so far."""
-    copy = tmp_path_factory.mktemp("with a space") / "rwkv_engine"
-    ignore = shutil.ignore_patterns(
-        ".git", "*.egg-info", "build", "dist", "__pycache__", ".venv", "*.so", ".*_cache", "_prebuilt"
-    )
-    return Path(shutil.copytree(ROOT, copy, ignore=ignore))
+    return copy_tree(tmp_path_factory.mktemp("with a space") / "rwkv_engine")
 
 
 @pytest.fixture
@@ -122,9 +117,14 @@ def test_plain_checkout(source, environment):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
-def test_ahead_of_time(source, environment, tmp_path):
+def test_ahead_of_time(few_sources, environment, tmp_path, monkeypatch):
     """Without build isolation torch is there, and the wheel carries compiled kernels that are used as they are."""
-    pip(environment, "install", "--no-deps", "--no-build-isolation", source, cwd=tmp_path)
+    pip(environment, "install", "--no-deps", "--no-build-isolation", few_sources, cwd=tmp_path)
+    monkeypatch.setattr(_build, "PACKAGE", few_sources / "rwkv_engine")
+    libraries = (tmp_path / "environment").glob("lib/python*/site-packages/rwkv_engine/_prebuilt/*")
+    levels = {_extension.processor_level(), "portable"}
+    assert {path.name for path in libraries} == {f"{_build.library_name(level)}.so" for level in levels}
+
     cache = tmp_path / "cache"
     output = run(environment, "-m", "rwkv_engine", "info", cwd=tmp_path, XDG_CACHE_HOME=str(cache))
     assert "built when the package was installed" in output

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "check.h"
+#include "threads.h"
 
 using rwkv::cpu::ByteTrie;
 using rwkv::cpu::Token;
@@ -61,10 +62,13 @@ int main() {
     for (int id = 256; id < 456; ++id)
       if (const std::string word = words(7); !word.empty()) vocabulary.emplace(word, id);
     const ByteTrie trie(tokens(vocabulary));
-    for (int i = 0; i < 20; ++i) {
-      const std::string text = words(60);
-      CHECK(trie.encode(text) == longest_match(vocabulary, text), "round", round);
-    }
+    std::vector<std::string> texts(20);
+    for (auto& text : texts) text = words(60);
+    std::vector<std::vector<int32_t>> ids(texts.size());
+    on_threads(kMostThreads)(ids.size(), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) ids[i] = trie.encode(texts[i]);
+    });
+    for (size_t i = 0; i < ids.size(); ++i) CHECK(ids[i] == longest_match(vocabulary, texts[i]), "round", round);
   }
 
   // Deep, and a token whose prefixes are none: the longest match ends where a token did, not where the walk stopped.

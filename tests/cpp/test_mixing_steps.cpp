@@ -1,28 +1,27 @@
-// Tiles, products with them and both mixing steps against their definitions in double precision, at odd sizes and with
-// work cut into odd pieces.
+// Tiles, products with them and both mixing steps against their definitions in double precision, at odd sizes and on
+// any number of threads.
 #include "kernels/cpu/channel_mixing_step.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/tiles.h"
 #include "kernels/cpu/time_mixing_step.h"
 #include "kernels/math.h"
 #include "mixing_reference.h"
+#include "threads.h"
 
 using namespace reference;
 
 namespace {
 
-// Pieces of three, last one first.
-void in_pieces(int64_t n, const cpu::Range& fn) {
-  for (int64_t end = n; end > 0; end -= 3) fn(std::max<int64_t>(0, end - 3), end);
-}
-
 template <class Weight>
 void test_tiles(int64_t N, int64_t K) {
   const RandomMatrix<Weight> matrix(N, K);
   std::vector<Weight> tiles(matrix.tiles.size()), rows(N * K);
-  cpu::tile(matrix.rows.data(), N, K, tiles.data(), in_pieces);
+  check_same_bits([&](const cpu::Run& run) {
+    cpu::tile(matrix.rows.data(), N, K, tiles.data(), run);
+    cpu::untile(tiles.data(), N, K, rows.data(), run);
+    return bytes_of(tiles, rows);
+  });
   CHECK(memcmp(tiles.data(), matrix.tiles.data(), tiles.size() * sizeof(Weight)) == 0, N, K);
-  cpu::untile(tiles.data(), N, K, rows.data(), in_pieces);
   CHECK(memcmp(rows.data(), matrix.rows.data(), rows.size() * sizeof(Weight)) == 0, N, K);
 }
 
@@ -32,8 +31,11 @@ void test_linear(int64_t N, int64_t K, int64_t B) {
   const Floats x = normal(B * K);
   Floats y(B * N);
   const cpu::Linear linear{B, x.data(), matrix.in_tiles(), y.data()};
-  std::vector<char> scratch(linear.scratch());
-  cpu::linear(linear, scratch.data(), in_pieces);
+  check_same_bits([&](const cpu::Run& run) {
+    std::vector<char> scratch(linear.scratch(), -1);
+    cpu::linear(linear, scratch.data(), run);
+    return bytes_of(y);
+  });
   for (int64_t b = 0; b < B; ++b) {
     const Doubles expected = matrix.times(row(x, b, K), true);
     for (int64_t n = 0; n < N; ++n) CHECK(close(y[b * N + n], expected[n]), N, K, b, n, y[b * N + n], expected[n]);
@@ -43,10 +45,17 @@ void test_linear(int64_t N, int64_t K, int64_t B) {
 template <class Step, class Arguments>
 void test_step(Arguments arguments, void (*kernel)(const Step&, void*, const cpu::Run&), const Slots& slots) {
   arguments.rounds = true;
-  auto outcome = arguments.before(slots);
-  const Step step = arguments.step(slots, outcome);
-  std::vector<char> scratch(cpu::scratch(step), -1);  // NaN
-  kernel(step, scratch.data(), in_pieces);
+  typename Arguments::Outcome outcome;
+  check_same_bits([&](const cpu::Run& run) {
+    outcome = arguments.before(slots);
+    const Step step = arguments.step(slots, outcome);
+    std::vector<char> scratch(cpu::scratch(step), -1);  // NaN
+    kernel(step, scratch.data(), run);
+    if constexpr (requires { outcome.num; })
+      return bytes_of(outcome.shift, outcome.num, outcome.den, outcome.max, outcome.y);
+    else
+      return bytes_of(outcome.shift, outcome.y);
+  });
   arguments.compare(slots, outcome);
 }
 

@@ -1,5 +1,5 @@
 // Products of many rows, LayerNorm with token shift, and the gates, against their definitions in double precision, at
-// odd sizes and with work cut into odd pieces.
+// odd sizes and on any number of threads.
 #include <cmath>
 #include <vector>
 
@@ -7,15 +7,11 @@
 #include "kernels/cpu/linear_many.h"
 #include "kernels/cpu/ln_shift.h"
 #include "mixing_reference.h"
+#include "threads.h"
 
 using namespace reference;
 
 namespace {
-
-// Pieces of three, last one first.
-void in_pieces(int64_t n, const cpu::Range& fn) {
-  for (int64_t end = n; end > 0; end -= 3) fn(std::max<int64_t>(0, end - 3), end);
-}
 
 template <class Weight>
 void test_linear_many(int64_t M, int64_t N, int64_t K) {
@@ -28,8 +24,11 @@ void test_linear_many(int64_t M, int64_t N, int64_t K) {
   for (const bool in_tiles : {true, false}) {
     const cpu::LinearMany linear{M, x.data(), in_tiles ? matrix.in_tiles() : transpose.transposed(), in_tiles,
                                  in_tiles ? from_tiles.data() : from_rows.data()};
-    std::vector<char> scratch(linear.scratch());
-    cpu::linear_many(linear, scratch.data(), in_pieces);
+    check_same_bits([&](const cpu::Run& run) {
+      std::vector<char> scratch(linear.scratch(), -1);
+      cpu::linear_many(linear, scratch.data(), run);
+      return bytes_of(in_tiles ? from_tiles : from_rows);
+    });
   }
   CHECK(memcmp(from_tiles.data(), from_rows.data(), M * N * sizeof(float)) == 0, M, N, K);
   // Where the processor multiplies pairs of bfloat16 activations are rounded to it: to 1/256 of each. Beside int8 they
@@ -58,17 +57,12 @@ void test_linear_many(int64_t M, int64_t N, int64_t K) {
 void test_ln_shift(int64_t B, int64_t T, int64_t C, int64_t M) {
   const auto x = normal(B * T * C), weight = normal(C), bias = normal(C), mixes = normal(M * C), shift = normal(B * C);
   std::vector<float> mixed(M * B * T * C, NAN), last(B * C, NAN);
-  cpu::ln_shift({B,
-                 T,
-                 C,
-                 M,
-                 x.data(),
-                 {weight.data(), bias.data(), 1e-5f},
-                 mixes.data(),
-                 shift.data(),
-                 mixed.data(),
-                 last.data()},
-                in_pieces);
+  const LnShift op{
+      B, T, C, M, x.data(), {weight.data(), bias.data(), 1e-5f}, mixes.data(), shift.data(), mixed.data(), last.data()};
+  check_same_bits([&](const cpu::Run& run) {
+    cpu::ln_shift(op, run);
+    return bytes_of(mixed, last);
+  });
   for (int64_t b = 0; b < B; ++b) {
     std::vector<double> before(shift.begin() + b * C, shift.begin() + (b + 1) * C), now(C);
     for (int64_t t = 0; t < T; ++t) {
@@ -94,9 +88,12 @@ void test_gates(int64_t n) {
   k.back() = NAN;
   const auto x = normal(n), r = normal(n), y = normal(n);
   std::vector<float> squared(n), gated(n), added(n);
-  cpu::squared_relu(k.data(), n, squared.data(), in_pieces);
-  cpu::gate_residual(nullptr, r.data(), y.data(), n, gated.data(), in_pieces);
-  cpu::gate_residual(x.data(), r.data(), y.data(), n, added.data(), in_pieces);
+  check_same_bits([&](const cpu::Run& run) {
+    cpu::squared_relu(k.data(), n, squared.data(), run);
+    cpu::gate_residual(nullptr, r.data(), y.data(), n, gated.data(), run);
+    cpu::gate_residual(x.data(), r.data(), y.data(), n, added.data(), run);
+    return bytes_of(squared, gated, added);
+  });
   for (int64_t i = 0; i < n; ++i) {
     CHECK(i == n - 1 ? std::isnan(squared[i]) : squared[i] == (k[i] > 0 ? k[i] * k[i] : 0), i);
     const double expected = y[i] / (1 + std::exp(-static_cast<double>(r[i])));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "threads.h"
 
 using namespace rwkv;
 
@@ -41,13 +42,6 @@ struct Result {
   std::vector<Real> y, num, den, max;
 };
 
-// Ranges in a scrambled order and of uneven length: kernels may not rely on how the work is divided.
-void scrambled(int64_t n, const cpu::Range& fn) {
-  const int64_t middle = n / 3;
-  if (middle < n) fn(middle, n);
-  if (middle > 0) fn(0, middle);
-}
-
 template <class Real>
 Result<Real> run(const Problem<Real>& p, const cpu::Run& threads) {
   const auto [B, T, C] = p.size;
@@ -60,7 +54,7 @@ Result<Real> run(const Problem<Real>& p, const cpu::Run& threads) {
 
 void forward_is_the_definition(Wkv4Size size) {
   const Problem<float> p(size, 1);
-  const auto r = run(p, scrambled);
+  const auto r = run(p, on_threads(2));
   const auto [B, T, C] = size;
   for (int64_t b = 0; b < B; ++b) {
     for (int64_t c = 0; c < C; ++c) {
@@ -82,7 +76,7 @@ void forward_is_the_definition(Wkv4Size size) {
 
 // sum(weights * outputs), a scalar to differentiate
 double loss(const Problem<double>& p, const std::vector<double>& weights) {
-  const auto r = run(p, scrambled);
+  const auto r = run(p, on_threads(1));
   double sum = 0;
   size_t i = 0;
   for (const auto* part : {&r.y, &r.num, &r.den, &r.max}) {
@@ -91,20 +85,41 @@ double loss(const Problem<double>& p, const std::vector<double>& weights) {
   return sum;
 }
 
-void backward_is_the_slope(Wkv4Size size) {
-  Problem<double> p(size, 2);
+template <class Real>
+struct Grads {
+  std::vector<Real> decay, first, k, v, num, den, max;
+};
+
+// `weights`, the gradients of y and of the state after it, one after the other
+template <class Real>
+Grads<Real> run_backward(const Problem<Real>& p, const std::vector<Real>& weights, const cpu::Run& threads) {
+  const auto [B, T, C] = p.size;
+  const Real *w = weights.data(), poison = std::nan("");
+  const std::vector<Real> vector(C, poison), tokens(B * T * C, poison), row(B * C, poison);
+  Grads<Real> g{vector, vector, tokens, tokens, row, row, row};
+  cpu::wkv4_backward<Real>(
+      p.size, p.inputs(), {w, w + B * T * C, w + B * T * C + B * C, w + B * T * C + 2 * B * C},
+      {g.decay.data(), g.first.data(), g.k.data(), g.v.data(), g.num.data(), g.den.data(), g.max.data()}, threads);
+  return g;
+}
+
+template <class Real>
+std::vector<Real> random_weights(Wkv4Size size) {
   const auto [B, T, C] = size;
   std::mt19937 random(3);
   std::normal_distribution<double> normal;
-  std::vector<double> weights(B * T * C + 3 * B * C);
-  for (auto& w : weights) w = normal(random);
-  const double* w = weights.data();
-  std::vector<double> decay(C), first(C), k(B * T * C), v(B * T * C), num(B * C), den(B * C), max(B * C);
-  cpu::wkv4_backward<double>(size, p.inputs(), {w, w + B * T * C, w + B * T * C + B * C, w + B * T * C + 2 * B * C},
-                             {decay.data(), first.data(), k.data(), v.data(), num.data(), den.data(), max.data()},
-                             scrambled);
-  const std::pair<std::vector<double>*, std::vector<double>*> pairs[] = {
-      {&p.decay, &decay}, {&p.first, &first}, {&p.k, &k}, {&p.v, &v}, {&p.num, &num}, {&p.den, &den}, {&p.max, &max}};
+  std::vector<Real> weights(B * T * C + 3 * B * C);
+  for (auto& w : weights) w = static_cast<Real>(normal(random));
+  return weights;
+}
+
+void backward_is_the_slope(Wkv4Size size) {
+  Problem<double> p(size, 2);
+  const auto weights = random_weights<double>(size);
+  const auto grads = run_backward(p, weights, on_threads(2));
+  const std::pair<std::vector<double>*, const std::vector<double>*> pairs[] = {
+      {&p.decay, &grads.decay}, {&p.first, &grads.first}, {&p.k, &grads.k},    {&p.v, &grads.v},
+      {&p.num, &grads.num},     {&p.den, &grads.den},     {&p.max, &grads.max}};
   for (auto [value, grad] : pairs) {
     for (size_t i = 0; i < value->size(); i += 3) {
       const double step = 1e-6, kept = (*value)[i];
@@ -119,10 +134,28 @@ void backward_is_the_slope(Wkv4Size size) {
   }
 }
 
+template <class Real>
+void threads_change_no_bit(Wkv4Size size) {
+  const Problem<Real> p(size, 4);
+  const auto weights = random_weights<Real>(size);
+  check_same_bits([&](const cpu::Run& threads) {
+    const auto r = run(p, threads);
+    return bytes_of(r.y, r.num, r.den, r.max);
+  });
+  check_same_bits([&](const cpu::Run& threads) {
+    const auto g = run_backward(p, weights, threads);
+    return bytes_of(g.decay, g.first, g.k, g.v, g.num, g.den, g.max);
+  });
+}
+
 }  // namespace
 
 int main() {
   for (const Wkv4Size size : {Wkv4Size{1, 1, 1}, {2, 5, 16}, {3, 129, 19}, {1, 2, 33}}) forward_is_the_definition(size);
   for (const Wkv4Size size : {Wkv4Size{1, 1, 3}, {2, 4, 16}, {2, 6, 19}}) backward_is_the_slope(size);
+  for (const Wkv4Size size : {Wkv4Size{1, 3, 1}, {3, 9, 120}}) {
+    threads_change_no_bit<float>(size);
+    threads_change_no_bit<double>(size);
+  }
   return failures();
 }
