@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
@@ -11,6 +13,8 @@ from typing import Any
 
 import torch
 
+from rwkv_engine._jit import say
+from rwkv_engine._toolkit import find_nvcc
 from rwkv_engine.core import Checkpoint, ModelConfig, Strategy
 from rwkv_engine.core.names import to_hugging_face
 from rwkv_engine.core.strategy import DTYPES
@@ -48,16 +52,33 @@ def check_peer(name: str, strategy: str, config: ModelConfig) -> None:
         )
 
 
-class RwkvPackage:
-    """The `rwkv` package, with its TorchScript; `cuda_kernel`: and with its CUDA kernel, which it compiles itself."""
+def _build_kernel() -> bool:
+    """Whether the package has compiled its CUDA kernel, which it does when it is imported, once for all strategies."""
+    if nvcc := find_nvcc():
+        os.environ["CUDA_HOME"] = str(nvcc.root)  # of its own torch finds no headers where nvcc is a script
+    if "rwkv.model" not in sys.modules:
+        os.environ.update(RWKV_CUDA_ON="1", RWKV_JIT_ON="1", RWKV_V7_ON="0")
+        try:
+            import_module("rwkv.model")
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:
+            say(f"rwkv without its CUDA kernel, which cannot be built: {error}"[:500])
+    return hasattr(sys.modules.get("rwkv.model"), "cuda_wkv")
 
-    def __init__(self, path: Path, strategy: str, cuda_kernel: bool = False):
+
+class RwkvPackage:
+    """The `rwkv` package with its TorchScript, and on a GPU with its own kernel if that can be compiled."""
+
+    def __init__(self, path: Path, strategy: str):
         """Loads the model."""
+        kernel = "cuda" in strategy and _build_kernel()
         # Copies of what is mapped: the package's own files are read into memory too.
         tensors = {name: t if path.suffix == ".pth" else t.clone() for name, t in rwkv_tensors(path).items()}
-        self.model = load_rwkv(path, tensors, strategy, RWKV_JIT_ON="1", RWKV_CUDA_ON="1" if cuda_kernel else "0")
-        del tensors
-        self.about = {"version": version("rwkv")}
+        self.model = load_rwkv(path, tensors, strategy, RWKV_JIT_ON="1", RWKV_CUDA_ON=str(int(kernel)))
+        self.about = {"version": version("rwkv")} | (
+            {"kernels": "its own" if kernel else "none"} if "cuda" in strategy else {}
+        )
         self.device = strategy
         self._state: Any = None
 

@@ -46,26 +46,31 @@ def _title(report: Report) -> str:
 
 
 def _colors(report: Report) -> list[str]:
-    ours = iter(OURS * len(report.engines))
+    """By the indices of the engines."""
+    ours = itertools.cycle(OURS)
     return [PEERS[record.engine] if record.is_peer else next(ours) for record in report.engines]
 
 
 def _decode(axes: Any, report: Report) -> None:
     """Bars of tokens per second, and the line that memory draws."""
-    memory = bandwidth(report.engines)
+    memory, colors = bandwidth(report.engines), _colors(report)
+    fastest = max(rate(record.series["decode"]).high for record in report.engines)
     limits = [memory.median / record.bytes_per_token if memory else 0.0 for record in report.engines]
-    right = max([*limits, *(rate(record.series["decode"]).high for record in report.engines)])
-    for i, (record, color) in enumerate(zip(report.engines, _colors(report), strict=True)):
-        speed = rate(record.series["decode"])
-        axes.barh(i, speed.median, 0.66, color=color)
-        axes.plot([speed.low, speed.high], [i, i], color=INK, linewidth=1, solid_capstyle="butt")
+    right = 1.03 * max(fastest, *limits)
+    beside = axes.get_yaxis_transform()  # x of the axes, y of the bars
+    for y, i in enumerate(report.order()):
+        speed = rate(report.engines[i].series["decode"])
+        axes.barh(y, speed.median, 0.7, color=colors[i])
+        axes.plot([speed.low, speed.high], [y, y], color=INK, linewidth=1, solid_capstyle="butt")
         if limits[i]:
-            axes.plot([limits[i]] * 2, [i - 0.42, i + 0.42], color=LIMIT, linewidth=2.2)
-        beside = axes.get_yaxis_transform()  # x of the axes, y of the bars
-        axes.text(1.01, i, f"{number(speed.median)}{_versus(report, i)}", va="center", fontsize=9, transform=beside)
-    axes.set_yticks(range(len(report.engines)), [record.title for record in report.engines])
+            axes.plot([limits[i]] * 2, [y - 0.42, y + 0.42], color=LIMIT, linewidth=2.2)
+        outlined = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
+        axes.text(0.012 * right, y, number(speed.median), va="center", fontsize=9, bbox=outlined)
+        axes.text(1.01, y, _versus(report, i), va="center", fontsize=9, transform=beside)
+    axes.set_yticks(range(len(report.engines)), [report.engines[i].title for i in report.order()])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.03 * right)
+    axes.set_xlim(0, right)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_title("decode, tokens per second", loc="left", fontsize=10, fontweight="bold")
     if memory:
         axes.plot([], [], color=LIMIT, linewidth=2.2, label=f"all that {memory.median / 1e9:.0f} GB/s could read")
@@ -77,14 +82,16 @@ def _decode(axes: Any, report: Report) -> None:
 def _versus(report: Report, index: int) -> str:
     series = report.engines[index].series["decode"]
     others = [report.engines[i] for i in report.peers.get(index, [])]
-    return "".join(f"\n{ratio(series, o.series['decode']).median:.2f} x {o.engine}" for o in others)
+    return "\n".join(f"{ratio(series, o.series['decode']).median:.2f} x {o.engine}" for o in others)
 
 
 def _by_size(axes: Any, report: Report, kind: str) -> None:
     """Lines over lengths of prompts, or over sequences at a time."""
     sizes: list[int] = []
     dashes = itertools.cycle(("--", ":", "-."))
-    for record, color in zip(report.engines, _colors(report), strict=True):
+    colors = _colors(report)
+    for i in report.order():
+        record, color = report.engines[i], colors[i]
         names = [name for name in record.series if name.startswith(kind)]
         if not names:
             continue

@@ -69,7 +69,7 @@ class Report:
         machine: see `machine.facts`.
         model: what was run: where it is from, its sizes.
         settings: how much was measured.
-        engines: in the order of the tables.
+        engines: all of ours first.
         peers: for each of ours, by index, the indices of those it is compared with.
     """
 
@@ -78,3 +78,8 @@ class Report:
     settings: dict[str, Any]
     engines: list[EngineRecord]
     peers: dict[int, list[int]]
+
+    def order(self) -> list[int]:
+        """Indices for people: each of ours, then those it is compared with, unless they came before."""
+        ours = [i for i, record in enumerate(self.engines) if not record.is_peer]
+        return list(dict.fromkeys(i for one in ours for i in [one, *self.peers.get(one, [])]))

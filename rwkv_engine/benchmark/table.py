@@ -70,7 +70,8 @@ def _decode(report: Report) -> Table:
     names = _compared(report)
     columns = ["tok/s", "MB a token", "GB/s", "of memory's", *[f"vs {name}" for name in names]]
     table = _table(report, "decode", columns)
-    for i, record in enumerate(report.engines):
+    for i in report.order():
+        record = report.engines[i]
         of_memory = share(record)
         table.add_row(
             record.title,
@@ -90,7 +91,8 @@ def _by_size(report: Report, title: str, names: list[str]) -> Table:
         table.add_column(name.partition(" ")[2], justify="right")
     for peer in peers:
         table.add_column(f"vs {peer}, {names[-1].partition(' ')[2]}", justify="right")
-    for i, record in enumerate(report.engines):
+    for i in report.order():
+        record = report.engines[i]
         if names[0] in record.series:
             cells = [number(rate(record.series[name]).median) for name in names]
             table.add_row(record.title, *cells, *[_times(report, i, peer, names[-1]) for peer in peers])
@@ -101,7 +103,7 @@ def _positions(report: Report) -> Table:
     near, far = (name for name in report.engines[0].series if name.startswith("position"))
     table = _table(report, "ms a token", [f"at {int(name.split()[1]):,}" for name in (near, far)])
     table.add_column("slower", justify="right")
-    for record in report.engines:
+    for record in (report.engines[i] for i in report.order()):
         if near in record.series:
             slower = ratio(record.series[near], record.series[far])
             cells = [_spread(milliseconds(record.series[name])) for name in (near, far)]
@@ -111,7 +113,7 @@ def _positions(report: Report) -> Table:
 
 def _process(report: Report) -> Table:
     table = _table(report, "process", ["start to first token", "own memory at most", "mapped files at most"])
-    for record in report.engines:
+    for record in (report.engines[i] for i in report.order()):
         seconds = Spread.of(record.first_token) if record.first_token else None
         memory = record.memory or {}
         table.add_row(

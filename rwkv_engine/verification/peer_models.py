@@ -34,6 +34,9 @@ def load_rwkv(path: Path, tensors: dict[str, Tensor], strategy: str, **environme
     """
     os.environ.update({"RWKV_CUDA_ON": "0", "RWKV_V7_ON": "0"} | environment)
     package: Any = import_module("rwkv.model")
-    loaded = iter([tensors])
-    package.torch.load = lambda *_, **__: next(loaded)
-    return package.RWKV(model=str(path), strategy=strategy, verbose=False)
+    load = torch.load
+    try:
+        package.torch.load = lambda *_, **__: tensors
+        return package.RWKV(model=str(path), strategy=strategy, verbose=False)
+    finally:
+        package.torch.load = load
