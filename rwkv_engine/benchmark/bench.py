@@ -9,8 +9,7 @@ from dataclasses import asdict
 from functools import partial
 
 from rwkv_engine.benchmark import machine
-from rwkv_engine.benchmark.bandwidth import SIZE, ReadBandwidth
-from rwkv_engine.benchmark.memory import available_memory
+from rwkv_engine.benchmark.bandwidth import ReadBandwidth
 from rwkv_engine.benchmark.models import BenchModel
 from rwkv_engine.benchmark.plan import Settings, plan, positions
 from rwkv_engine.benchmark.process import EngineSpec, Worker
@@ -19,14 +18,11 @@ from rwkv_engine.benchmark.rounds import run_rounds
 from rwkv_engine.benchmark.subject import random_ids
 from rwkv_engine.benchmark.traffic import bytes_per_token
 from rwkv_engine.core import ModelConfig, Strategy
-from rwkv_engine.errors import RequestError
-from rwkv_engine.runtime.loader import layer_of
 
 Tell = Callable[[str, int, int], None]
 
 PROMPT = 16  # tokens read before the first token
 WRITTEN = 256  # tokens of a trained model's own text, which all engines read
-PROCESS = 400_000_000  # bytes that a process needs besides its weights
 
 
 def bench(
@@ -42,11 +38,9 @@ def bench(
         tell: called with what is being done, and how much of how much of it (0 of 0 where that is unknown).
 
     Raises:
-        RequestError: memory does not suffice.
         BenchmarkError: an engine failed.
     """
     config = model.config
-    _check_memory(specs, config)
     facts = machine.facts()
     records = [EngineRecord(spec.engine, spec.strategy, spec.path.name) for spec in specs]
     with ExitStack() as ended:
@@ -108,17 +102,3 @@ def _device(strategy: str, config: ModelConfig) -> str:
     """The one device that all of a model is on; empty where it is on several, which share no bandwidth."""
     devices = {placement.device for placement in Strategy.parse(strategy).place(config)}
     return devices.pop() if len(devices) == 1 else ""
-
-
-def _check_memory(specs: Sequence[EngineSpec], config: ModelConfig) -> None:
-    free = available_memory()
-    needed = SIZE
-    for spec in specs:
-        placements = Strategy.parse(spec.strategy).place(config)
-        placed = [(placements[layer_of(name, config.n_layer)], {name: s}) for name, s in config.tensor_shapes().items()]
-        needed += PROCESS + sum(placement.nbytes(part) for placement, part in placed if placement.device == "cpu")
-    if free is not None and needed > free:
-        raise RequestError(
-            f"memory: {len(specs)} engines at once need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; give"
-            " fewer of --strategy and --compare, or a smaller model"
-        )

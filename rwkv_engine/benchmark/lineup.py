@@ -1,13 +1,19 @@
-"""Who is measured against whom."""
+"""Who is measured against whom, and whether there is room for all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from rwkv_engine.benchmark.bandwidth import SIZE
+from rwkv_engine.benchmark.memory import available_memory
 from rwkv_engine.benchmark.peers import check_peer, float_strategy
 from rwkv_engine.benchmark.process import EngineSpec
 from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine.errors import RequestError
+from rwkv_engine.runtime.loader import layer_of
+
+PROCESS = 400_000_000  # bytes that a process needs besides its weights
 
 
 def runnable(strategies: Sequence[str], config: ModelConfig) -> list[str]:
@@ -56,3 +62,22 @@ def lineup(
                 specs.append(spec)
             beside.setdefault(i, []).append(specs.index(spec))
     return specs, beside
+
+
+def check_memory(specs: Sequence[EngineSpec], config: ModelConfig) -> None:
+    """Refuses more engines than main memory has room for, all at once.
+
+    Raises:
+        RequestError: it does not suffice.
+    """
+    free = available_memory()
+    needed = SIZE
+    for spec in specs:
+        placements = Strategy.parse(spec.strategy).place(config)
+        placed = [(placements[layer_of(name, config.n_layer)], {name: s}) for name, s in config.tensor_shapes().items()]
+        needed += PROCESS + sum(placement.nbytes(part) for placement, part in placed if placement.device == "cpu")
+    if free is not None and needed > free:
+        raise RequestError(
+            f"memory: {len(specs)} engines at once need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; give"
+            " fewer of --strategy and --compare, or a smaller model"
+        )

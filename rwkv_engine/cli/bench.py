@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rwkv_engine import packing
 from rwkv_engine.benchmark.bench import Tell, bench
-from rwkv_engine.benchmark.lineup import lineup, runnable
+from rwkv_engine.benchmark.lineup import check_memory, lineup, runnable
 from rwkv_engine.benchmark.models import BenchModel, given_model, synthetic_model
 from rwkv_engine.benchmark.peers import PEERS
 from rwkv_engine.benchmark.plan import Settings
@@ -130,6 +130,7 @@ def bench_command(
         strategies = runnable(strategy or ("cpu fp32",), config)
         # Before gigabytes are written, what cannot run is refused.
         specs, beside = lineup(strategies, compare, compare_strategy, path or folder / "model.pth", config)
+        check_memory(specs, config)
         if not given:
             tell("making a model of random weights", 0, 0)
             given = synthetic_model(shape or "169m", ffn_zeros or 0.0, [spec.strategy for spec in specs], folder)
