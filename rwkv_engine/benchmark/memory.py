@@ -30,6 +30,7 @@ class MemoryWatch:
             self._stopped.set()
             self._thread.join()
             self._thread = None
+            self._look()  # a call into C may have kept the thread from looking
 
     def peaks(self) -> dict[str, int] | None:
         """Bytes: `own`, `file`, each at its own peak, and `together`, theirs; None outside Linux."""

@@ -15,21 +15,7 @@ from conftest import ROOT
 
 from rwkv_engine.benchmark import lineup, peers
 
-SIZES = ("--prefill", "8,16", "--batch", "1,20")
-TINY = (
-    "--shape",
-    "2,32,100",
-    "--rounds",
-    "2",
-    "--starts",
-    "1",
-    "--decode",
-    "4",
-    "--prefill",
-    "8,16",
-    "--batch",
-    "1,20",
-)
+TINY = "--shape 2,32,100 --rounds 2 --starts 1 --decode 4 --prefill 8,16 --batch 1,20".split()
 
 
 def test_a_run_beside_the_rwkv_package(call, tmp_path, monkeypatch):
@@ -38,7 +24,7 @@ def test_a_run_beside_the_rwkv_package(call, tmp_path, monkeypatch):
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     file = tmp_path / "bench.json"
-    arguments = (*TINY, *SIZES, "--ffn-zeros", "0.5", "--position", "300", "--compare", "rwkv", "--json", str(file))
+    arguments = (*TINY, "--ffn-zeros", "0.5", "--position", "300", "--compare", "rwkv", "--json", str(file))
     code, text, errors = call("bench", *arguments)
     assert (code, errors) == (0, "")
     assert re.search(
@@ -165,6 +151,7 @@ def test_an_interrupted_run_leaves_nothing_behind(number, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     until = time.monotonic() + 60
@@ -172,7 +159,7 @@ def test_an_interrupted_run_leaves_nothing_behind(number, tmp_path):
         time.sleep(0.05)
     assert workers
     assert len(list(tmp_path.glob("rwkv-engine-bench.*/model.pth"))) == 1
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does: to all that belong to it
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (130, "")
     assert "Traceback" not in errors
