@@ -37,7 +37,7 @@ def main() -> None:
         apart += not agree
         shown = [f"{r['median']:.1f} ({r['low']:.1f}-{r['high']:.1f})" for r in (a, b)]
         table.add_row(*key, *shown, f"{b['median'] / a['median']:.3f}", "yes" if agree else "NO")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     sys.exit(apart > 0)
 
 

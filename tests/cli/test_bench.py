@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from rwkv_engine.benchmark import lineup, peers
 
-TINY = "--shape 2,32,100 --rounds 2 --starts 1 --decode 4 --prefill 8,16 --batch 1,20".split()
+TINY = ["--shape=2,32,100", "--rounds=2", "--starts=1", "--decode=4", "--prefill=8,16", "--batch=1,20"]
 
 
 def test_a_run_beside_the_rwkv_package(call, tmp_path, monkeypatch):
