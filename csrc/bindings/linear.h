@@ -1,9 +1,11 @@
 // What the bindings of tile, untile and linear share: check, allocate, hand over.
 //
-// Device(device) has tile, untile and linear of one type of weights.
+// Device(device) has tile and untile of one type of weights, and linear.
 #pragma once
 
 #include <ATen/ops/empty.h>
+
+#include <optional>
 
 #include "bindings/weights.h"
 
@@ -21,8 +23,9 @@ void tile(const Tensor& weight, const Tensor& tiles) {
   const int64_t N = weight.size(0), K = weight.size(1);
   check_tiles(op, "tiles", tiles, N, K, weight.device());
   const Tensor matrix = weight.contiguous();
-  for_weight_type(op, weight, [&]<class Weight>(Weight) {
-    Device(weight.device()).tile(weights<Weight>(matrix), N, K, static_cast<Weight*>(tiles.data_ptr()));
+  for_format(format_of(op, "weight", weight), [&]<class Weight>(Weight) {
+    Device(weight.device())
+        .tile(static_cast<const Weight*>(matrix.const_data_ptr()), N, K, static_cast<Weight*>(tiles.data_ptr()));
   });
 }
 
@@ -31,21 +34,23 @@ Tensor untile(const Tensor& tiles, int64_t outputs, int64_t inputs) {
   static constexpr char op[] = "rwkv_engine::untile";
   check_tiles(op, "tiles", tiles, outputs, inputs, tiles.device());
   Tensor weight = at::empty({outputs, inputs}, tiles.options());
-  for_weight_type(op, tiles, [&]<class Weight>(Weight) {
-    Device(tiles.device()).untile(weights<Weight>(tiles), outputs, inputs, static_cast<Weight*>(weight.data_ptr()));
+  for_format(format_of(op, "tiles", tiles), [&]<class Weight>(Weight) {
+    Device(tiles.device())
+        .untile(static_cast<const Weight*>(tiles.const_data_ptr()), outputs, inputs,
+                static_cast<Weight*>(weight.data_ptr()));
   });
   return weight;
 }
 
 template <class Device>
-Tensor linear(const Tensor& x, const Tensor& tiles, int64_t outputs) {
+Tensor linear(const Tensor& x, const Tensor& tiles, int64_t outputs, const std::optional<Tensor>& scales) {
   static constexpr char op[] = "rwkv_engine::linear";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, K), got ", x.sizes());
   const int64_t B = x.size(0), K = x.size(1);
   const Tensor rows = float_argument(op, "x", x, {B, K}, x.device());
-  check_tiles(op, "tiles", tiles, outputs, K, x.device());
+  const Matrix matrix = tiles_argument(op, "tiles", tiles, outputs, K, scales ? &*scales : nullptr, x.device());
   Tensor y = at::empty({B, outputs}, x.options());
-  for_weight_type(op, tiles, [&]<class Weight>(Weight) { Device(x.device()).linear(rows, weights<Weight>(tiles), y); });
+  Device(x.device()).linear(rows, matrix, y);
   return y;
 }
 

@@ -25,10 +25,8 @@ struct Cuda {
   void untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix) const {
     C10_CUDA_CHECK(cuda::untile(tiles, N, K, matrix, stream));
   }
-  template <class Weight>
-  void linear(const Tensor& x, const Weight* tiles, const Tensor& y) const {
-    C10_CUDA_CHECK(
-        cuda::linear(x.const_data_ptr<float>(), tiles, x.size(0), y.size(1), x.size(1), y.data_ptr<float>(), stream));
+  void linear(const Tensor& x, const Matrix& matrix, const Tensor& y) const {
+    C10_CUDA_CHECK(cuda::linear(x.const_data_ptr<float>(), matrix, x.size(0), y.data_ptr<float>(), stream));
   }
 };
 

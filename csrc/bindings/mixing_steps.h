@@ -1,26 +1,37 @@
 // What the bindings of both mixing steps share: check, allocate, fill in what a kernel asks for.
 //
-// Device knows the kernels' TimeMixingStep<Weight> and ChannelMixingStep<Weight>, and launch(op, step, S, x) runs one
-// over a state of S rows.
+// Device::launch(op, step, S, x) runs a TimeMixingStep or ChannelMixingStep over a state of S rows.
 #pragma once
 
 #include <ATen/ops/empty.h>
 
+#include <array>
 #include <optional>
 
 #include "bindings/weights.h"
+#include "kernels/mixing_steps.h"
 
 namespace rwkv {
 
 using at::Tensor;
 using Slots = std::optional<Tensor>;
 
+// The scales of a step's `n` matrices: all of them, or none.
+template <size_t n>
+std::array<const Tensor*, n> scales_argument(const char* op, at::TensorList scales) {
+  TORCH_CHECK(scales.empty() || scales.size() == n, op, ": scales: expected none or those of ", n, " matrices, got ",
+              scales.size());
+  std::array<const Tensor*, n> of_matrix{};
+  for (size_t i = 0; i < scales.size(); ++i) of_matrix[i] = &scales[i];
+  return of_matrix;
+}
+
 template <class Device>
 Tensor time_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
                         const Tensor& mix_k, const Tensor& mix_v, const Tensor& mix_r, const Tensor& decay,
                         const Tensor& first, const Tensor& key, const Tensor& value, const Tensor& receptance,
                         const Tensor& output, const Tensor& shift, const Tensor& num, const Tensor& den,
-                        const Tensor& max, const Slots& slots) {
+                        const Tensor& max, const Slots& slots, at::TensorList scales) {
   static constexpr char op[] = "rwkv_engine::time_mixing_step";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
   TORCH_CHECK(decay.dim() == 1, op, ": decay: expected shape (A,), got ", decay.sizes());
@@ -33,50 +44,48 @@ Tensor time_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& 
                mv = float_argument(op, "mix_v", mix_v, {C}, device),
                mr = float_argument(op, "mix_r", mix_r, {C}, device),
                w = float_argument(op, "decay", decay, {A}, device), u = float_argument(op, "first", first, {A}, device);
-  check_tiles(op, "key", key, A, C, device);
-  check_tiles(op, "value", value, A, C, device);
-  check_tiles(op, "receptance", receptance, A, C, device);
-  check_tiles(op, "output", output, C, A, device);
   for (const Tensor* other : {&value, &receptance, &output})
     TORCH_CHECK(other->scalar_type() == key.scalar_type(), op, ": expected matrices of one dtype, got ",
                 key.scalar_type(), " and ", other->scalar_type());
+  const auto scales_of = scales_argument<4>(op, scales);
+  const Matrix Wk = tiles_argument(op, "key", key, A, C, scales_of[0], device),
+               Wv = tiles_argument(op, "value", value, A, C, scales_of[1], device),
+               Wr = tiles_argument(op, "receptance", receptance, A, C, scales_of[2], device),
+               Wo = tiles_argument(op, "output", output, C, A, scales_of[3], device);
   TORCH_CHECK(num.stride(0) == den.stride(0) && num.stride(0) == max.stride(0), op,
               ": num, den, max: expected rows equally far apart");
   const int64_t* const rows_of_state = slots_argument(op, slots, x);
   Tensor y = at::empty({B, C}, rows.options());
-  for_weight_type(op, key, [&]<class Weight>(Weight) {
-    const typename Device::template TimeMixingStep<Weight> step{
-        B,
-        C,
-        A,
-        rows.const_data_ptr<float>(),
-        {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
-        mk.const_data_ptr<float>(),
-        mv.const_data_ptr<float>(),
-        mr.const_data_ptr<float>(),
-        w.const_data_ptr<float>(),
-        u.const_data_ptr<float>(),
-        weights<Weight>(key),
-        weights<Weight>(value),
-        weights<Weight>(receptance),
-        weights<Weight>(output),
-        state_argument(op, "shift", shift, S, C, device),
-        state_argument(op, "num", num, S, A, device),
-        state_argument(op, "den", den, S, A, device),
-        state_argument(op, "max", max, S, A, device),
-        shift.stride(0),
-        num.stride(0),
-        rows_of_state,
-        y.data_ptr<float>()};
-    Device::launch(op, step, S, rows);
-  });
+  const TimeMixingStep step{B,
+                            C,
+                            A,
+                            rows.const_data_ptr<float>(),
+                            {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
+                            mk.const_data_ptr<float>(),
+                            mv.const_data_ptr<float>(),
+                            mr.const_data_ptr<float>(),
+                            w.const_data_ptr<float>(),
+                            u.const_data_ptr<float>(),
+                            Wk,
+                            Wv,
+                            Wr,
+                            Wo,
+                            state_argument(op, "shift", shift, S, C, device),
+                            state_argument(op, "num", num, S, A, device),
+                            state_argument(op, "den", den, S, A, device),
+                            state_argument(op, "max", max, S, A, device),
+                            shift.stride(0),
+                            num.stride(0),
+                            rows_of_state,
+                            y.data_ptr<float>()};
+  Device::launch(op, step, S, rows);
   return y;
 }
 
 template <class Device>
 Tensor channel_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
                            const Tensor& mix_k, const Tensor& mix_r, const Tensor& key, const Tensor& receptance,
-                           const Tensor& value, const Tensor& shift, const Slots& slots) {
+                           const Tensor& value, const Tensor& shift, const Slots& slots, at::TensorList scales) {
   static constexpr char op[] = "rwkv_engine::channel_mixing_step";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
   TORCH_CHECK(value.dim() == 2, op, ": value: expected shape (F, C), got ", value.sizes());
@@ -87,32 +96,30 @@ Tensor channel_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tenso
                bias = float_argument(op, "ln_bias", ln_bias, {C}, device),
                mk = float_argument(op, "mix_k", mix_k, {C}, device),
                mr = float_argument(op, "mix_r", mix_r, {C}, device);
-  check_tiles(op, "key", key, F, C, device);
-  check_tiles(op, "receptance", receptance, C, C, device);
-  check_rows(op, "value", value, F, C, device);
   for (const Tensor* other : {&value, &receptance})
     TORCH_CHECK(other->scalar_type() == key.scalar_type(), op, ": expected matrices of one dtype, got ",
                 key.scalar_type(), " and ", other->scalar_type());
+  const auto scales_of = scales_argument<3>(op, scales);
+  const Matrix Wk = tiles_argument(op, "key", key, F, C, scales_of[0], device),
+               Wr = tiles_argument(op, "receptance", receptance, C, C, scales_of[1], device),
+               Wv = rows_argument(op, "value", value, C, F, scales_of[2], device);
   const int64_t* const rows_of_state = slots_argument(op, slots, x);
   Tensor y = at::empty({B, C}, rows.options());
-  for_weight_type(op, key, [&]<class Weight>(Weight) {
-    const typename Device::template ChannelMixingStep<Weight> step{
-        B,
-        C,
-        F,
-        rows.const_data_ptr<float>(),
-        {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
-        mk.const_data_ptr<float>(),
-        mr.const_data_ptr<float>(),
-        weights<Weight>(key),
-        weights<Weight>(receptance),
-        weights<Weight>(value),
-        state_argument(op, "shift", shift, S, C, device),
-        shift.stride(0),
-        rows_of_state,
-        y.data_ptr<float>()};
-    Device::launch(op, step, S, rows);
-  });
+  const ChannelMixingStep step{B,
+                               C,
+                               F,
+                               rows.const_data_ptr<float>(),
+                               {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
+                               mk.const_data_ptr<float>(),
+                               mr.const_data_ptr<float>(),
+                               Wk,
+                               Wr,
+                               Wv,
+                               state_argument(op, "shift", shift, S, C, device),
+                               shift.stride(0),
+                               rows_of_state,
+                               y.data_ptr<float>()};
+  Device::launch(op, step, S, rows);
   return y;
 }
 

@@ -11,27 +11,18 @@ namespace rwkv {
 namespace {
 
 struct Cpu {
-  template <class Weight>
-  using TimeMixingStep = cpu::TimeMixingStep<Weight>;
-  template <class Weight>
-  using ChannelMixingStep = cpu::ChannelMixingStep<Weight>;
-
   template <class Step>
   static void launch(const char* op, const Step& step, int64_t S, const Tensor& x) {
     for (int64_t b = 0; step.slots && b < step.B; ++b)
       TORCH_CHECK(step.slots[b] >= 0 && step.slots[b] < S, op, ": slots: row ", b, " has slot ", step.slots[b],
                   ", expected one of the ", S, " rows of the state");
-    Tensor scratch = at::empty({step.scratch()}, x.options());
-    run(step, scratch.data_ptr<float>());
+    Tensor scratch = at::empty({cpu::scratch(step)}, x.options().dtype(at::kByte));
+    run(step, scratch.data_ptr());
   }
 
  private:
-  template <class Weight>
-  static void run(const TimeMixingStep<Weight>& step, float* scratch) {
-    cpu::time_mixing_step(step, scratch, torch_threads(1));
-  }
-  template <class Weight>
-  static void run(const ChannelMixingStep<Weight>& step, float* scratch) {
+  static void run(const TimeMixingStep& step, void* scratch) { cpu::time_mixing_step(step, scratch, torch_threads(1)); }
+  static void run(const ChannelMixingStep& step, void* scratch) {
     cpu::channel_mixing_step(step, scratch, torch_threads(1));
   }
 };

@@ -14,25 +14,18 @@ namespace rwkv {
 namespace {
 
 struct Cuda {
-  template <class Weight>
-  using TimeMixingStep = cuda::TimeMixingStep<Weight>;
-  template <class Weight>
-  using ChannelMixingStep = cuda::ChannelMixingStep<Weight>;
-
   template <class Step>
   static void launch(const char*, const Step& step, int64_t, const Tensor& x) {
     const c10::cuda::CUDAGuard guard(x.device());
-    Tensor scratch = at::empty({step.scratch()}, x.options());
+    Tensor scratch = at::empty({cuda::scratch(step)}, x.options());
     C10_CUDA_CHECK(run(step, scratch.data_ptr<float>(), c10::cuda::getCurrentCUDAStream()));
   }
 
  private:
-  template <class Weight>
-  static cudaError_t run(const TimeMixingStep<Weight>& step, float* scratch, cudaStream_t stream) {
+  static cudaError_t run(const TimeMixingStep& step, float* scratch, cudaStream_t stream) {
     return cuda::time_mixing_step(step, scratch, stream);
   }
-  template <class Weight>
-  static cudaError_t run(const ChannelMixingStep<Weight>& step, float* scratch, cudaStream_t stream) {
+  static cudaError_t run(const ChannelMixingStep& step, float* scratch, cudaStream_t stream) {
     return cuda::channel_mixing_step(step, scratch, stream);
   }
 };

@@ -1,6 +1,6 @@
 // What the bindings of ln_shift, squared_relu and gate_residual share: check, allocate, hand over.
 //
-// Device(device) has the kernels of these names and their type LnShift.
+// Device(device) has the kernels of these names.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "bindings/weights.h"
+#include "kernels/layer_norm.h"
 
 namespace rwkv {
 

@@ -19,7 +19,7 @@ constexpr int64_t kGrain = 16384;
 struct Cpu {
   explicit Cpu(at::Device) {}
 
-  void ln_shift(const cpu::LnShift& all) const {
+  void ln_shift(const LnShift& all) const {
     cpu::ln_shift(all, torch_threads(std::max<int64_t>(1, kGrain / std::max<int64_t>(1, all.C))));
   }
   void squared_relu(const float* k, int64_t n, float* y) const { cpu::squared_relu(k, n, y, torch_threads(kGrain)); }

@@ -17,7 +17,7 @@ struct Cuda {
 
   explicit Cuda(at::Device device) : guard(device) {}
 
-  void ln_shift(const cuda::LnShift& all) const { C10_CUDA_CHECK(cuda::ln_shift(all, stream)); }
+  void ln_shift(const LnShift& all) const { C10_CUDA_CHECK(cuda::ln_shift(all, stream)); }
   void squared_relu(const float* k, int64_t n, float* y) const { C10_CUDA_CHECK(cuda::squared_relu(k, n, y, stream)); }
   void gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out) const {
     C10_CUDA_CHECK(cuda::gate_residual(x, r, y, n, out, stream));

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/tiles.h"
+#include "kernels/matrix.h"
 
 namespace rwkv {
 
@@ -45,17 +45,27 @@ inline const int64_t* slots_argument(const char* op, const std::optional<at::Ten
   return slots->const_data_ptr<int64_t>();
 }
 
-inline int64_t group_inputs(const at::Tensor& weight) { return 4 / weight.element_size(); }
+inline Format format_of(const char* op, const char* name, const at::Tensor& weight) {
+  switch (weight.scalar_type()) {
+    case at::kFloat:
+      return Format::fp32;
+    case at::kBFloat16:
+      return Format::bf16;
+    case at::kHalf:
+      return Format::fp16;
+    case at::kChar:
+      return Format::int8;
+    default:
+      TORCH_CHECK(false, op, ": ", name, ": expected float32, bfloat16, float16 or int8, got ", weight.scalar_type());
+  }
+}
 
 // Checks that `weight` holds an N x K matrix in tiles.
 inline void check_tiles(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
                         at::Device device) {
-  TORCH_CHECK(
-      weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kBFloat16 || weight.scalar_type() == at::kHalf,
-      op, ": ", name, ": expected float32, bfloat16 or float16, got ", weight.scalar_type());
-  const int64_t inputs = kTileGroups * group_inputs(weight);
-  const std::vector<int64_t> shape{tile_blocks(N), (K + inputs - 1) / inputs, kTileGroups, kTileRows,
-                                   group_inputs(weight)};
+  format_of(op, name, weight);
+  const int64_t group = 4 / weight.element_size(), inputs = kTileGroups * group;
+  const std::vector<int64_t> shape{tile_blocks(N), (K + inputs - 1) / inputs, kTileGroups, kTileRows, group};
   TORCH_CHECK(weight.sizes() == at::IntArrayRef(shape) && weight.is_contiguous() && weight.device() == device, op, ": ",
               name, ": expected ", N, " x ", K, " in contiguous tiles on ", name_of(device), ", of shape ",
               at::IntArrayRef(shape), ", got shape ", weight.sizes(), " on ", name_of(weight.device()));
@@ -63,32 +73,34 @@ inline void check_tiles(const char* op, const char* name, const at::Tensor& weig
               ": expected tiles that begin at a multiple of 16 bytes");
 }
 
-// Checks that `weight` is a matrix (K, N) row after row.
-inline void check_rows(const char* op, const char* name, const at::Tensor& weight, int64_t K, int64_t N,
-                       at::Device device) {
+// W (N, K) and its scales: N of the rows, then K of the columns, for int8 and nothing else.
+inline Matrix with_scales(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
+                          const at::Tensor* scales) {
+  const Format format = format_of(op, name, weight);
+  if (format != Format::int8) {
+    TORCH_CHECK(!scales, op, ": ", name, ": scales belong to int8 weights, got ", weight.scalar_type());
+    return {format, weight.const_data_ptr(), N, K, nullptr, nullptr};
+  }
+  TORCH_CHECK(scales, op, ": ", name, ": int8 weights need their scales");
+  TORCH_CHECK(scales->is_contiguous(), op, ": ", name, ": expected contiguous scales");
+  const float* const rows = float_argument(op, name, *scales, {N + K}, weight.device()).const_data_ptr<float>();
+  return {format, weight.const_data_ptr(), N, K, rows, rows + N};
+}
+
+// An argument that is a matrix in tiles.
+inline Matrix tiles_argument(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
+                             const at::Tensor* scales, at::Device device) {
+  check_tiles(op, name, weight, N, K, device);
+  return with_scales(op, name, weight, N, K, scales);
+}
+
+// An argument that is W^T row after row, (K, N).
+inline Matrix rows_argument(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
+                            const at::Tensor* scales, at::Device device) {
   TORCH_CHECK(weight.sizes() == at::IntArrayRef({K, N}) && weight.is_contiguous() && weight.device() == device, op,
               ": ", name, ": expected contiguous (", K, ", ", N, ") on ", name_of(device), ", got shape ",
               weight.sizes(), " on ", name_of(weight.device()));
-}
-
-// Calls fn(Weight{}) with the kernels' type of a tensor's weights.
-template <class Function>
-void for_weight_type(const char* op, const at::Tensor& weight, const Function& fn) {
-  switch (weight.scalar_type()) {
-    case at::kFloat:
-      return fn(float{});
-    case at::kBFloat16:
-      return fn(Bfloat16{});
-    case at::kHalf:
-      return fn(Float16{});
-    default:
-      TORCH_CHECK(false, op, ": weights: expected float32, bfloat16 or float16, got ", weight.scalar_type());
-  }
-}
-
-template <class Weight>
-const Weight* weights(const at::Tensor& tensor) {
-  return static_cast<const Weight*>(tensor.const_data_ptr());
+  return with_scales(op, name, weight, N, K, scales);
 }
 
 }  // namespace rwkv

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.layout import Layout
 from rwkv_engine.core.state import FIELDS, LayerState, State
-from rwkv_engine.models.weights import Dense, InputMajor, Tiled
+from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.ops import (
     channel_mixing_step,
     gate_residual,
@@ -66,6 +66,7 @@ class TimeMixing(nn.Module):
 
     def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
+        key, value, receptance, output = (cast(Tiled, m) for m in (self.key, self.value, self.receptance, self.output))
         return time_mixing_step(
             x,
             norm.weight,
@@ -76,15 +77,16 @@ class TimeMixing(nn.Module):
             self.time_mix_r,
             self._decay,
             self.time_first,
-            cast(Tiled, self.key).tiles,
-            cast(Tiled, self.value).tiles,
-            cast(Tiled, self.receptance).tiles,
-            cast(Tiled, self.output).tiles,
+            key.tiles,
+            value.tiles,
+            receptance.tiles,
+            output.tiles,
             state.att_shift,
             state.wkv_num,
             state.wkv_den,
             state.wkv_max,
             slots,
+            scales_of(key, value, receptance, output),
         )
 
 
@@ -109,6 +111,8 @@ class ChannelMixing(nn.Module):
 
     def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
+        key, receptance = cast(Tiled, self.key), cast(Tiled, self.receptance)
+        value = cast(InputMajor, self.value)
         return channel_mixing_step(
             x,
             norm.weight,
@@ -116,11 +120,12 @@ class ChannelMixing(nn.Module):
             norm.eps,
             self.time_mix_k,
             self.time_mix_r,
-            cast(Tiled, self.key).tiles,
-            cast(Tiled, self.receptance).tiles,
-            cast(InputMajor, self.value).rows,
+            key.tiles,
+            receptance.tiles,
+            value.rows,
             state.ffn_shift,
             slots,
+            scales_of(key, receptance, value),
         )
 
 

@@ -5,11 +5,13 @@ in place:
 
     r, k = Wr mix_r(ln), Wk mix_k(ln);   y = x + sigmoid(r) Wv relu(k)^2
 
-Activations and sums are float32 whatever the weights are, so relu(k)^2 cannot overflow. Its zeros are skipped, which
-changes no bit.
+Activations and sums are float32 beside float weights, so relu(k)^2 cannot overflow; beside int8 ones the inputs of
+products are as in `ops.linear`. Zeros of relu(k)^2 are skipped, which changes no bit.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,13 +19,14 @@ from torch.nn import functional as F
 
 from rwkv_engine import _extension
 from rwkv_engine.ops._library import define, refuse_gradients
+from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.slots import replace_rows, rows_of
 
 CHANNEL_MIXING_STEP_SCHEMA = (
     "channel_mixing_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_r,"
     " Tensor key, Tensor receptance, Tensor value, Tensor(a!) shift,"
-    " Tensor? slots=None) -> Tensor"
+    " Tensor? slots, Tensor[] scales) -> Tensor"
 )
 
 
@@ -39,6 +42,7 @@ def channel_mixing_step(
     value: Tensor,
     shift: Tensor,
     slots: Tensor | None = None,
+    scales: Sequence[Tensor] = (),
 ) -> Tensor:
     """Channel mixing of one token, with its LayerNorm and residual.
 
@@ -51,6 +55,7 @@ def channel_mixing_step(
         value: (F, C), no tiles: row f is what input f adds to the outputs.
         shift: (S, C) float32, rows at any distance; replaced by this token's.
         slots: (B,) int64 or None, as for `time_mixing_step`.
+        scales: of int8 matrices, those of key, receptance, value, see `ops.int8`; else none.
 
     Returns:
         (B, C) float32.
@@ -61,7 +66,7 @@ def channel_mixing_step(
     _extension.ensure_loaded()
     arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_r, key, receptance, value, shift)
     refuse_gradients(*arguments)
-    return torch.ops.rwkv_engine.channel_mixing_step(*arguments, slots)
+    return torch.ops.rwkv_engine.channel_mixing_step(*arguments, slots, list(scales))
 
 
 def channel_mixing_step_reference(
@@ -76,13 +81,15 @@ def channel_mixing_step_reference(
     value: Tensor,
     shift: Tensor,
     slots: Tensor | None = None,
+    scales: Sequence[Tensor] = (),
 ) -> Tensor:
     """`channel_mixing_step` in plain torch."""
     now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
     last = rows_of(shift, slots)
-    r = linear_reference(torch.lerp(last, now, mix_r), receptance, x.shape[-1])
-    k = linear_reference(torch.lerp(last, now, mix_k), key, len(value))
-    y = x + torch.sigmoid(r) * (torch.relu(k).square() @ value.to(x.dtype))
+    of_key, of_receptance, of_value = scales or (None,) * 3
+    r = linear_reference(torch.lerp(last, now, mix_r), receptance, x.shape[-1], of_receptance)
+    k = linear_reference(torch.lerp(last, now, mix_k), key, len(value), of_key)
+    y = x + torch.sigmoid(r) * F.linear(torch.relu(k).square(), in_floats(value.t(), of_value).to(x.dtype))
     replace_rows(shift, slots, now)
     return y
 

@@ -8,22 +8,25 @@ from torch.nn import functional as F
 
 from rwkv_engine import _extension
 from rwkv_engine.ops._library import define
+from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.tiles import untile
 
-LINEAR_MANY_SCHEMA = "linear_many(Tensor x, Tensor weight, int outputs) -> Tensor"
+LINEAR_MANY_SCHEMA = "linear_many(Tensor x, Tensor weight, int outputs, Tensor? scales=None) -> Tensor"
 
 
-def linear_many(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
+def linear_many(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:
     """Multiplies rows as a matrix; on the CPU a row's bits do not depend on how many there are.
 
     Sums are float32. Activations become what the weights are where that pays: beside bfloat16 weights on processors
     that multiply pairs of them, and in the torch reference, see `dense_product`, which serves every device without a
-    kernel of its own. Else they stay float32.
+    kernel of its own. Beside int8 weights they become whole numbers, as for `ops.linear`. Else they stay float32.
 
     Args:
         x: (M, K) float32.
-        weight: W (N, K) as `ops.tiles.tile` returns it, or W^T row after row (K, N); float32, bfloat16 or float16.
+        weight: W (N, K) as `ops.tiles.tile` returns it, or W^T row after row (K, N); float32, bfloat16, float16
+            or int8.
         outputs: N.
+        scales: of int8 weights, (N + K,) float32, see `ops.int8`.
 
     Returns:
         (M, N) float32.
@@ -32,12 +35,13 @@ def linear_many(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
         RuntimeError: shapes or dtypes that do not fit.
     """
     _extension.ensure_loaded()
-    return torch.ops.rwkv_engine.linear_many(x, weight, outputs)
+    return torch.ops.rwkv_engine.linear_many(x, weight, outputs, scales)
 
 
-def linear_many_reference(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
+def linear_many_reference(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:
     """`linear_many` in plain torch."""
-    return dense_product(x, weight.t() if weight.ndim == 2 else untile(weight, outputs, x.shape[1]))
+    matrix = weight.t() if weight.ndim == 2 else untile(weight, outputs, x.shape[1])
+    return dense_product(x, in_floats(matrix, scales))
 
 
 def dense_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -61,7 +65,7 @@ def _rounded_product(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x.to(weight.dtype), weight).to(x.dtype)
 
 
-def _fake(x, weight, outputs):  # type: ignore[no-untyped-def]
+def _fake(x, weight, outputs, scales=None):  # type: ignore[no-untyped-def]
     return x.new_empty(len(x), outputs)
 
 

@@ -5,10 +5,12 @@ With ln = LayerNorm(x) and mix_m(ln) = m ln + (1 - m) shift, where `shift` is ln
 
     r, k, v = Wr mix_r(ln), Wk mix_k(ln), Wv mix_v(ln);   y = x + Wo (sigmoid(r) wkv(k, v))
 
-Activations and sums are float32 whatever the weights are.
+Activations and sums are float32 beside float weights; beside int8 ones the inputs of products are as in `ops.linear`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ TIME_MIXING_STEP_SCHEMA = (
     "time_mixing_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_v, Tensor mix_r,"
     " Tensor decay, Tensor first, Tensor key, Tensor value, Tensor receptance, Tensor output,"
     " Tensor(a!) shift, Tensor(b!) num, Tensor(c!) den, Tensor(d!) max,"
-    " Tensor? slots=None) -> Tensor"
+    " Tensor? slots, Tensor[] scales) -> Tensor"
 )
 
 
@@ -47,6 +49,7 @@ def time_mixing_step(
     den: Tensor,
     max: Tensor,
     slots: Tensor | None = None,
+    scales: Sequence[Tensor] = (),
 ) -> Tensor:
     """Time mixing of one token, with its LayerNorm and residual.
 
@@ -61,6 +64,7 @@ def time_mixing_step(
         num, den, max: (S, A) float32, rows equally far apart; replaced.
         slots: (B,) int64 on x's device, the state's row of each row of x, others stay as they are. Distinct, but that
             rows whose result nobody wants may share one. None: S = B, and they are in the same order.
+        scales: of int8 matrices, those of key, value, receptance, output, see `ops.int8`; else none.
 
     Returns:
         (B, C) float32.
@@ -71,7 +75,7 @@ def time_mixing_step(
     _extension.ensure_loaded()
     arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_v, mix_r, decay, first, key, value, receptance, output)
     refuse_gradients(*arguments, shift, num, den, max)
-    return torch.ops.rwkv_engine.time_mixing_step(*arguments, shift, num, den, max, slots)
+    return torch.ops.rwkv_engine.time_mixing_step(*arguments, shift, num, den, max, slots, list(scales))
 
 
 def time_mixing_step_reference(
@@ -93,17 +97,19 @@ def time_mixing_step_reference(
     den: Tensor,
     max: Tensor,
     slots: Tensor | None = None,
+    scales: Sequence[Tensor] = (),
 ) -> Tensor:
     """`time_mixing_step` in plain torch."""
     now = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
     last = rows_of(shift, slots)
     n_att = len(decay)
-    k = linear_reference(torch.lerp(last, now, mix_k), key, n_att)
-    v = linear_reference(torch.lerp(last, now, mix_v), value, n_att)
-    r = linear_reference(torch.lerp(last, now, mix_r), receptance, n_att)
+    of_key, of_value, of_receptance, of_output = scales or (None,) * 4
+    k = linear_reference(torch.lerp(last, now, mix_k), key, n_att, of_key)
+    v = linear_reference(torch.lerp(last, now, mix_v), value, n_att, of_value)
+    r = linear_reference(torch.lerp(last, now, mix_r), receptance, n_att, of_receptance)
     before = (rows_of(t, slots) for t in (num, den, max))
     wkv, *state = wkv4_reference(decay, first, k.unsqueeze(1), v.unsqueeze(1), *before)
-    y = x + linear_reference(torch.sigmoid(r) * wkv.squeeze(1), output, x.shape[-1])
+    y = x + linear_reference(torch.sigmoid(r) * wkv.squeeze(1), output, x.shape[-1], of_output)
     for old, new in zip((shift, num, den, max), (now, *state), strict=True):
         replace_rows(old, slots, new)
     return y

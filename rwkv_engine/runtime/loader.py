@@ -98,7 +98,7 @@ def _ready(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], form: str,
 def _put(model: Rwkv4, name: str, shape: tuple[int, ...], form: str, placed: Tensor) -> None:
     path, _, attribute = name.rpartition(".")
     if form == "tiles":
-        model.set_submodule(path, Tiled(placed, *shape))
+        model.set_submodule(path, Tiled(placed, shape[0], shape[1]))
     elif form == "input_major":
         model.set_submodule(path, InputMajor(placed))
     else:

@@ -18,7 +18,7 @@ void in_pieces(int64_t n, const cpu::Range& fn) {
 
 template <class Weight>
 void test_tiles(int64_t N, int64_t K) {
-  const Matrix<Weight> matrix(N, K);
+  const RandomMatrix<Weight> matrix(N, K);
   std::vector<Weight> tiles(matrix.tiles.size()), rows(N * K);
   cpu::tile(matrix.rows.data(), N, K, tiles.data(), in_pieces);
   CHECK(memcmp(tiles.data(), matrix.tiles.data(), tiles.size() * sizeof(Weight)) == 0, N, K);
@@ -28,25 +28,24 @@ void test_tiles(int64_t N, int64_t K) {
 
 template <class Weight>
 void test_linear(int64_t N, int64_t K, int64_t B) {
-  const Matrix<Weight> matrix(N, K);
-  const int64_t padded = tiles_per_block<Weight>(K) * kTileInputs<Weight>;
-  Floats x(B * padded), y(B * N);
+  const RandomMatrix<Weight> matrix(N, K);
+  const Floats x = normal(B * K);
+  Floats y(B * N);
+  const cpu::Linear linear{B, x.data(), matrix.in_tiles(), y.data()};
+  std::vector<char> scratch(linear.scratch());
+  cpu::linear(linear, scratch.data(), in_pieces);
   for (int64_t b = 0; b < B; ++b) {
-    const auto values = normal(K);
-    std::copy(values.begin(), values.end(), x.begin() + b * padded);
-  }
-  cpu::linear(x.data(), matrix.tiles.data(), B, N, K, y.data(), in_pieces);
-  for (int64_t b = 0; b < B; ++b) {
-    const Doubles expected = matrix.times(Doubles(x.begin() + b * padded, x.begin() + b * padded + K));
+    const Doubles expected = matrix.times(row(x, b, K), true);
     for (int64_t n = 0; n < N; ++n) CHECK(close(y[b * N + n], expected[n]), N, K, b, n, y[b * N + n], expected[n]);
   }
 }
 
 template <class Step, class Arguments>
-void test_step(const Arguments& arguments, void (*kernel)(const Step&, float*, const cpu::Run&), const Slots& slots) {
+void test_step(Arguments arguments, void (*kernel)(const Step&, void*, const cpu::Run&), const Slots& slots) {
+  arguments.rounds = true;
   auto outcome = arguments.before(slots);
-  const auto step = arguments.template step<Step>(slots, outcome);
-  Floats scratch(step.scratch(), NAN);
+  const Step step = arguments.step(slots, outcome);
+  std::vector<char> scratch(cpu::scratch(step), -1);  // NaN
   kernel(step, scratch.data(), in_pieces);
   arguments.compare(slots, outcome);
 }
@@ -58,8 +57,8 @@ void test_all() {
       test_tiles<Weight>(n, k);
       test_linear<Weight>(n, k, B);
       for (const bool apart : {false, true}) {
-        test_step(TimeMixing<Weight>(B, n, k), &cpu::time_mixing_step<Weight>, {B, apart});
-        test_step(ChannelMixing<Weight>(B, n, k), &cpu::channel_mixing_step<Weight>, {B, apart});
+        test_step(TimeMixing<Weight>(B, n, k), &cpu::time_mixing_step, {B, apart});
+        test_step(ChannelMixing<Weight>(B, n, k), &cpu::channel_mixing_step, {B, apart});
       }
     }
 }
@@ -73,5 +72,6 @@ int main() {
   test_all<float>();
   test_all<Bfloat16>();
   test_all<Float16>();
+  test_all<int8_t>();
   return failures();
 }

@@ -261,7 +261,7 @@ def test_opcheck(kind, gpu):
     make, step, _ = KINDS[kind]
     half = half_on(gpu, make((16, 32, 64), 2, torch.bfloat16))
     operator = getattr(torch.ops.rwkv_engine, step.__name__).default
-    torch.library.opcheck(operator, (*half.arguments, *half.state))
+    torch.library.opcheck(operator, (*half.arguments, *half.state, None, []))
 
 
 def test_kernels_run_on_the_current_stream(cuda):

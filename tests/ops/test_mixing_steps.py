@@ -31,10 +31,10 @@ class Half:
     arguments: list
     state: list[Tensor]
 
-    def run(self, function, slots=None):
+    def run(self, function, slots=None, scales=()):
         """What a function returns, and the state after it."""
         state = [t.clone() for t in self.state]
-        return function(*self.arguments, *state, *([] if slots is None else [slots])), state
+        return function(*self.arguments, *state, slots, scales), state
 
     def in_pool(self, size: int, slots: list[int]) -> Half:
         """The same with the state's rows in `slots` of a layer of a pool, noise in all the others."""
@@ -104,12 +104,14 @@ def test_against_the_reference(kind, size, batch, dtype):
 def exactly(reference):
     """The reference in float64. Tiles stay as they are: their layout depends on the size of a number."""
 
-    def run(*arguments):
+    def run(*all_arguments):
+        *arguments, slots, scales = all_arguments
+
         def widen(t):
             return t.double() if isinstance(t, Tensor) and t.dtype == torch.float32 and t.ndim < 3 else t
 
         widened = [widen(t) for t in arguments]
-        y = reference(*widened)
+        y = reference(*widened, slots, [t.double() for t in scales])
         n = 4 if reference is time_mixing_step_reference else 1
         for old, new in zip(arguments[-n:], widened[-n:], strict=True):
             old.data = new
@@ -223,8 +225,8 @@ def test_opcheck(kind):
     make, step, _ = KINDS[kind]
     half = make((16, 32, 64), 2, torch.bfloat16)
     operator = getattr(torch.ops.rwkv_engine, step.__name__).default
-    torch.library.opcheck(operator, (*half.arguments, *half.state))
-    torch.library.opcheck(operator, (*half.arguments, *half.state, torch.tensor([1, 0])))
+    torch.library.opcheck(operator, (*half.arguments, *half.state, None, []))
+    torch.library.opcheck(operator, (*half.arguments, *half.state, torch.tensor([1, 0]), []))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -101,7 +101,10 @@ def test_every_float16_is_widened_exactly():
         (lambda x, t: untile(t, 20, 80), "untile: tiles: expected 20 x 80"),
         (lambda x, t: tile(x, t), "tile: weight: expected BFloat16 on the CPU, as tiles, got Float"),
         (lambda x, t: tile(x.bfloat16(), t), "tile: tiles: expected 3 x 40"),
-        (lambda x, t: linear(x, t.double(), 20), "linear: tiles: expected float32, bfloat16 or float16, got Double"),
+        (
+            lambda x, t: linear(x, t.double(), 20),
+            "linear: tiles: expected float32, bfloat16, float16 or int8, got Double",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(call, message):

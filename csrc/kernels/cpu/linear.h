@@ -2,12 +2,19 @@
 #pragma once
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/tiles.h"
+#include "kernels/matrix.h"
 
 namespace rwkv::cpu {
 
-// x (B, whole tiles of K inputs, zeros behind K) -> y (B, N).
-template <class Weight>
-void linear(const float* x, const Weight* tiles, int64_t B, int64_t N, int64_t K, float* y, const Run& run);
+struct Linear {
+  int64_t B;
+  const float* x;  // (B, K)
+  Matrix matrix;
+  float* y;  // (B, N)
+
+  int64_t scratch() const;  // bytes needed beside
+};
+
+void linear(const Linear& linear, void* scratch, const Run& run);
 
 }  // namespace rwkv::cpu

@@ -5,23 +5,20 @@
 #pragma once
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/tiles.h"
+#include "kernels/matrix.h"
 
 namespace rwkv::cpu {
 
-// x (M, K), y (M, N), both contiguous.
-template <class Weight>
 struct LinearMany {
-  int64_t M, N, K;
-  const float* x;
-  const Weight* weight;
+  int64_t M;
+  const float* x;  // (M, K)
+  Matrix matrix;
   bool in_tiles;  // or W^T row after row, (K, N)
-  float* y;
+  float* y;       // (M, N)
 
   int64_t scratch() const;  // bytes needed beside, 64-byte aligned
 };
 
-template <class Weight>
-void linear_many(const LinearMany<Weight>& linear, void* scratch, const Run& run);
+void linear_many(const LinearMany& linear, void* scratch, const Run& run);
 
 }  // namespace rwkv::cpu

@@ -19,7 +19,7 @@ void ln_shift(const LnShift& op, const Run& run) {
       }
       layer_norm(op.x + row * C, C, op.norm, now.data());
       for (int64_t m = 0; m < op.M; ++m)
-        token_shift(now.data(), last.data(), op.mixes + m * C, C, C, op.mixed + (m * rows + row) * C);
+        token_shift(now.data(), last.data(), op.mixes + m * C, C, op.mixed + (m * rows + row) * C);
       if (t == op.T - 1) std::copy_n(now.begin(), C, op.last + b * C);
       std::swap(now, last);
     }

@@ -5,13 +5,9 @@
 
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/layer_norm.h"
 
 namespace rwkv::cpu {
-
-struct LayerNorm {
-  const float *weight, *bias;  // (C,)
-  float eps;
-};
 
 // The sum over c of term(c), in double, eight partial sums side by side.
 template <class Term>
@@ -35,22 +31,12 @@ inline void layer_norm(const float* x, int64_t C, LayerNorm norm, float* out) {
   for (int64_t c = 0; c < C; ++c) out[c] = (x[c] - centre) * scale * norm.weight[c] + norm.bias[c];
 }
 
-// mixed = now mix + last (1 - mix), zeros from C to `padded`.
-inline void token_shift(const float* now, const float* last, const float* mix, int64_t C, int64_t padded,
-                        float* mixed) {
+// mixed = now mix + last (1 - mix)
+inline void token_shift(const float* now, const float* last, const float* mix, int64_t C, float* mixed) {
   for (int64_t c = 0; c < C; ++c) mixed[c] = last[c] + (now[c] - last[c]) * mix[c];
-  for (int64_t c = C; c < padded; ++c) mixed[c] = 0;
 }
 
 // Of T tokens: x (B, T, C), mixes (M, C), shift (B, C) -> mixed (M, B, T, C), last (B, C).
-struct LnShift {
-  int64_t B, T, C, M;
-  const float* x;
-  LayerNorm norm;
-  const float *mixes, *shift;
-  float *mixed, *last;
-};
-
 void ln_shift(const LnShift& op, const Run& run);
 
 }  // namespace rwkv::cpu

@@ -60,8 +60,10 @@ void untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix, const Run
 template void tile(const float*, int64_t, int64_t, float*, const Run&);
 template void tile(const Bfloat16*, int64_t, int64_t, Bfloat16*, const Run&);
 template void tile(const Float16*, int64_t, int64_t, Float16*, const Run&);
+template void tile(const int8_t*, int64_t, int64_t, int8_t*, const Run&);
 template void untile(const float*, int64_t, int64_t, float*, const Run&);
 template void untile(const Bfloat16*, int64_t, int64_t, Bfloat16*, const Run&);
 template void untile(const Float16*, int64_t, int64_t, Float16*, const Run&);
+template void untile(const int8_t*, int64_t, int64_t, int8_t*, const Run&);
 
 }  // namespace rwkv::cpu

@@ -23,6 +23,11 @@ cudaError_t for_batch(int64_t B, const Function& fn) {
   return fn(std::integral_constant<int, kMostRows>{});
 }
 
+// Blocks of so many threads that a multiprocessor is to hold at once. With few rows memory is what a kernel waits for,
+// and 768 threads keep enough of it under way; ptxas would rather give each of them more registers.
+template <int batch, int threads>
+constexpr int kResident = batch > 4 ? 1 : 768 / threads;
+
 inline int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 inline dim3 grid_of(int64_t x, int64_t y = 1) { return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)); }

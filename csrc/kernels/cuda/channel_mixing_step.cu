@@ -3,6 +3,8 @@
 // goes to scratch and replaces it in the second.
 #include "kernels/cuda/channel_mixing_step.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
@@ -13,9 +15,12 @@ namespace rwkv::cuda {
 namespace {
 
 constexpr int kWordBits = 32;
-// Rows that share one reading of the value matrix. Eight times the columns of 16 bytes are 64 sums in registers.
-template <int batch>
-constexpr int kSparseRows = batch < 8 ? batch : 8;
+// Outputs a lane makes in the second kernel, of 16 bytes; and rows that share one reading of the value matrix there: 64
+// sums fit into registers.
+template <class Weight>
+constexpr int kColumns = 16 / sizeof(Weight);
+template <class Weight, int batch>
+constexpr int kSparseRows = std::min(batch, kColumns<Weight> > 8 ? 4 : 8);
 
 struct Scratch {
   float* squared;    // (groups of kSparseRows, F, kSparseRows): one input's numbers side by side
@@ -40,9 +45,10 @@ constexpr int kInnerThreads = kBlocks * kSlices * kWarp;
 
 // 32 outputs of the key or, in blocks behind those, of the receptance.
 template <class Weight, int batch>
-__global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingStep<Weight> step, Scratch scratch) {
+__global__ void __launch_bounds__(kInnerThreads, kResident<batch, kInnerThreads>)
+    inner_kernel(ChannelMixingStep step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kSlices>;
-  constexpr int kSparse = kSparseRows<batch>;
+  constexpr int kSparse = kSparseRows<Weight, batch>;
   alignas(16) __shared__ float staged[batch * Product::kChunk];
   __shared__ float parts[kBlocks][kSlices * Product::kSums];
   __shared__ RowStatistics<batch, kInnerThreads> statistics;
@@ -53,11 +59,13 @@ __global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingSt
   const bool is_key = blockIdx.x < words;
   const int64_t word = is_key ? blockIdx.x : blockIdx.x - words, width = is_key ? F : C;
   const int64_t block = word * kBlocks + warp() / kSlices;
-  Product product(tile_block(is_key ? step.key : step.receptance, block, C), C, warp() % kSlices,
-                  block * kTileRows < width);
+  const Weight *const key = step.key.as<Weight>(), *const receptance = step.receptance.as<Weight>();
+  Product product(tile_block(is_key ? key : receptance, block, C), C, warp() % kSlices, block * kTileRows < width);
 
   const Group rows = Group::mine<batch>(step.B);
-  const float *const x = step.x + rows.first * C, *const mix = is_key ? step.mix_k : step.mix_r;
+  const float *const x = step.x + rows.first * C, *const mix = is_key ? step.mix_k : step.mix_r,
+                     *const columns = is_key ? step.key.columns : step.receptance.columns,
+                     *const scales = is_key ? step.key.rows : step.receptance.rows;
   if (thread() < rows.count) state[thread()] = slot_of(step.slots, rows.first + thread());
   row_statistics(x, rows.count, C, step.norm.eps, statistics);
   multiply_all(product, C, staged, [&](int64_t first) {
@@ -68,7 +76,8 @@ __global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingSt
       float mixed = 0;
       if (b < rows.count && c < C) {
         const float now = normalised(x[b * C + c], statistics.mean[b], statistics.scale[b], step.norm, c);
-        mixed = token_shift(now, step.shift[state[b] * step.shift_stride + c], mix[c]);
+        const float last = step.shift[state[b] * step.shift_stride + c];
+        mixed = scaled<Weight>(token_shift(now, last, mix[c]), columns, c);
         if (blockIdx.x == 0) scratch.now[(rows.first + b) * C + c] = now;
       }
       staged[i] = mixed;
@@ -80,10 +89,11 @@ __global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingSt
   // A warp finishes 32 outputs of one row.
   const int64_t n = word * kWordBits + lane();
   for (int b = warp(); b < batch; b += kInnerThreads / kWarp) {
-    const float sum = sum_of_slices<Product>(parts[lane() / kTileRows], b * kTileRows + lane() % kTileRows);
+    float sum = sum_of_slices<Product>(parts[lane() / kTileRows], b * kTileRows + lane() % kTileRows);
+    if (n < width) sum = scaled<Weight>(sum, scales, n);
     if (is_key) {
       const float positive = sum < 0 ? 0 : sum;  // NaN stays
-      const float squared = b < rows.count && n < F ? positive * positive : 0;
+      const float squared = b < rows.count && n < F ? scaled<Weight>(positive * positive, step.value.columns, n) : 0;
       const int64_t group = (rows.first + b) / kSparse;
       if (n < F) scratch.squared[(group * F + n) * kSparse + b % kSparse] = squared;
       const uint32_t vote = __ballot_sync(kAllLanes, squared != 0);
@@ -103,15 +113,17 @@ __global__ void __launch_bounds__(kInnerThreads, 1) inner_kernel(ChannelMixingSt
 
 // Lanes that lie side by side in a row of the value matrix: 32 bytes, which memory delivers at once.
 constexpr int kRowLanes = 2;
-constexpr int kSparseThreads = 256;
-constexpr int kWorkers = kSparseThreads / kRowLanes;
+// Of bytes half as many blocks make all outputs, so each gets twice the threads.
+template <class Weight>
+constexpr int kSparseThreads = sizeof(Weight) == 1 ? 512 : 256;
 
 // y = x + gate * (sum over the active inputs f of squared[f] value[f]) of kRowLanes * columns outputs, and their part
 // of the new shift row. A worker, `columns` outputs a lane, takes the words of 32 inputs in turn with the others: who
 // adds an input does not depend on which are active, so neither do the bits of a row on its neighbours in the batch.
 template <class Weight, int batch, int columns>
-__global__ void __launch_bounds__(kSparseThreads, 1) sparse_kernel(ChannelMixingStep<Weight> step, Scratch scratch) {
-  constexpr int kSums = batch * columns, kWarps = kSparseThreads / kWarp, kAhead = batch > 4 ? 2 : 4;
+__global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(ChannelMixingStep step, Scratch scratch) {
+  constexpr int kSums = batch * columns, kThreads = kSparseThreads<Weight>, kWorkers = kThreads / kRowLanes,
+                kWarps = kThreads / kWarp, kAhead = batch > 4 || kSums > 32 ? 2 : 4;
   __shared__ float parts[kWarps][kRowLanes * kSums];
 
   const int64_t C = step.C, F = step.F, words = (F + kWordBits - 1) / kWordBits;
@@ -131,19 +143,20 @@ __global__ void __launch_bounds__(kSparseThreads, 1) sparse_kernel(ChannelMixing
         const int64_t f = word * kWordBits + __ffs(static_cast<int>(left)) - 1;
         weights[i] = {}, squared[i] = {};
         if (left) {
-          weights[i] = *reinterpret_cast<const Pack<Weight, columns>*>(step.value + f * C + column);
+          weights[i] = *reinterpret_cast<const Pack<Weight, columns>*>(step.value.as<Weight>() + f * C + column);
           squared[i] = inputs[f];
         }
         left &= left - 1;  // takes away the lowest bit
       }
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i)
+      for (int i = 0; i < kAhead; ++i) {
+        float w[columns];
+        widen(weights[i], w);
 #pragma unroll
-        for (int j = 0; j < columns; ++j) {
-          const float w = widen(weights[i].at[j]);
+        for (int j = 0; j < columns; ++j)
 #pragma unroll
-          for (int b = 0; b < batch; ++b) sums[b * columns + j] = fmaf(w, squared[i].at[b], sums[b * columns + j]);
-        }
+          for (int b = 0; b < batch; ++b) sums[b * columns + j] = fmaf(w[j], squared[i].at[b], sums[b * columns + j]);
+      }
     }
   }
   const int first = spread_sums<kSums, kWarp / 2, kRowLanes>(sums);
@@ -153,7 +166,7 @@ __global__ void __launch_bounds__(kSparseThreads, 1) sparse_kernel(ChannelMixing
   __syncthreads();
 
   const Group rows = Group::mine<batch>(step.B);
-  for (int i = thread(); i < kRowLanes * kSums; i += kSparseThreads) {
+  for (int i = thread(); i < kRowLanes * kSums; i += kThreads) {
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) sum += parts[w][i];
@@ -161,47 +174,41 @@ __global__ void __launch_bounds__(kSparseThreads, 1) sparse_kernel(ChannelMixing
     const int64_t c = (static_cast<int64_t>(blockIdx.x) * kRowLanes + i / kSums) * columns + i % columns;
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
-    step.y[at] = fmaf(scratch.gate[at], sum, step.x[at]);
+    step.y[at] = fmaf(scratch.gate[at], scaled<Weight>(sum, step.value.rows, c), step.x[at]);
     step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }
 
 template <class Weight, int batch, int columns>
-cudaError_t launch_sparse(const ChannelMixingStep<Weight>& step, const Scratch& scratch, cudaStream_t stream) {
+cudaError_t launch_sparse(const ChannelMixingStep& step, const Scratch& scratch, cudaStream_t stream) {
   return launch(&sparse_kernel<Weight, batch, columns>,
-                grid_of(pieces(step.C, kRowLanes * columns), pieces(step.B, batch)), kSparseThreads, 0, stream, step,
-                scratch);
+                grid_of(pieces(step.C, kRowLanes * columns), pieces(step.B, batch)), kSparseThreads<Weight>, 0, stream,
+                step, scratch);
 }
 
 }  // namespace
 
-template <class Weight>
-int64_t ChannelMixingStep<Weight>::scratch() const {
-  return padded_rows(B) * F + 2 * B * C + padded_rows(B) * pieces(F, kWordBits);
+int64_t scratch(const ChannelMixingStep& step) {
+  const int64_t rows = padded_rows(step.B);
+  return rows * step.F + 2 * step.B * step.C + rows * pieces(step.F, kWordBits);
 }
 
-template <class Weight>
-cudaError_t channel_mixing_step(const ChannelMixingStep<Weight>& step, float* scratch, cudaStream_t stream) {
-  return for_batch(step.B, [=](auto batch) {
-    float* const gate = scratch + padded_rows(step.B) * step.F;
-    float* const now = gate + step.B * step.C;
-    const Scratch parts{scratch, gate, now, reinterpret_cast<uint32_t*>(now + step.B * step.C)};
-    const int64_t words = pieces(step.F, kWordBits) + pieces(step.C, kWordBits);
-    const cudaError_t status = launch(&inner_kernel<Weight, batch()>, grid_of(words, pieces(step.B, batch())),
-                                      kInnerThreads, 0, stream, step, parts);
-    if (status != cudaSuccess) return status;
-    constexpr int kColumns = 16 / sizeof(Weight), rows = kSparseRows<batch()>;
-    const bool aligned = step.C % kColumns == 0 && reinterpret_cast<uintptr_t>(step.value) % 16 == 0;
-    return aligned ? launch_sparse<Weight, rows, kColumns>(step, parts, stream)
-                   : launch_sparse<Weight, rows, 1>(step, parts, stream);
+cudaError_t channel_mixing_step(const ChannelMixingStep& step, float* scratch, cudaStream_t stream) {
+  return for_format(step.key.format, [&]<class Weight>(Weight) {
+    return for_batch(step.B, [&](auto batch) {
+      float* const gate = scratch + padded_rows(step.B) * step.F;
+      float* const now = gate + step.B * step.C;
+      const Scratch parts{scratch, gate, now, reinterpret_cast<uint32_t*>(now + step.B * step.C)};
+      const int64_t words = pieces(step.F, kWordBits) + pieces(step.C, kWordBits);
+      const cudaError_t status = launch(&inner_kernel<Weight, batch()>, grid_of(words, pieces(step.B, batch())),
+                                        kInnerThreads, 0, stream, step, parts);
+      if (status != cudaSuccess) return status;
+      constexpr int rows = kSparseRows<Weight, batch()>, columns = kColumns<Weight>;
+      const bool aligned = step.C % columns == 0 && reinterpret_cast<uintptr_t>(step.value.weights) % 16 == 0;
+      return aligned ? launch_sparse<Weight, rows, columns>(step, parts, stream)
+                     : launch_sparse<Weight, rows, 1>(step, parts, stream);
+    });
   });
 }
-
-template struct ChannelMixingStep<float>;
-template struct ChannelMixingStep<Bfloat16>;
-template struct ChannelMixingStep<Float16>;
-template cudaError_t channel_mixing_step(const ChannelMixingStep<float>&, float*, cudaStream_t);
-template cudaError_t channel_mixing_step(const ChannelMixingStep<Bfloat16>&, float*, cudaStream_t);
-template cudaError_t channel_mixing_step(const ChannelMixingStep<Float16>&, float*, cudaStream_t);
 
 }  // namespace rwkv::cuda

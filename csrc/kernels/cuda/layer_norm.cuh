@@ -1,8 +1,8 @@
 // LayerNorm and token shift, recomputed by every block that needs them. Torch-free; device code.
 #pragma once
 
-#include "kernels/cuda/layer_norm.h"
 #include "kernels/cuda/warp.cuh"
+#include "kernels/layer_norm.h"
 
 namespace rwkv::cuda {
 

@@ -3,10 +3,11 @@
 //
 // A warp reads 512 bytes at once: of 8 groups of inputs the 16 rows' 4 bytes, 16 bytes a lane, which are 4 rows of one
 // group. `slices` warps take turns along the inputs. A row is added up lane by lane, then over the lanes, then over the
-// slices, always in this order.
+// slices, always in this order. Scales of int8 weights are the caller's: x comes with those of the columns.
 #pragma once
 
 #include "kernels/cuda/widen.cuh"
+#include "kernels/matrix.h"
 
 namespace rwkv::cuda {
 
@@ -26,8 +27,10 @@ __host__ __device__ const Weight* tile_block(const Weight* matrix, int64_t i, in
 template <class Weight, int batch, int slices>
 class TileProduct {
   static constexpr int P = kGroupInputs<Weight>;
-  static constexpr int kInputs = kWarpGroups * P;   // of one reading
-  static constexpr int kAhead = batch > 4 ? 2 : 4;  // readings under way while as many are multiplied
+  static constexpr int kInputs = kWarpGroups * P;  // of one reading
+  // Readings under way while as many are multiplied. Of bytes with 16 rows one is 256 multiplications, which is long
+  // enough, and the inputs of two would not fit into shared memory thrice.
+  static constexpr int kAhead = batch <= 4 ? 4 : batch * P <= 32 ? 2 : 1;
   static constexpr int kRound = slices * kAhead * kInputs;
 
  public:
@@ -81,8 +84,7 @@ class TileProduct {
     Pack<Weight, kLaneRows * P> weights;
     memcpy(&weights, &words, sizeof weights);
     float w[kLaneRows * P];
-#pragma unroll
-    for (int i = 0; i < kLaneRows * P; ++i) w[i] = widen(weights.at[i]);
+    widen(weights, w);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
       const auto inputs = *reinterpret_cast<const Pack<float, P>*>(x + b * kChunk);
@@ -122,14 +124,14 @@ __device__ float sum_of_slices(const float* parts, int i) {
   return sum;
 }
 
-// Rows x (B, K) as they are, for multiply_all.
-template <class Product, int batch, int threads>
-__device__ void stage_rows(const float* x, int rows, int64_t K, int64_t first, float* staged) {
+// Rows x (B, K) for multiply_all, times the scales of the columns.
+template <class Weight, class Product, int batch, int threads>
+__device__ void stage_rows(const float* x, int rows, int64_t K, const float* columns, int64_t first, float* staged) {
 #pragma unroll 4
   for (int i = thread(); i < batch * Product::kChunk; i += threads) {
     const int b = i / Product::kChunk;
     const int64_t k = first + i % Product::kChunk;
-    staged[i] = b < rows && k < K ? x[b * K + k] : 0.0f;
+    staged[i] = b < rows && k < K ? scaled<Weight>(x[b * K + k], columns, k) : 0.0f;
   }
 }
 

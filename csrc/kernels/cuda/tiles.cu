@@ -82,8 +82,10 @@ cudaError_t untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix, cu
 template cudaError_t tile(const float*, int64_t, int64_t, float*, cudaStream_t);
 template cudaError_t tile(const Bfloat16*, int64_t, int64_t, Bfloat16*, cudaStream_t);
 template cudaError_t tile(const Float16*, int64_t, int64_t, Float16*, cudaStream_t);
+template cudaError_t tile(const int8_t*, int64_t, int64_t, int8_t*, cudaStream_t);
 template cudaError_t untile(const float*, int64_t, int64_t, float*, cudaStream_t);
 template cudaError_t untile(const Bfloat16*, int64_t, int64_t, Bfloat16*, cudaStream_t);
 template cudaError_t untile(const Float16*, int64_t, int64_t, Float16*, cudaStream_t);
+template cudaError_t untile(const int8_t*, int64_t, int64_t, int8_t*, cudaStream_t);
 
 }  // namespace rwkv::cuda

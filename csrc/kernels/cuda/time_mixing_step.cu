@@ -23,7 +23,8 @@ constexpr int kGatedThreads = kMatrices * kMatrixSlices * kWarp;
 
 // gated = sigmoid(r) wkv(k, v) of 16 channels, whose state is replaced; warps 0 to 3 make k, the next v, the last r.
 template <class Weight, int batch>
-__global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(TimeMixingStep<Weight> step, Scratch scratch) {
+__global__ void __launch_bounds__(kGatedThreads, kResident<batch, kGatedThreads>)
+    gated_kernel(TimeMixingStep step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kMatrixSlices>;
   alignas(16) __shared__ float staged[kMatrices][batch * Product::kChunk];
   __shared__ float parts[kMatrices][kMatrixSlices * Product::kSums];
@@ -32,7 +33,11 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(TimeMixingStep<
 
   const int64_t C = step.C, A = step.A;
   const int matrix = warp() / kMatrixSlices, slice = warp() % kMatrixSlices;
-  const Weight* const weights = matrix == 0 ? step.key : matrix == 1 ? step.value : step.receptance;
+  const Weight *const key = step.key.as<Weight>(), *const value = step.value.as<Weight>(),
+                      *const receptance = step.receptance.as<Weight>(),
+                      *const weights = matrix == 0   ? key
+                                       : matrix == 1 ? value
+                                                     : receptance;
   Product product(tile_block(weights, blockIdx.x, C), C, slice);
 
   const Group rows = Group::mine<batch>(step.B);
@@ -48,9 +53,9 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(TimeMixingStep<
       if (b < rows.count && c < C) {
         const float now = normalised(x[b * C + c], statistics.mean[b], statistics.scale[b], step.norm, c);
         const float last = step.shift[state[b] * step.shift_stride + c];
-        k = token_shift(now, last, step.mix_k[c]);
-        v = token_shift(now, last, step.mix_v[c]);
-        r = token_shift(now, last, step.mix_r[c]);
+        k = scaled<Weight>(token_shift(now, last, step.mix_k[c]), step.key.columns, c);
+        v = scaled<Weight>(token_shift(now, last, step.mix_v[c]), step.value.columns, c);
+        r = scaled<Weight>(token_shift(now, last, step.mix_r[c]), step.receptance.columns, c);
         if (blockIdx.x == 0) scratch.now[(rows.first + b) * C + c] = now;
       }
       staged[0][i] = k, staged[1][i] = v, staged[2][i] = r;
@@ -63,8 +68,9 @@ __global__ void __launch_bounds__(kGatedThreads, 1) gated_kernel(TimeMixingStep<
     const int b = i / kTileRows;
     const int64_t a = static_cast<int64_t>(blockIdx.x) * kTileRows + i % kTileRows;
     if (b >= rows.count || a >= A) continue;
-    const float k = sum_of_slices<Product>(parts[0], i), v = sum_of_slices<Product>(parts[1], i),
-                r = sum_of_slices<Product>(parts[2], i);
+    const float k = scaled<Weight>(sum_of_slices<Product>(parts[0], i), step.key.rows, a),
+                v = scaled<Weight>(sum_of_slices<Product>(parts[1], i), step.value.rows, a),
+                r = scaled<Weight>(sum_of_slices<Product>(parts[2], i), step.receptance.rows, a);
     const int64_t at = state[b] * step.wkv_stride + a;
     const Wkv4State<float> before{step.num[at], step.den[at], step.max[at]};
     scratch.gated[(rows.first + b) * A + a] = sigmoid(r) * wkv4_output(step.first[a], k, v, before);
@@ -78,16 +84,18 @@ constexpr int kOutputThreads = kOutputSlices * kWarp;
 
 // y = x + Wo gated of 16 outputs, and their part of the new shift row.
 template <class Weight, int batch>
-__global__ void __launch_bounds__(kOutputThreads, 1) output_kernel(TimeMixingStep<Weight> step, Scratch scratch) {
+__global__ void __launch_bounds__(kOutputThreads, kResident<batch, kOutputThreads>)
+    output_kernel(TimeMixingStep step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kOutputSlices>;
   alignas(16) __shared__ float staged[batch * Product::kChunk];
   __shared__ float parts[kOutputSlices * Product::kSums];
 
   const int64_t C = step.C, A = step.A;
-  Product product(tile_block(step.output, blockIdx.x, A), A, warp());
+  Product product(tile_block(step.output.as<Weight>(), blockIdx.x, A), A, warp());
   const Group rows = Group::mine<batch>(step.B);
   multiply_all(product, A, staged, [&](int64_t first) {
-    stage_rows<Product, batch, kOutputThreads>(scratch.gated + rows.first * A, rows.count, A, first, staged);
+    stage_rows<Weight, Product, batch, kOutputThreads>(scratch.gated + rows.first * A, rows.count, A,
+                                                       step.output.columns, first, staged);
   });
   product.store(parts + warp() * Product::kSums);
   __syncthreads();
@@ -96,28 +104,27 @@ __global__ void __launch_bounds__(kOutputThreads, 1) output_kernel(TimeMixingSte
     const int64_t c = static_cast<int64_t>(blockIdx.x) * kTileRows + i % kTileRows;
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
-    step.y[at] = step.x[at] + sum_of_slices<Product>(parts, i);
+    step.y[at] = step.x[at] + scaled<Weight>(sum_of_slices<Product>(parts, i), step.output.rows, c);
     step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }
 
 }  // namespace
 
-template <class Weight>
-cudaError_t time_mixing_step(const TimeMixingStep<Weight>& step, float* scratch, cudaStream_t stream) {
-  return for_batch(step.B, [=](auto batch) {
-    const int64_t groups = pieces(step.B, batch());
-    const Scratch parts{scratch, scratch + step.B * step.C};
-    const cudaError_t status = launch(&gated_kernel<Weight, batch()>, grid_of(tile_blocks(step.A), groups),
-                                      kGatedThreads, 0, stream, step, parts);
-    if (status != cudaSuccess) return status;
-    return launch(&output_kernel<Weight, batch()>, grid_of(tile_blocks(step.C), groups), kOutputThreads, 0, stream,
-                  step, parts);
+int64_t scratch(const TimeMixingStep& step) { return step.B * (step.C + step.A); }
+
+cudaError_t time_mixing_step(const TimeMixingStep& step, float* scratch, cudaStream_t stream) {
+  return for_format(step.key.format, [&]<class Weight>(Weight) {
+    return for_batch(step.B, [&](auto batch) {
+      const int64_t groups = pieces(step.B, batch());
+      const Scratch parts{scratch, scratch + step.B * step.C};
+      const cudaError_t status = launch(&gated_kernel<Weight, batch()>, grid_of(tile_blocks(step.A), groups),
+                                        kGatedThreads, 0, stream, step, parts);
+      if (status != cudaSuccess) return status;
+      return launch(&output_kernel<Weight, batch()>, grid_of(tile_blocks(step.C), groups), kOutputThreads, 0, stream,
+                    step, parts);
+    });
   });
 }
-
-template cudaError_t time_mixing_step(const TimeMixingStep<float>&, float*, cudaStream_t);
-template cudaError_t time_mixing_step(const TimeMixingStep<Bfloat16>&, float*, cudaStream_t);
-template cudaError_t time_mixing_step(const TimeMixingStep<Float16>&, float*, cudaStream_t);
 
 }  // namespace rwkv::cuda

@@ -7,8 +7,8 @@
 //   __syncthreads  __syncwarp  __shfl_sync  __shfl_xor_sync  __shfl_up_sync  __shfl_down_sync
 //   __ballot_sync  __any_sync  __all_sync  __threadfence  __threadfence_block
 //   atomicAdd of int, unsigned and unsigned long long (a float's sum would depend on the order)
-//   __ldg __ldcs __ldcg  __popc __ffs __clz  __float_as_uint __uint_as_float and the like  __expf rsqrtf min max
-//   cuda_fp16.h and cuda_bf16.h as far as the host has them: conversions and packed types, and their operators
+//   __ldg __ldcs __ldcg  __byte_perm __popc __ffs __clz  __float_as_uint __uint_as_float and the like  __expf rsqrtf
+//   min max cuda_fp16.h and cuda_bf16.h as far as the host has them: conversions and packed types, and their operators
 // Not: cooperative groups, __activemask, warp matrices, inline assembly, asynchronous copies, clusters, and blocks that
 // wait for one another (they run one after another).
 //
@@ -152,6 +152,13 @@ T __ldcg(const T* from) {
   return *from;
 }
 
+// Byte i of the result is the one that the i-th hexadecimal digit of the selector names: 0 to 3 of x, 4 to 7 of y.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= (bytes >> 8 * (selector >> 4 * i & 7u) & 0xffu) << 8 * i;
+  return result;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }

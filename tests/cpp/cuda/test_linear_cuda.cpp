@@ -10,7 +10,7 @@ namespace {
 
 template <class Weight>
 void test_tiles(int64_t N, int64_t K, const char* order) {
-  const Matrix<Weight> matrix(N, K);
+  const RandomMatrix<Weight> matrix(N, K);
   std::vector<Weight> tiles(matrix.tiles.size(), random_weight<Weight>(1)), rows(N * K + 1, random_weight<Weight>(1));
   const Weight behind = rows.back();
   CHECK(cuda::tile(matrix.rows.data(), N, K, tiles.data(), nullptr) == cudaSuccess);
@@ -21,16 +21,16 @@ void test_tiles(int64_t N, int64_t K, const char* order) {
 }
 
 template <class Weight>
-Floats linear(const Matrix<Weight>& matrix, const Floats& x) {
+Floats linear(const RandomMatrix<Weight>& matrix, const Floats& x) {
   const int64_t B = x.size() / matrix.K;
   Floats y(B * matrix.N, NAN);
-  CHECK(cuda::linear(x.data(), matrix.tiles.data(), B, matrix.N, matrix.K, y.data(), nullptr) == cudaSuccess);
+  CHECK(cuda::linear(x.data(), matrix.in_tiles(), B, y.data(), nullptr) == cudaSuccess);
   return y;
 }
 
 template <class Weight>
 void test_linear(int64_t N, int64_t K, int64_t B, const char* order) {
-  const Matrix<Weight> matrix(N, K);
+  const RandomMatrix<Weight> matrix(N, K);
   const Floats x = normal(B * K), y = linear(matrix, x);
   for (int64_t b = 0; b < B; ++b) {
     const Doubles expected = matrix.times(row(x, b, K));
@@ -42,7 +42,7 @@ void test_linear(int64_t N, int64_t K, int64_t B, const char* order) {
 // Bit for bit, whatever the others are.
 template <class Weight>
 void test_rows_are_independent(int64_t N, int64_t K) {
-  const Matrix<Weight> matrix(N, K);
+  const RandomMatrix<Weight> matrix(N, K);
   Floats x = normal(16 * K);
   const Floats together = linear(matrix, x);
   CHECK(linear(matrix, x) == together, N, K);
@@ -57,10 +57,19 @@ void test_rows_are_independent(int64_t N, int64_t K) {
     CHECK(i / N == 3 ? std::isnan(with_nan[i]) : with_nan[i] == together[i], N, K, i, with_nan[i], together[i]);
 }
 
+// Zeros are exact, with the scales of zero rows and columns.
+void test_an_int8_matrix_of_zeros() {
+  RandomMatrix<int8_t> matrix(17, 70, [](int64_t, int64_t) { return int8_t{0}; });
+  std::fill(matrix.of_rows.begin(), matrix.of_rows.end(), 1.0f);
+  std::fill(matrix.of_columns.begin(), matrix.of_columns.end(), 1.0f);
+  CHECK(linear(matrix, normal(3 * 70, 1e6)) == Floats(3 * 17, 0.0f));
+}
+
 template <class Weight>
 void test_all(const char* order) {
+  constexpr int64_t T = kTileInputs<Weight>;
   using Size = std::pair<int64_t, int64_t>;
-  for (const auto& [n, k] : {Size{1, 1}, {16, 32}, {33, 8}, {17, 33}, {40, 129}}) {
+  for (const auto& [n, k] : {Size{1, 1}, {16, T}, {33, 8}, {17, T + 1}, {15, T - 1}, {40, 129}}) {
     test_tiles<Weight>(n, k, order);
     for (const int64_t B : {1, 2, 3, 5, 16}) test_linear<Weight>(n, k, B, order);
   }
@@ -74,11 +83,13 @@ void test_all(const char* order) {
 }  // namespace
 
 int main() {
-  CHECK(linear(Matrix<float>(3, 5), {}).empty());
+  CHECK(linear(RandomMatrix<float>(3, 5), {}).empty());
   emulation::in_every_order([](const char* order) {
     test_all<float>(order);
     test_all<Bfloat16>(order);
     test_all<Float16>(order);
+    test_all<int8_t>(order);
+    test_an_int8_matrix_of_zeros();
   });
   return failures();
 }

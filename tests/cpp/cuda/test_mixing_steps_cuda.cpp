@@ -9,21 +9,20 @@ using namespace reference;
 
 namespace {
 
-template <class Weight>
-auto run(const TimeMixing<Weight>& arguments, const Slots& slots) {
-  auto outcome = arguments.before(slots);
-  const auto step = arguments.template step<cuda::TimeMixingStep<Weight>>(slots, outcome);
-  Floats scratch(step.scratch(), NAN);
-  CHECK(cuda::time_mixing_step(step, scratch.data(), nullptr) == cudaSuccess);
-  return outcome;
+cudaError_t launch(const TimeMixingStep& step, float* scratch) {
+  return cuda::time_mixing_step(step, scratch, nullptr);
 }
 
-template <class Weight>
-auto run(const ChannelMixing<Weight>& arguments, const Slots& slots) {
+cudaError_t launch(const ChannelMixingStep& step, float* scratch) {
+  return cuda::channel_mixing_step(step, scratch, nullptr);
+}
+
+template <class Arguments>
+auto run(const Arguments& arguments, const Slots& slots) {
   auto outcome = arguments.before(slots);
-  const auto step = arguments.template step<cuda::ChannelMixingStep<Weight>>(slots, outcome);
-  Floats scratch(step.scratch(), NAN);
-  CHECK(cuda::channel_mixing_step(step, scratch.data(), nullptr) == cudaSuccess);
+  const auto step = arguments.step(slots, outcome);
+  Floats scratch(cuda::scratch(step), NAN);
+  CHECK(launch(step, scratch.data()) == cudaSuccess);
   return outcome;
 }
 
@@ -99,7 +98,7 @@ void test_zeros_are_not_read(int64_t B, int64_t C, int64_t F) {
   std::fill(arguments.mix_k.begin(), arguments.mix_k.end(), 1.0f);
   Weight negative = random_weight<Weight>(1);
   while (value_of(negative) >= 0) negative = random_weight<Weight>(1);
-  arguments.key = Matrix<Weight>(F, C, [=](int64_t, int64_t) { return negative; });
+  arguments.key = RandomMatrix<Weight>(F, C, [=](int64_t, int64_t) { return negative; });
   ChannelMixing<Weight> poisoned = arguments;
   poisoned.value.rows.assign(F * C, nan_weight<Weight>());
   CHECK(run(poisoned, {B, true}).y == arguments.x, B, C, F);
@@ -107,7 +106,7 @@ void test_zeros_are_not_read(int64_t B, int64_t C, int64_t F) {
   const int64_t only = F - 1;
   Weight positive = random_weight<Weight>(1);
   while (value_of(positive) <= 0) positive = random_weight<Weight>(1);
-  arguments.key = Matrix<Weight>(F, C, [=](int64_t f, int64_t) { return f == only ? positive : negative; });
+  arguments.key = RandomMatrix<Weight>(F, C, [=](int64_t f, int64_t) { return f == only ? positive : negative; });
   poisoned = arguments;
   std::fill_n(poisoned.value.rows.begin(), only * C, nan_weight<Weight>());
   const auto expected = run(arguments, {B, true}), got = run(poisoned, {B, true});
@@ -119,7 +118,8 @@ void test_zeros_are_not_read(int64_t B, int64_t C, int64_t F) {
 template <class Weight>
 void test_nan_is_not_hidden() {
   ChannelMixing<Weight> arguments(1, 8, 40);
-  arguments.key = Matrix<Weight>(40, 8, [](int64_t, int64_t) { return nan_weight<Weight>(); });
+  arguments.key = RandomMatrix<Weight>(40, 8, [](int64_t, int64_t) { return nan_weight<Weight>(); });
+  for (float& scale : arguments.key.of_rows) scale = NAN;  // int8 has no NaN
   for (float y : run(arguments, {1, false}).y) CHECK(std::isnan(y));
 }
 
@@ -157,13 +157,20 @@ void test_order() {
 }  // namespace
 
 int main() {
-  emulation::in_every_order([](const char*) { test_order<Bfloat16>(); });
+  emulation::in_every_order([](const char*) {
+    test_order<Bfloat16>();
+    test_order<int8_t>();
+  });
   if (failure_count()) return failures();  // a barrier is missing: the rest has no more to say
   test_sizes<float>({1, 3});
   test_sizes<Bfloat16>({2, 5, 16});
   test_sizes<Float16>({1});
+  test_sizes<int8_t>({1, 3, 16});
   test_long_rows<Float16>();
+  test_long_rows<int8_t>();
   test_rows_are_independent(TimeMixing<Bfloat16>(16, 300, 17));
+  test_rows_are_independent(TimeMixing<int8_t>(16, 300, 17));
   test_rows_are_independent(ChannelMixing<float>(16, 8, 4200));
+  test_rows_are_independent(ChannelMixing<int8_t>(16, 48, 300));
   return failures();
 }

@@ -16,7 +16,7 @@ struct Prefill {
   Floats mixed = Floats(M * B * T * C, NAN), last = Floats(B * C, NAN);
 
   void run() {
-    const cuda::LnShift all{
+    const LnShift all{
         B,          T, C, M, x.data(), {weight.data(), bias.data(), kEps}, mixes.data(), shift.data(), mixed.data(),
         last.data()};
     CHECK(cuda::ln_shift(all, nullptr) == cudaSuccess);

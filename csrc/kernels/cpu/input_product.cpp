@@ -1,0 +1,169 @@
+#include "kernels/cpu/input_product.h"
+
+#include <algorithm>
+
+#include "kernels/cpu/quantized.h"
+
+namespace rwkv::cpu {
+namespace {
+
+// Float weights: activations as they are, one input after the other for each column.
+template <class Weight>
+struct InputProduct {
+  // Inputs that share one reading of the sums.
+  static constexpr int kInputs = 4;
+
+  static int64_t prepared_size(int64_t) { return 0; }
+  static void prepare(const Matrix&, const float*, char*) {}
+
+  static void multiply(const Matrix& matrix, const float* x, const char*, const std::vector<int64_t>& active, int64_t B,
+                       int64_t from, int64_t columns, float* sums) {
+    const Weight* const weights = matrix.as<Weight>() + from;
+    std::fill_n(sums, B * columns, 0.0f);
+    size_t i = 0;
+    for (; i + kInputs <= active.size(); i += kInputs)
+      for (int64_t b = 0; b < B; ++b)
+        add<kInputs>(weights, matrix.N, &active[i], x + b * matrix.K, columns, sums + b * columns);
+    for (; i < active.size(); ++i)
+      for (int64_t b = 0; b < B; ++b)
+        add<1>(weights, matrix.N, &active[i], x + b * matrix.K, columns, sums + b * columns);
+  }
+
+  template <int inputs>
+  static RWKV_INLINE void add(const Weight* __restrict weights, int64_t N, const int64_t* k, const float* x,
+                              int64_t columns, float* __restrict sums) {
+    int64_t c = 0;
+    for (; c + kTileRows <= columns; c += kTileRows) {
+      Lanes sum = load_lanes(sums + c);
+#pragma GCC unroll 4
+      for (int i = 0; i < inputs; ++i) sum += widen_row(weights + k[i] * N + c) * x[k[i]];
+      store_lanes(sums + c, sum);
+    }
+    if (c == columns) return;
+    for (int i = 0; i < inputs; ++i) {
+      Weight tail[kTileRows] = {};
+      std::copy_n(weights + k[i] * N + c, columns - c, tail);
+      const Lanes term = widen_row(tail) * x[k[i]];
+      for (int64_t j = c; j < columns; ++j) sums[j] += term[j - c];
+    }
+  }
+};
+
+// int8 weights: activations as whole numbers (cpu/quantized.h), two inputs at a time. Prepared: the numbers, then the
+// scales of their groups.
+template <>
+struct InputProduct<int8_t> {
+  static constexpr int kPairs = 4;  // that share one reading of the sums
+
+  static int64_t prepared_size(int64_t K) {
+    return (K * sizeof(int16_t) + 63) / 64 * 64 + (quantized_groups(K) * sizeof(float) + 63) / 64 * 64;
+  }
+  static const float* scales_in(const char* prepared, int64_t K) {
+    return reinterpret_cast<const float*>(prepared + (K * sizeof(int16_t) + 63) / 64 * 64);
+  }
+
+  static void prepare(const Matrix& matrix, const float* x, char* prepared) {
+    auto* const numbers = reinterpret_cast<int16_t*>(prepared);
+    auto* const scales = const_cast<float*>(scales_in(prepared, matrix.K));
+    for (int64_t k = 0; k < matrix.K; k += kQuantized)
+      scales[k / kQuantized] = quantize(x + k, matrix.columns + k, std::min(kQuantized, matrix.K - k), numbers + k);
+  }
+
+  static void multiply(const Matrix& matrix, const float*, const char* prepared, const std::vector<int64_t>& active,
+                       int64_t B, int64_t from, int64_t columns, float* sums) {
+    const int64_t K = matrix.K, size = prepared_size(K), whole = (columns + kTileRows - 1) / kTileRows;
+    std::vector<Lanes> floats(B * whole);
+    std::vector<LaneInts> ints(B * whole);
+    for (auto next = active.begin(); next != active.end();) {
+      const int64_t group = *next / kQuantized;
+      const auto end = std::lower_bound(next, active.end(), (group + 1) * kQuantized);
+      std::fill(ints.begin(), ints.end(), LaneInts{});
+      for (; next != end; next += std::min<int64_t>(end - next, 2 * kPairs)) {
+        const int64_t left = end - next;
+        if (left > 2)
+          add<kPairs>(matrix, &*next, std::min<int64_t>(left, 2 * kPairs), prepared, size, B, from, columns, ints);
+        else
+          add<1>(matrix, &*next, left, prepared, size, B, from, columns, ints);
+      }
+      for (int64_t b = 0; b < B; ++b) {
+        const float scale = scales_in(prepared + b * size, K)[group];
+        for (int64_t i = b * whole; i < (b + 1) * whole; ++i) floats[i] += to_float(ints[i]) * scale;
+      }
+    }
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t c = 0; c < columns; ++c)
+        sums[b * columns + c] = floats[b * whole + c / kTileRows][c % kTileRows] * matrix.rows[from + c];
+  }
+
+  // sums += n <= 2 pairs inputs.
+  template <int pairs>
+  static void add(const Matrix& matrix, const int64_t* k, int64_t n, const char* prepared, int64_t size, int64_t B,
+                  int64_t from, int64_t columns, std::vector<LaneInts>& sums) {
+    const int8_t* rows[2 * pairs];
+    for (int64_t i = 0; i < 2 * pairs; ++i) rows[i] = matrix.as<int8_t>() + k[std::min(i, n - 1)] * matrix.N + from;
+    std::vector<uint32_t> x(B * pairs);  // an input that is not there is zero
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t i = 0; i < n; ++i) {
+        const auto number = reinterpret_cast<const uint16_t*>(prepared + b * size)[k[i]];
+        x[b * pairs + i / 2] |= static_cast<uint32_t>(number) << 16 * (i % 2);
+      }
+    LaneInts* __restrict sum = sums.data();
+    const int64_t whole = (columns + kTileRows - 1) / kTileRows;
+    for (int64_t i = 0; i < whole; ++i) {
+      LaneShorts w[pairs];
+      const int64_t c = i * kTileRows, there = std::min<int64_t>(kTileRows, columns - c);
+#pragma GCC unroll 4
+      for (int p = 0; p < pairs; ++p) w[p] = interleaved(rows[2 * p] + c, rows[2 * p + 1] + c, there);
+      for (int64_t b = 0; b < B; ++b)
+#pragma GCC unroll 4
+        for (int p = 0; p < pairs; ++p) sum[b * whole + i] = add_pairs(sum[b * whole + i], w[p], x[b * pairs + p]);
+    }
+  }
+
+  // 16 columns of two inputs, of which `there` exist.
+  static RWKV_INLINE LaneShorts interleaved(const int8_t* first, const int8_t* second, int64_t there) {
+    int8_t tails[2][kTileRows] = {};
+    if (there < kTileRows) {
+      std::copy_n(first, there, tails[0]), std::copy_n(second, there, tails[1]);
+      first = tails[0], second = tails[1];
+    }
+    return (LaneShorts)((widen_ints(first) & 0xffff) | widen_ints(second) << 16);
+  }
+};
+
+}  // namespace
+
+int64_t input_prepared_size(const Matrix& matrix) {
+  return for_format(matrix.format, [&]<class Weight>(Weight) { return InputProduct<Weight>::prepared_size(matrix.K); });
+}
+
+void prepare_inputs(const Matrix& matrix, const float* x, int64_t B, void* prepared, const Run& run) {
+  const int64_t size = input_prepared_size(matrix);
+  if (!size) return;
+  run(B, [=, &matrix](int64_t begin, int64_t end) {
+    for_format(matrix.format, [&]<class Weight>(Weight) {
+      for (int64_t b = begin; b < end; ++b)
+        InputProduct<Weight>::prepare(matrix, x + b * matrix.K, static_cast<char*>(prepared) + b * size);
+    });
+  });
+}
+
+std::vector<int64_t> active_inputs(const float* x, int64_t B, int64_t K) {
+  std::vector<int64_t> active;
+  active.reserve(K);
+  for (int64_t k = 0; k < K; ++k) {
+    bool any = false;
+    for (int64_t b = 0; b < B; ++b) any |= x[b * K + k] != 0;
+    if (any) active.push_back(k);
+  }
+  return active;
+}
+
+void input_product(const Matrix& matrix, const float* x, const void* prepared, const std::vector<int64_t>& active,
+                   int64_t B, int64_t from, int64_t columns, float* sums) {
+  for_format(matrix.format, [&]<class Weight>(Weight) {
+    InputProduct<Weight>::multiply(matrix, x, static_cast<const char*>(prepared), active, B, from, columns, sums);
+  });
+}
+
+}  // namespace rwkv::cpu

@@ -1,0 +1,177 @@
+// A panel of rows of activations, packed so that it is multiplied by blocks of 16 outputs in registers. Torch-free.
+//
+// Weights come in groups of 64 bytes (kernels/tiles.h): of 16 rows the next 4 bytes of inputs.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cpu/quantized.h"
+#include "kernels/matrix.h"
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace rwkv::cpu {
+
+// As many rows and blocks as an instruction level has registers for.
+#if defined(__AVX512F__)
+constexpr int kRows = 12, kBlocks = 2;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kBlocks = 1;
+#else
+constexpr int kRows = 3, kBlocks = 1;
+#endif
+
+using PanelSums = Lanes[kRows][kBlocks];
+
+template <class Weight>
+int64_t groups_of(int64_t K) {
+  return tiles_per_block<Weight>(K) * kTileGroups;
+}
+
+// Calls fn(g, i, x) for every group g of inputs of `rows` rows i of x (., K), zeros behind them and behind K.
+template <class Weight, class Function>
+void for_each_group(const float* x, int64_t rows, int64_t K, const Function& fn) {
+  constexpr int P = kGroupInputs<Weight>;
+  for (int i = 0; i < kRows; ++i)
+    for (int64_t g = 0; g < groups_of<Weight>(K); ++g) {
+      float inputs[P] = {};
+      if (i < rows)
+        for (int p = 0; p < P && g * P + p < K; ++p) inputs[p] = x[i * K + g * P + p];
+      fn(g, i, inputs);
+    }
+}
+
+// Panel<Weight> packs rows and multiplies them. size(K) bytes hold them; add() adds the groups [g, g + depth) of rows
+// and weights to the sums. Activations stay float32, but where the processor multiplies pairs of bfloat16, and beside
+// int8 weights.
+template <class Weight>
+struct Panel {
+  static constexpr int P = kGroupInputs<Weight>;
+
+  static int64_t size(int64_t K) { return groups_of<Weight>(K) * kRows * P * sizeof(float); }
+
+  static void pack(const float* x, int64_t rows, const Matrix& matrix, char* panel) {
+    for_each_group<Weight>(x, rows, matrix.K, [=](int64_t g, int i, const float* inputs) {
+      std::copy_n(inputs, P, reinterpret_cast<float*>(panel) + (g * kRows + i) * P);
+    });
+  }
+
+  static void add(const LaneBits* const* weights, const char* panel, int64_t, int64_t g, int64_t depth,
+                  PanelSums& __restrict sums) {
+    const float* x = reinterpret_cast<const float*>(panel) + g * kRows * P;
+    Lanes added[kRows][kBlocks] = {};
+    for (int64_t d = 0; d < depth; ++d, x += kRows * P) {
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) {
+        Lanes w[kBlocks];
+#pragma GCC unroll 2
+        for (int j = 0; j < kBlocks; ++j) w[j] = widen_group<Weight>(load_bits(weights[j] + d), p);
+#pragma GCC unroll 12
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+          for (int j = 0; j < kBlocks; ++j) added[i][j] += w[j] * x[i * P + p];
+      }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < kBlocks; ++j) sums[i][j] += added[i][j];
+  }
+};
+
+#ifdef __AVX512BF16__
+template <>
+struct Panel<Bfloat16> {
+  static int64_t size(int64_t K) { return groups_of<Bfloat16>(K) * kRows * sizeof(uint32_t); }
+
+  static uint32_t rounded(float x) {  // to nearest, ties to even; NaN stays one
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return x != x ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  }
+
+  static void pack(const float* x, int64_t rows, const Matrix& matrix, char* panel) {
+    for_each_group<Bfloat16>(x, rows, matrix.K, [=](int64_t g, int i, const float* inputs) {
+      reinterpret_cast<uint32_t*>(panel)[g * kRows + i] = rounded(inputs[0]) | rounded(inputs[1]) << 16;
+    });
+  }
+
+  static void add(const LaneBits* const* weights, const char* panel, int64_t, int64_t g, int64_t depth,
+                  PanelSums& __restrict sums) {
+    const uint32_t* x = reinterpret_cast<const uint32_t*>(panel) + g * kRows;
+    Lanes added[kRows][kBlocks] = {};
+    for (int64_t d = 0; d < depth; ++d, x += kRows) {
+      LaneBits w[kBlocks];
+#pragma GCC unroll 2
+      for (int j = 0; j < kBlocks; ++j) w[j] = load_bits(weights[j] + d);
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < kBlocks; ++j)
+          added[i][j] = (Lanes)_mm512_dpbf16_ps((__m512)added[i][j], (__m512bh)_mm512_set1_epi32(x[i]), (__m512bh)w[j]);
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < kBlocks; ++j) sums[i][j] += added[i][j];
+  }
+};
+#endif
+
+// Whole numbers in pairs, then the scales of their groups. Sums lack the scales of the rows of weights.
+template <>
+struct Panel<int8_t> {
+  static constexpr int64_t kWords = kQuantized / kGroupInputs<int8_t>;  // of 64 bytes, that a group spans
+  struct Numbers {
+    uint32_t pair[2];
+  };
+
+  static int64_t size(int64_t K) {
+    return groups_of<int8_t>(K) * kRows * sizeof(Numbers) + quantized_groups(K) * kRows * sizeof(float);
+  }
+
+  static void pack(const float* x, int64_t rows, const Matrix& matrix, char* panel) {
+    const int64_t K = matrix.K, groups = groups_of<int8_t>(K);
+    auto* const to = reinterpret_cast<Numbers*>(panel);
+    auto* const scales = reinterpret_cast<float*>(to + groups * kRows);
+    for (int i = 0; i < kRows; ++i)
+      for (int64_t k = 0; k < K; k += kQuantized) {
+        int16_t numbers[kQuantized] = {};
+        const float scale =
+            i < rows ? quantize(x + i * K + k, matrix.columns + k, std::min(kQuantized, K - k), numbers) : 0;
+        scales[k / kQuantized * kRows + i] = scale;
+        order_in_pairs(numbers, kQuantized);
+        const int64_t first = k / 4, words = std::min(kWords, groups - first);
+        for (int64_t g = 0; g < words; ++g) memcpy(to + (first + g) * kRows + i, numbers + 4 * g, sizeof *to);
+      }
+  }
+
+  static void add(const LaneBits* const* weights, const char* panel, int64_t K, int64_t g, int64_t depth,
+                  PanelSums& __restrict sums) {
+    const auto* const numbers = reinterpret_cast<const Numbers*>(panel);
+    const auto* const scales = reinterpret_cast<const float*>(numbers + groups_of<int8_t>(K) * kRows);
+    for (int64_t first = 0; first < depth; first += kWords) {
+      const int64_t end = std::min(depth, first + kWords);
+      const Numbers* x = numbers + (g + first) * kRows;
+      LaneInts whole[kRows][kBlocks] = {};
+      for (int64_t d = first; d < end; ++d, x += kRows) {
+        Pairs w[kBlocks];
+#pragma GCC unroll 2
+        for (int j = 0; j < kBlocks; ++j) w[j] = pairs_of(load_bits(weights[j] + d));
+#pragma GCC unroll 12
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+          for (int j = 0; j < kBlocks; ++j)
+            whole[i][j] = add_pairs(add_pairs(whole[i][j], w[j].even, x[i].pair[0]), w[j].odd, x[i].pair[1]);
+      }
+      const float* const scale = scales + (g + first) / kWords * kRows;
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+        for (int j = 0; j < kBlocks; ++j) sums[i][j] += to_float(whole[i][j]) * scale[i];
+    }
+  }
+};
+
+}  // namespace rwkv::cpu

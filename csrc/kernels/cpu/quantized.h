@@ -1,0 +1,107 @@
+// Activations beside int8 weights: 16-bit whole numbers in groups with a scale each, so that sums in a group are exact
+// and no bit depends on their order. Torch-free.
+//
+// Sixteen bits, for eight would not do: where one activation of a group is 50 times the others, these would be left
+// with two of them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/lanes.h"
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+namespace rwkv::cpu {
+
+// Inputs of a group. 256 x 127 x 32767 = 1.07e9 is an int32.
+constexpr int64_t kQuantized = 256;
+
+inline int64_t quantized_groups(int64_t K) { return (K + kQuantized - 1) / kQuantized; }
+
+// Writes x[k] * columns[k] of n <= kQuantized inputs as numbers[k] * scale, and returns the scale. It is NaN where an
+// activation is not finite, and the number there is not zero.
+RWKV_INLINE float quantize(const float* x, const float* columns, int64_t n, int16_t* numbers) {
+  float scaled[kQuantized];
+  uint32_t largest = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    scaled[k] = x[k] * columns[k];
+    uint32_t bits;
+    memcpy(&bits, scaled + k, sizeof bits);
+    largest = std::max(largest, bits & 0x7fffffffu);  // in the order of their magnitudes, NaN the largest
+  }
+  float magnitude;
+  memcpy(&magnitude, &largest, sizeof magnitude);
+  if (!(magnitude < INFINITY)) {
+    for (int64_t k = 0; k < n; ++k) numbers[k] = !(std::abs(scaled[k]) < INFINITY);
+    return NAN;
+  }
+  if (magnitude < 1e-30f) {  // nothing, and its inverse would be infinite
+    std::fill_n(numbers, n, 0);
+    return 0;
+  }
+  const float inverse = 32767 / magnitude;
+  for (int64_t k = 0; k < n; ++k) {
+    // 1.5 x 2^23 leaves no bits behind the point: rounds to nearest, ties to even, at every instruction level alike.
+    const float rounded = scaled[k] * inverse + 12582912.0f;
+    uint32_t bits;
+    memcpy(&bits, &rounded, sizeof bits);
+    numbers[k] = static_cast<int16_t>(bits);
+  }
+  return magnitude / 32767;
+}
+
+using LaneInts = int32_t __attribute__((vector_size(4 * kTileRows)));
+using LaneShorts = int16_t __attribute__((vector_size(4 * kTileRows)));
+
+RWKV_INLINE LaneInts load_ints(const int32_t* from) { return (LaneInts)load_bits(from); }
+
+RWKV_INLINE void store_ints(int32_t* to, LaneInts ints) { memcpy(to, &ints, sizeof ints); }
+
+RWKV_INLINE Lanes to_float(LaneInts ints) { return __builtin_convertvector(ints, Lanes); }
+
+// 16 weights that follow each other.
+RWKV_INLINE LaneInts widen_ints(const int8_t* from) {
+  int8_t bytes __attribute__((vector_size(kTileRows)));
+  memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, LaneInts);
+}
+
+// sums + w[0] x[0] + w[1] x[1] in every lane, which holds its two w; x is the same for all.
+RWKV_INLINE LaneInts add_pairs(LaneInts sums, LaneShorts w, uint32_t x) {
+#if defined(__AVX512VNNI__)
+  return (LaneInts)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)w, _mm512_set1_epi32(static_cast<int>(x)));
+#elif defined(__AVX512BW__)
+  return sums + (LaneInts)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(static_cast<int>(x)));
+#elif defined(__AVX2__)
+  using Half = int32_t __attribute__((vector_size(32)));
+  const LaneInts all = (LaneInts)w;
+  const __m256i pair = _mm256_set1_epi32(static_cast<int>(x));
+  const Half low = (Half)_mm256_madd_epi16((__m256i)__builtin_shufflevector(all, all, 0, 1, 2, 3, 4, 5, 6, 7), pair);
+  const Half high =
+      (Half)_mm256_madd_epi16((__m256i)__builtin_shufflevector(all, all, 8, 9, 10, 11, 12, 13, 14, 15), pair);
+  return sums + __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  const LaneInts all = (LaneInts)w;
+  return sums + (all << 16 >> 16) * static_cast<int16_t>(x) + (all >> 16) * static_cast<int16_t>(x >> 16);
+#endif
+}
+
+// Four inputs of 16 rows, a group of a tile, as pairs: inputs 0 and 2, 1 and 3.
+struct Pairs {
+  LaneShorts even, odd;
+};
+
+RWKV_INLINE Pairs pairs_of(LaneBits group) {
+  const LaneShorts shorts = (LaneShorts)group;
+  return {shorts << 8 >> 8, shorts >> 8};
+}
+
+// The same order for the activations: 0, 2, 1, 3 of every four.
+inline void order_in_pairs(int16_t* numbers, int64_t n) {
+  for (int64_t k = 0; k < n; k += 4) std::swap(numbers[k + 1], numbers[k + 2]);
+}
+
+}  // namespace rwkv::cpu

@@ -1,0 +1,26 @@
+// Pieces of one allocation that the caller makes for a kernel. Torch-free.
+#pragma once
+
+#include <cstdint>
+
+namespace rwkv::cpu {
+
+// Hands out pieces that begin at multiples of 64 bytes. Without an allocation it only counts.
+class Scratch {
+ public:
+  explicit Scratch(void* allocation) : next_(static_cast<char*>(allocation)) {}
+
+  template <class T>
+  T* take(int64_t n) {
+    T* const piece = reinterpret_cast<T*>(next_ + used_);
+    used_ += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* next_;
+  int64_t used_ = 0;
+};
+
+}  // namespace rwkv::cpu

@@ -1,0 +1,40 @@
+// What both mixing steps begin with. Torch-free.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "kernels/cpu/ln_shift.h"
+#include "kernels/cpu/tile_product.h"
+#include "kernels/slots.h"
+
+namespace rwkv::cpu {
+
+// A mix of this token and the last, and the matrix it is prepared for.
+struct StepInput {
+  const float* mix;  // (C,)
+  const Matrix& matrix;
+  char* prepared;  // B rows
+};
+
+// LayerNorm of the step's B rows into `now` (B, C), which becomes the state's shift, and their mixes prepared.
+template <class Step, size_t n>
+void prepare_step(const Step& step, const std::array<StepInput, n>& inputs, float* now, const Run& run) {
+  const int64_t B = step.B, C = step.C;
+  const auto shift_of = [&step](int64_t b) { return step.shift + slot_of(step.slots, b) * step.shift_stride; };
+  run(B, [=, &step, &inputs](int64_t begin, int64_t end) {
+    std::vector<float> mixed(C);
+    for (int64_t b = begin; b < end; ++b) {
+      layer_norm(step.x + b * C, C, step.norm, now + b * C);
+      for (const StepInput& input : inputs) {
+        token_shift(now + b * C, shift_of(b), input.mix, C, mixed.data());
+        prepare(input.matrix, mixed.data(), input.prepared + b * prepared_size(input.matrix));
+      }
+    }
+  });
+  // Not by the threads: rows that only fill up a batch may share a slot.
+  for (int64_t b = 0; b < B; ++b) std::copy_n(now + b * C, C, shift_of(b));
+}
+
+}  // namespace rwkv::cpu
