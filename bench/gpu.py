@@ -2,10 +2,11 @@
 
     python -m bench.gpu --json bench/results/gpu.json
 
-Random weights in the 1B5 shape, so half of the squared relu is zero (trained models have more). Decode is measured
-greedy, eager and recorded as a CUDA graph. GB/s counts the bytes of all weights a token may need; what zeros let the
-kernels skip is counted too, so the share of the bandwidth of a copy, measured in the same run, may pass 100 %. All is
-a median of several runs, and takes a few minutes; most of that is the peer's compiler.
+What `rwkv-engine bench` does not: decode greedy, eager and recorded as a CUDA graph, and the peers' prefill of long
+prompts. Random weights in the 1B5 shape, half of the squared relu zero (trained models have more). GB/s counts the
+bytes of all weights a token may need; what zeros let the kernels skip is counted too, so the share of the bandwidth of
+a copy, measured in the same run, may pass 100 %. All is a median of several runs, and takes a few minutes; most of
+that is the peer's compiler.
 """
 
 from __future__ import annotations
@@ -22,17 +23,23 @@ from rich.table import Table
 
 from bench.gpu_machine import copy_bandwidth, facts, median_seconds, require_gpu
 from bench.gpu_peers import PREFILLS, Rates, peer_rates
-from bench.peers import SHAPES, placed, random_checkpoint
-from rwkv_engine import RWKV, ModelConfig, _extension_cuda
+from rwkv_engine import RWKV, ModelConfig, Strategy, _extension_cuda
+from rwkv_engine.benchmark.shapes import SHAPES
+from rwkv_engine.benchmark.subject import GREEDY, random_ids
+from rwkv_engine.benchmark.synthetic import write_synthetic
+from rwkv_engine.benchmark.traffic import bytes_per_token
 from rwkv_engine.core.state import State
-from rwkv_engine.generation import SamplingParams
-from rwkv_engine.generation.draw import Draw
 from rwkv_engine.runtime.decoder import Decoder
 from rwkv_engine.runtime.graph import eager
 
-GREEDY = Draw.of(SamplingParams(temperature=0))
+ZEROS = 0.5  # of the squared relu; trained models have more
 BATCHES = (1, 4, 16)
 STEPS = 128
+
+
+def dtype_of(strategy: str, config: ModelConfig) -> torch.dtype:
+    """Of the head, and with a strategy of one segment of everything."""
+    return Strategy.parse(strategy).place(config)[-1].dtype
 
 
 def weights(config: ModelConfig, *without: str) -> int:
@@ -44,7 +51,7 @@ def weights(config: ModelConfig, *without: str) -> int:
 def our_rates(path: Path, strategy: str, config: ModelConfig, bandwidth: float) -> dict[str, Rates]:
     """Rows of the table: decode by kind and batch, with the steps' milliseconds, and prefill."""
     model = RWKV.from_pretrained(path, strategy)
-    size = weights(config, "emb.weight") * placed(strategy)[1].itemsize  # a token reads one row of the embedding
+    size = bytes_per_token(config, Strategy.parse(strategy).place(config), [0.0] * config.n_layer)
     products = 2 * weights(config, "emb.weight", "head.weight")  # for a token of a prompt but for the last one
     rows: dict[str, Rates] = {}
     for kind, decoder in (
@@ -62,7 +69,7 @@ def our_rates(path: Path, strategy: str, config: ModelConfig, bandwidth: float) 
                 "gb_per_second": size / step / 1e9,
                 "share_of_copy": size / step / 1e9 / bandwidth,
             }
-    tokens = torch.randint(config.n_vocab, (1, max(PREFILLS)), generator=torch.Generator().manual_seed(1))
+    tokens = torch.tensor([random_ids(config.n_vocab, max(PREFILLS))])
     for n in PREFILLS:
         rate = n / median_seconds(lambda n=n: model.engine.forward(tokens[:, :n]), 7)
         rows[f"prefill {n}"] = {"tokens_per_second": rate, "tflops": rate * products / 1e12}
@@ -102,11 +109,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.pth"
         for strategy in strategies:  # all of ours before any of theirs, see peer_rates
-            random_checkpoint(config, path, strategy)
+            write_synthetic(path, config, dtype_of(strategy, config), ZEROS, "cuda")
             report["strategies"][strategy] = {"ours": our_rates(path, strategy, config, bandwidth), "peers": {}}
             torch.cuda.empty_cache()
         for strategy in [] if args.no_peers else strategies:
-            random_checkpoint(config, path, strategy)
+            write_synthetic(path, config, dtype_of(strategy, config), ZEROS, "cuda")
             report["strategies"][strategy]["peers"] = peer_rates(path, strategy, config)
     for strategy, rates in report["strategies"].items():
         Console().print(table(strategy, rates["ours"], rates["peers"]))

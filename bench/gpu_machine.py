@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from bench.peers import seconds
 from rwkv_engine import _toolkit
+from rwkv_engine.benchmark.stopwatch import seconds
 
 COPIED = 1 << 31  # bytes, far more than any cache
 SIDE = 8192  # of the matrices
@@ -25,8 +25,10 @@ def require_gpu() -> None:
 
 def median_seconds(run: Callable[[], object], repeats: int = 10, limit: float = 20.0) -> float:
     """After one call to warm up; fewer repeats where they would take longer than `limit` seconds."""
-    once = seconds(run)
-    return statistics.median(seconds(run) for _ in range(max(1, min(repeats, int(limit / max(once, 1e-6))))))
+    once = seconds(run, device="cuda")
+    return statistics.median(
+        seconds(run, device="cuda") for _ in range(max(1, min(repeats, int(limit / max(once, 1e-6)))))
+    )
 
 
 def facts() -> dict[str, object]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import gc
-import importlib
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from bench.gpu_machine import median_seconds
-from bench.peers import Engine, rwkv_package, transformers_package
-from rwkv_engine import ModelConfig, _toolkit
+from rwkv_engine import ModelConfig
+from rwkv_engine.benchmark.peers import RwkvPackage, Transformers
+from rwkv_engine.benchmark.subject import Subject, random_ids
 
 DECODED = 64  # tokens per measurement
 PREFILLS = (256, 1024, 8192)
@@ -27,17 +25,17 @@ def peer_rates(path: Path, strategy: str, config: ModelConfig) -> dict[str, Rate
 
     Importing the `rwkv` package changes torch's global flags, so whatever else is to be measured comes before.
     """
-    makers: dict[str, Callable[[], Engine]] = {
-        "rwkv": lambda: _rwkv(path, strategy),
-        "transformers": lambda: transformers_package(path, strategy, config),
-    }
-    rates = {}
+    makers: dict[str, Callable[[Path, str], Subject]] = {"rwkv": RwkvPackage, "transformers": Transformers}
+    rates: dict[str, Rates] = {}
     for name, make in makers.items():
         try:
             with torch.no_grad():
-                engine = make()
-                rates[engine.name] = _measure(engine, config)
-                del engine
+                subject = make(path, strategy)
+                title = f"{name} {subject.about['version']}"
+                if "kernels" in subject.about:
+                    title += f", CUDA kernel: {subject.about['kernels']}"
+                rates[title] = _measure(title, subject, config)
+                del subject
         except Exception as error:  # whatever a peer does, the rest is measured
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
@@ -47,33 +45,14 @@ def peer_rates(path: Path, strategy: str, config: ModelConfig) -> dict[str, Rate
     return rates
 
 
-def _rwkv(path: Path, strategy: str) -> Engine:
-    """With its kernel if that can be compiled; the package decides when it is imported, once for all strategies."""
-    nvcc = _toolkit.find_nvcc()
-    if nvcc:
-        os.environ["CUDA_HOME"] = str(nvcc.root)  # of its own torch finds no headers where nvcc is a script
-    if "rwkv.model" not in sys.modules:
-        os.environ["RWKV_CUDA_ON"] = "1"
-        try:
-            importlib.import_module("rwkv.model")
-        except ModuleNotFoundError:
-            raise
-        except Exception as error:
-            print(f"rwkv without its CUDA kernel, which cannot be built: {error}"[:500], file=sys.stderr, flush=True)
-            os.environ["RWKV_CUDA_ON"] = "0"
-    engine = rwkv_package(path, strategy)
-    has_kernel = hasattr(sys.modules["rwkv.model"], "cuda_wkv")
-    return replace(engine, name=f"{engine.name}, {'its' if has_kernel else 'no'} CUDA kernel")
-
-
-def _measure(engine: Engine, config: ModelConfig) -> Rates:
-    tokens = torch.randint(config.n_vocab, (max(PREFILLS),), generator=torch.Generator().manual_seed(1)).tolist()
-    rates: Rates = {"decode": DECODED / median_seconds(lambda: [engine.decode(t) for t in tokens[:DECODED]], 5)}
+def _measure(title: str, subject: Subject, config: ModelConfig) -> Rates:
+    ids = random_ids(config.n_vocab, max(PREFILLS))
+    rates: Rates = {"decode": DECODED / median_seconds(lambda: subject.decode(ids[:DECODED]), 5)}
     rate = 0.0
     for n in PREFILLS:
         if rate and n / rate > LONGEST:
-            print(f"{engine.name}: prefill of {n} is left out, it would take {n / rate:.0f} s", file=sys.stderr)
+            print(f"{title}: prefill of {n} is left out, it would take {n / rate:.0f} s", file=sys.stderr)
             continue
-        rate = n / median_seconds(lambda n=n: engine.prefill(tokens[:n]), 5)
+        rate = n / median_seconds(lambda n=n: subject.prefill(ids[:n]), 5)
         rates[f"prefill_{n}"] = rate
     return rates

@@ -26,3 +26,7 @@ class ExtensionError(RwkvError):
 
 class RequestError(RwkvError):
     """The arguments of a call do not make sense: token ids, sampling parameters, a foreign state."""
+
+
+class BenchmarkError(RwkvError):
+    """An engine could not be measured: it failed, or its process ended."""

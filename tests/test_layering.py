@@ -20,7 +20,7 @@ RANKS = [
     {"generation"},
     {"pipeline"},
     {"chat", "convert", "quantize", "embedding", "evaluation", "packing", "verification"},
-    {"auto", "compat"},
+    {"auto", "benchmark", "compat"},
     {"cli", "server"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -18,7 +18,11 @@ import torch
 
 from bench.gpu_machine import copy_bandwidth, facts, matrix_peak, require_gpu
 from bench.gpu_peers import peer_rates
-from bench.peers import SHAPES, random_checkpoint
+from rwkv_engine import Strategy
+from rwkv_engine.benchmark.shapes import SHAPES
+from rwkv_engine.benchmark.synthetic import write_synthetic
+
+ZEROS = 0.5  # of the squared relu
 
 
 def main() -> None:
@@ -36,7 +40,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pth"
-        random_checkpoint(config, path, args.strategy)
+        dtype = Strategy.parse(args.strategy).place(config)[-1].dtype
+        write_synthetic(path, config, dtype, ZEROS, "cuda")
         peers = peer_rates(path, args.strategy, config)
     report = json.dumps(
         {"machine": machine, "shape": asdict(config), "strategy": args.strategy, "peers": peers}, indent=2

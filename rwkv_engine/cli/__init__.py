@@ -8,6 +8,7 @@ import sys
 import click
 
 from rwkv_engine._version import __version__
+from rwkv_engine.cli.bench import bench_command
 from rwkv_engine.cli.chat import chat
 from rwkv_engine.cli.evaluate import evaluate_text
 from rwkv_engine.cli.generate import generate
@@ -24,6 +25,7 @@ def commands() -> None:
     """The engine for RWKV-4 language models."""
 
 
+commands.add_command(bench_command)
 commands.add_command(chat)
 commands.add_command(evaluate_text)
 commands.add_command(generate)

@@ -14,10 +14,11 @@ from rwkv_engine.pipeline import RWKV, locate
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def progress_bar(console: Console, what: str) -> Progress:
+def progress_bar(console: Console, what: str, auto_refresh: bool = True) -> Progress:
     """A bar on the console that vanishes when done, and never appears where nobody watches."""
     columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    hidden = not console.is_terminal
+    return Progress(*columns, console=console, transient=True, disable=hidden, auto_refresh=auto_refresh)
 
 
 def stderr() -> Console:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_engine.core import Checkpoint
 from rwkv_engine.verification.memory import peak_memory
+from rwkv_engine.verification.peer_models import load_rwkv, rwkv_tensors
 
 Answer = tuple[np.ndarray, int | None]
 
@@ -37,30 +36,17 @@ def transformers(path: Path, ids: list[int]) -> Answer:
 
 
 def rwkv(path: Path, ids: list[int]) -> Answer:
-    """Logits (T, V) of any checkpoint on `cpu fp32`, and the process's peak memory in bytes.
-
-    The package opens `.pth` files; the tensors of other formats are handed to it in memory.
-    """
+    """Logits (T, V) of any checkpoint on `cpu fp32`, and the process's peak memory in bytes."""
 
     def run() -> Tensor:
-        os.environ.update(RWKV_JIT_ON="0", RWKV_CUDA_ON="0", RWKV_V7_ON="0", RWKV_RESCALE_LAYER="0")
-        package: Any = import_module("rwkv.model")
-        tensors = _tensors(path)
+        tensors = rwkv_tensors(path)
         # It normalises the embedding in the file's own type, whatever the strategy.
         for name in ("emb.weight", "blocks.0.ln0.weight", "blocks.0.ln0.bias"):
             tensors[name] = tensors[name].float()
-        package.torch.load = lambda *_, **__: tensors
-        model = package.RWKV(model=str(path), strategy="cpu fp32", verbose=False)
+        model = load_rwkv(path, tensors, "cpu fp32", RWKV_JIT_ON="0", RWKV_RESCALE_LAYER="0")
         return model.forward(ids, None, full_output=True)[0]
 
     return _answer(run)
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".pth" and path.is_file():
-        return torch.load(path, map_location="cpu", weights_only=True)  # as the package reads it
-    checkpoint = Checkpoint.open(path)
-    return {name: checkpoint.read(name) for name in checkpoint.names}
 
 
 def _answer(run: Callable[[], Tensor]) -> Answer:

@@ -1,0 +1,179 @@
+"""`rwkv-engine bench`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from rwkv_engine import packing
+from rwkv_engine.benchmark.bench import Tell, bench
+from rwkv_engine.benchmark.lineup import check_memory, lineup, runnable
+from rwkv_engine.benchmark.models import BenchModel, given_model, synthetic_model
+from rwkv_engine.benchmark.peers import PEERS
+from rwkv_engine.benchmark.plan import Settings
+from rwkv_engine.benchmark.process import EngineSpec
+from rwkv_engine.benchmark.record import Report
+from rwkv_engine.benchmark.shapes import SHAPES, parse_shape
+from rwkv_engine.benchmark.summary import as_json
+from rwkv_engine.benchmark.table import headline, tables
+from rwkv_engine.cli.options import hub_options, progress_bar, stderr
+from rwkv_engine.core.atomic import replace_atomically
+from rwkv_engine.errors import RequestError
+from rwkv_engine.pipeline import locate
+
+FILE_WIDTH = 200  # of tables, in columns, where there is no terminal to fit them to
+
+
+def _numbers(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
+    if value == "none":
+        return ()
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = (0,)
+    if min(numbers) < 1 or len(set(numbers)) < len(numbers):
+        raise click.BadParameter(f"{value!r}: expected different numbers from 1, such as {option.default}, or none")
+    return numbers
+
+
+def _peers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(value.split(","))) if value else ()
+    if unknown := [name for name in names if name not in PEERS]:
+        raise click.BadParameter(f"{unknown[0]!r}: expected one or more of {', '.join(PEERS)}")
+    return names
+
+
+def _output(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    """Minutes of measuring must not end in a file that cannot be written."""
+    if value and not value.parent.is_dir():
+        raise click.BadParameter(f"{value}: there is no folder {value.parent}")
+    return value
+
+
+@click.command("bench")
+@click.argument("model", required=False)
+@click.option("--shape", help=f"Random weights instead of MODEL: {', '.join(SHAPES)}, or L,C,V. By default 169m.")
+@click.option(
+    "--ffn-zeros", type=click.FloatRange(0, 1), help="With --shape: zeros in the squared relu, 0 (default) to 1."
+)
+@click.option("--strategy", multiple=True, help='May be repeated. By default "cpu fp32".')
+@click.option("--packed", is_flag=True, help="Pack the model for each strategy first, and run that file, mapped.")
+@click.option("--compare", callback=_peers, metavar="PEERS", help=f"Measure other programs too: {','.join(PEERS)}.")
+@click.option("--compare-strategy", help="Of the other programs; by default that of ours, without i8 and i4.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each measures each engine once.")
+@click.option("--starts", type=click.IntRange(1), default=3, show_default=True, help="Fresh processes, cold starts.")
+@click.option("--decode", type=click.IntRange(1), default=32, show_default=True, help="Tokens decoded in a round.")
+@click.option("--prefill", default="16,256,1024", show_default=True, callback=_numbers, help="Lengths, or none.")
+@click.option("--batch", default="1,2,4,8,16,32,64", show_default=True, callback=_numbers, help="Sizes, or none.")
+@click.option("--position", type=click.IntRange(101), help="Read so far, and compare with position 100. Slow.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), callback=_output, help="Write every number here.")
+@click.option("--plot", type=click.Path(path_type=Path), callback=_output, help="Draw a picture: FILE.png.")
+@hub_options
+def bench_command(
+    model: str | None,
+    shape: str | None,
+    ffn_zeros: float | None,
+    strategy: tuple[str, ...],
+    packed: bool,
+    compare: tuple[str, ...],
+    compare_strategy: str | None,
+    rounds: int,
+    starts: int,
+    decode: int,
+    prefill: tuple[int, ...],
+    batch: tuple[int, ...],
+    position: int | None,
+    json_file: Path | None,
+    plot: Path | None,
+    revision: str | None,
+    offline: bool,
+) -> None:
+    """Measures how fast strategies are, beside what memory allows and beside other programs.
+
+    MODEL is tales, a path or a hub id. Each engine runs in a process of its own, every round measures each once.
+    The tables go to standard output. Other programs come with pip install 'rwkv-engine[bench]'.
+    """
+    if model and shape:
+        raise click.UsageError("give MODEL or --shape, not both")
+    if model and ffn_zeros is not None:
+        raise click.UsageError("--ffn-zeros is for random weights (--shape); MODEL has its own")
+    if compare_strategy and not compare:
+        raise click.UsageError("--compare-strategy needs --compare")
+    if plot:
+        _check_plot(plot)
+    console = stderr()
+    settings = Settings(rounds, starts, decode, prefill, batch, position or 0)
+    bar = progress_bar(console, "{task.description}", auto_refresh=False)
+    task = bar.add_task("", total=None)
+
+    def tell(what: str, done: int, total: int) -> None:
+        """Redraws only here: a bar that moves by itself would take time from what is measured."""
+        bar.update(task, description=what, completed=done, total=total or None)
+        bar.refresh()
+
+    with ExitStack() as cleaned:
+        _end_as_by_interrupt(cleaned)
+        path = locate(model, revision, offline=offline) if model else None
+        folder = Path(cleaned.enter_context(tempfile.TemporaryDirectory(prefix="rwkv-engine-bench.")))
+        cleaned.enter_context(bar)
+        given = given_model(path, str(model)) if path else None
+        config = given.config if given else parse_shape(shape or "169m")
+        strategies = runnable(strategy or ("cpu fp32",), config)
+        # Before gigabytes are written, what cannot run is refused.
+        specs, beside = lineup(strategies, compare, compare_strategy, path or folder / "model.pth", config)
+        check_memory(specs, config)
+        if not given:
+            tell("making a model of random weights", 0, 0)
+            given = synthetic_model(shape or "169m", ffn_zeros or 0.0, [spec.strategy for spec in specs], folder)
+        if packed:
+            specs = [_packed(spec, i, given, folder, tell) for i, spec in enumerate(specs)]
+        report = bench(given, specs, beside, settings, tell)
+    _show(Console(highlight=False), report)
+    if json_file:
+        with replace_atomically(json_file) as temporary:
+            temporary.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
+    if plot:
+        from rwkv_engine.benchmark.plot import draw  # matplotlib takes a second
+
+        with replace_atomically(plot) as temporary:
+            draw(report, temporary)
+
+
+def _check_plot(file: Path) -> None:
+    if file.suffix != ".png":
+        raise click.UsageError(f"--plot {file}: expected a name that ends in .png")
+    if find_spec("matplotlib") is None:
+        raise RequestError("plot: matplotlib is not installed; pip install 'rwkv-engine[bench]'")
+
+
+def _packed(spec: EngineSpec, index: int, model: BenchModel, folder: Path, tell: Tell) -> EngineSpec:
+    """Ours, with a file of its own; other programs do not read packed ones."""
+    if spec.engine != "rwkv_engine":
+        return spec
+    file = folder / f"packed-{index}.safetensors"
+    packing.pack(model.path, file, spec.strategy, partial(tell, f"packing for {spec.strategy}"))
+    return replace(spec, path=file)
+
+
+def _end_as_by_interrupt(cleaned: ExitStack) -> None:
+    """SIGTERM is taken for Ctrl-C: a model of many gigabytes must not be left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cleaned.callback(signal.signal, signal.SIGTERM, before)
+
+
+def _show(console: Console, report: Report) -> None:
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    for line in headline(report):
+        console.print(line, markup=False, soft_wrap=True)
+    for table in tables(report):
+        console.print(table)

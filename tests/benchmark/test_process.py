@@ -1,0 +1,52 @@
+"""Processes: they answer, sleep, and die with a reason."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from rwkv_engine.benchmark.process import EngineSpec, Worker
+from rwkv_engine.errors import BenchmarkError
+
+TALES = ROOT / "rwkv_engine" / "assets" / "tales"
+
+
+def processor_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_worker_answers_then_sleeps_and_tells_how_it_died():
+    with Worker(EngineSpec("rwkv_engine", "cpu fp32", TALES)) as worker:
+        worker.ask("read", ids=[5, 6, 7])
+        assert 0 < worker.ask("decode", tokens=32) < 60
+        assert worker.ask("about")["version"]
+        told = []
+        assert len(worker.ask("write", lambda *parts: told.append(parts), tokens=3)) == 3
+        assert told == [(1, 3), (2, 3), (3, 3)]
+        assert worker.ask("memory") is None or worker.ask("memory")["own"] > 10**7
+        pid = worker._process.pid
+        if Path(f"/proc/{pid}/stat").exists():
+            time.sleep(0.1)
+            before = processor_seconds(pid)
+            time.sleep(0.5)
+            assert processor_seconds(pid) - before <= 0.02, (
+                "its threads must sleep, not spin, while others are measured"
+            )
+        os.kill(pid, 9)
+        with pytest.raises(BenchmarkError, match=r"rwkv_engine, cpu fp32: was ended by signal 9; was there memory"):
+            worker.ask("decode", tokens=1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_what_an_engine_fails_with_is_one_line(tmp_path):
+    with Worker(EngineSpec("rwkv", "cpu fp32", tmp_path / "missing.pth")) as worker:
+        with pytest.raises(BenchmarkError) as raised:
+            worker.ask("about")
+        assert str(raised.value).startswith(f"rwkv, cpu fp32: {tmp_path}/missing.pth: no such file")
+        assert "\n" not in str(raised.value)

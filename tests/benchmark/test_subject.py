@@ -1,0 +1,73 @@
+"""Ours as a subject: what is timed is what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ROOT
+
+from rwkv_engine.benchmark.subject import Ours
+
+TALES = ROOT / "rwkv_engine" / "assets" / "tales"
+IDS = [7, 300, 41, 5, 900]
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return Ours(TALES, "cpu fp32")
+
+
+def test_positions_are_read(ours, tales):
+    told = []
+    ours.go_to(IDS, [3, 12], lambda done, total: told.append((done, total)))
+    assert told == [(3, 12), (8, 12), (12, 12)]
+    ours.at(12)
+    assert ours._state.position.tolist() == [12]
+    text = [*IDS[:3], *IDS, *IDS[:4]]
+    torch.testing.assert_close(ours._state.wkv_max, tales.forward(text)[1].wkv_max, rtol=1e-4, atol=1e-5)
+    ours.decode([1, 2])
+    assert ours._state.position.tolist() == [14]
+    ours.at(3)
+    assert ours._state.position.tolist() == [3]
+
+
+def test_a_batch_reads_each_sequence_and_goes_on_with_what_it_writes(ours, monkeypatch):
+    """More sequences than the steps read together go another way, to the same tokens."""
+    read = []
+    run = ours._decoder.run
+    monkeypatch.setattr(ours._decoder, "run", lambda *arguments: read.append(run(*arguments)))
+    slots = ours.take(IDS)
+    assert len(slots) == 5
+    ours.step(IDS, slots, 3)
+    ours.free(slots)
+    [together] = read
+    assert together.shape == (5, 3)
+
+    chosen = []
+    forward = ours.model.engine.forward
+
+    def watching(tokens, state):
+        chosen.append(tokens)
+        return forward(tokens, state)
+
+    many = [IDS[i % 5] for i in range(20)]
+    assert ours.take(many) == []
+    monkeypatch.setattr(ours.model.engine, "forward", watching)
+    ours.step(many, [], 3)
+    ours.free([])
+    assert len(chosen) == 3
+    assert torch.equal(torch.cat(chosen[1:], 1)[:5], together[:, :2])
+
+
+def test_zeros_are_those_that_the_kernels_skip(ours, monkeypatch):
+    found = ours.zeros(IDS * 8)
+    assert len(found) == 5
+    assert all(0.5 < share < 0.99 for share in found)  # a trained model
+    monkeypatch.setattr(type(ours.model.engine.model.blocks[0]), "is_packed", False)
+    assert ours.zeros(IDS) == [0.0] * 5
+
+
+def test_it_writes_a_text_of_its_own(ours):
+    written = ours.write(20, lambda done, total: None)
+    assert len(written) == 20
+    assert len(set(written)) > 5

@@ -1,0 +1,67 @@
+"""Models of random weights: as many zeros as asked for, and numbers that stay tame."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import pytest
+import torch
+
+from rwkv_engine import Checkpoint, CheckpointError, ModelConfig
+from rwkv_engine.benchmark import synthetic
+from rwkv_engine.benchmark.subject import Ours, random_ids
+from rwkv_engine.benchmark.synthetic import synthetic_tensors, write_synthetic
+from rwkv_engine.verification.activations import watched
+
+CONFIG = ModelConfig(3, 64, 64, 1024, 300)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9, 1.0])
+def test_the_squared_relu_has_the_share_of_zeros_that_was_asked_for(zeros, tmp_path):
+    write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, zeros)
+    ours = Ours(tmp_path / "m.pth", "cpu fp32")
+    found = ours.zeros(random_ids(300, 64))
+    # Rows of the key matrix are drawn once, so a layer's share is that of F draws at the least: four standard errors.
+    error = 4 * (zeros * (1 - zeros) / CONFIG.n_ffn) ** 0.5
+    assert found == pytest.approx([zeros] * 3, abs=error + 1e-12)
+
+
+def test_values_stay_tame_over_thousands_of_tokens_in_every_layer(tmp_path):
+    """In float16 too, which ends at 65504."""
+    for zeros in (0.0, 0.9):
+        write_synthetic(tmp_path / "m.pth", CONFIG, torch.float16, zeros)
+        ours = Ours(tmp_path / "m.pth", "cpu fp16")
+        with watched(ours.model.engine.model) as seen:
+            logits, state = ours.model.forward(random_ids(300, 4000))
+        assert max(max(layers) for layers in seen.largest.values()) < 50
+        assert logits.abs().max() < 50
+        assert state.wkv_num.abs().max() < 1e4
+        assert 0.5 < logits.std() < 2
+
+
+def test_the_same_at_every_call_and_each_number_another():
+    one, two = (synthetic_tensors(CONFIG, torch.bfloat16, 0.5) for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert one["blocks.0.att.key.weight"].dtype == torch.bfloat16
+    assert one["blocks.0.ln1.weight"].dtype == torch.float32
+    assert not torch.equal(one["blocks.0.att.key.weight"], one["blocks.1.att.key.weight"])
+    assert not torch.equal(one["blocks.0.att.key.weight"], one["blocks.0.att.value.weight"])
+
+
+def test_a_full_disk_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(synthetic.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    with pytest.raises(CheckpointError, match=r"0\.0 GB free, the synthetic model needs .* GB; set TMPDIR"):
+        write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, 0.5)
+
+    def full(tensors, path):
+        raise OSError("No space left on device")
+
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+        write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, 0.5, save=full)
+
+
+def test_it_is_a_checkpoint_like_any_other(tmp_path):
+    write_synthetic(tmp_path / "m.pth", CONFIG, torch.bfloat16, 0.5)
+    assert Checkpoint.open(tmp_path / "m.pth").config == CONFIG
