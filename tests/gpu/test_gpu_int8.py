@@ -14,9 +14,9 @@ from checkpoints import as_torch, save_pth
 from conftest import require_gpu
 from gpu.devices import on
 from models.test_precision import SHAPE, TOKENS, error, plain_torch, read
-from ops.test_int8 import SIZES as MATRICES
-from ops.test_int8 import STEP_SIZES, Quantized, int8_half
 from ops.test_int8_product import error_in_bounds
+from ops.test_int8_weights import SIZES as MATRICES
+from ops.test_int8_weights import STEP_SIZES, Quantized, int8_half
 from ops.test_mixing_steps import KINDS, Half, exactly, numbers
 
 from rwkv_engine import RWKV
@@ -93,7 +93,7 @@ def half_on(device: str, kind: str, size: tuple, batch: int) -> tuple[Half, list
 @pytest.mark.parametrize("size", [*STEP_SIZES, (768, 768, 3072)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_against_the_reference(kind, size, batch, gpu):
-    """As of float weights: float32's errors only, no more than twice the reference's; on the CPU see ops.test_int8."""
+    """As of float weights: float32's errors only, no more than twice the reference's; on the CPU see ops.test_int8_weights."""
     _, step, reference = KINDS[kind]
     half, scales = half_on("cpu", kind, size, batch)
     exact_y, exact_state = half.run(exactly(reference), scales=scales)

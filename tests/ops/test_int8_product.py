@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.test_int8 import SIZES, Quantized
+from ops.test_int8_weights import SIZES, Quantized
 from ops.test_mixing_steps import numbers
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
