@@ -93,7 +93,7 @@ def half_on(device: str, kind: str, size: tuple, batch: int) -> tuple[Half, list
 @pytest.mark.parametrize("size", [*STEP_SIZES, (768, 768, 3072)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_against_the_reference(kind, size, batch, gpu):
-    """As of float weights: float32's errors only, no more than twice the reference's; on the CPU see ops.test_int8_weights."""
+    """Float32's errors only, no more than twice the reference's; for the CPU see ops.test_int8_weights."""
     _, step, reference = KINDS[kind]
     half, scales = half_on("cpu", kind, size, batch)
     exact_y, exact_state = half.run(exactly(reference), scales=scales)
