@@ -15,7 +15,7 @@ from oracle import Shape
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rwkv_engine import RWKV, Checkpoint, CheckpointError, StrategyError
+from rwkv_engine import RWKV, Checkpoint, CheckpointError, StrategyError, packing
 from rwkv_engine.core import Placement, Strategy
 from rwkv_engine.core.packed import KEY, PackedMatrix, Packing, pack_tensors
 from rwkv_engine.models.int8 import quantized
@@ -148,14 +148,16 @@ def test_beside_int8_an_embedding_that_is_no_larger_is_used_as_it_lies(stored, b
         assert torch.equal(read_and_write(RWKV.from_pretrained(path, f"cpu {base}i8")), read_and_write(expected))
 
 
-def test_vectors_are_float32_beside_int8_too(source):
-    """A file that another program made may hold them in fewer bits."""
+@pytest.mark.parametrize(("name", "dtype"), [("ln_out.bias", torch.bfloat16), ("emb.weight", torch.int8)])
+def test_what_another_program_packed_more_tightly_is_widened(name, dtype, source, monkeypatch):
+    """Kernels read vectors in float32, and an embedding is looked up in floats."""
+    usual = packing.placed_dtype
+    monkeypatch.setattr(packing, "placed_dtype", lambda p, n, shape: dtype if n == name else usual(p, n, shape))
     path = packed(source, "cpu fp32i8")
-    with safe_open(path, framework="pt") as file:
-        tensors, metadata = {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()  # noqa: SIM118
-    tensors["ln_out.bias"] = tensors["ln_out.bias"].bfloat16()
-    save_file(tensors, path, metadata)
-    assert RWKV.from_pretrained(path, "cpu fp32i8").engine.model.ln_out.bias.dtype == torch.float32
+    monkeypatch.undo()
+    model = RWKV.from_pretrained(path, "cpu fp32i8")
+    assert model.engine.model.get_parameter(name).dtype == torch.float32
+    assert read_and_write(model).isfinite().all()
 
 
 class OnAnotherDevice:
