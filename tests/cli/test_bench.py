@@ -79,6 +79,7 @@ def test_a_packed_model_and_its_picture(call, tmp_path):
     )
     assert (code, errors) == (0, "")
     assert text.startswith("tales: 3.9 M parameters, stored as float16\n")
+    assert json.loads((tmp_path / "j").read_text())["engines"][0]["file"] == "packed-0.safetensors"
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert picture.stat().st_size > 20_000
 
