@@ -62,23 +62,11 @@ def test_a_run_beside_the_rwkv_package(call, tmp_path, monkeypatch):
 def test_a_packed_model_and_its_picture(call, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     picture = tmp_path / "bench.png"
-    code, text, errors = call(
-        "bench",
-        "tales",
-        "--packed",
-        "--rounds",
-        "1",
-        "--starts",
-        "1",
-        "--batch",
-        "1",
-        "--prefill",
-        "16",
-        "--plot",
-        str(picture),
-    )
+    few = ["--packed", "--rounds=1", "--starts=1", "--batch=1", "--prefill=16"]
+    code, text, errors = call("bench", "tales", *few, "--plot", str(picture), "--json", str(tmp_path / "j"))
     assert (code, errors) == (0, "")
     assert text.startswith("tales: 3.9 M parameters, stored as float16\n")
+    assert json.loads((tmp_path / "j").read_text())["engines"][0]["file"] == "packed-0.safetensors"
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert picture.stat().st_size > 20_000
 
