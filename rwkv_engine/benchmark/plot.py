@@ -23,7 +23,7 @@ def draw(report: Report, path: Path) -> None:
 
     below = [kind for kind in ("prefill", "batch") if any(n.startswith(kind) for n in report.engines[0].series)]
     bars = 0.55 * len(report.engines) + 0.9
-    settings = {"font.size": 10, "axes.edgecolor": PALE, "text.color": INK, "axes.labelcolor": INK}
+    settings: Any = {"font.size": 10, "axes.edgecolor": PALE, "text.color": INK, "axes.labelcolor": INK}
     with pyplot.rc_context(settings | {"xtick.color": INK, "ytick.color": INK, "font.family": "DejaVu Sans"}):
         heights = [bars, 3.4] if below else [bars]
         figure = pyplot.figure(figsize=(10, sum(heights) + 1.5), layout="constrained", dpi=150)
