@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import oracle
 import pytest
+from checkpoints import save_pth
+from oracle import Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -129,3 +132,21 @@ def call(monkeypatch, capfd):
         return code, output.out, output.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def shape() -> Shape:
+    """That of a small model whose sizes all differ."""
+    return Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
+
+
+@pytest.fixture(scope="session")
+def weights(shape):
+    """Those of a model of that shape; not to be changed."""
+    return oracle.random_weights(shape)
+
+
+@pytest.fixture
+def source(weights, tmp_path) -> Path:
+    """A checkpoint of them, alone in its folder."""
+    return save_pth(weights, tmp_path / "m.pth")

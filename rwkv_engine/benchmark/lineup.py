@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_engine.benchmark.bandwidth import SIZE
-from rwkv_engine.benchmark.memory import available_memory
 from rwkv_engine.benchmark.peers import check_peer, float_strategy
 from rwkv_engine.benchmark.process import EngineSpec
 from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine.core.strategy import free_memory
 from rwkv_engine.errors import RequestError
 from rwkv_engine.runtime.loader import layer_of
 
@@ -70,7 +70,7 @@ def check_memory(specs: Sequence[EngineSpec], config: ModelConfig) -> None:
     Raises:
         RequestError: it does not suffice.
     """
-    free = available_memory()
+    free = free_memory("cpu")
     needed = SIZE
     for spec in specs:
         placements = Strategy.parse(spec.strategy).place(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from threading import Event, Thread
 
 from rwkv_engine.verification.memory import peak_memory, resident_memory
@@ -46,10 +45,3 @@ class MemoryWatch:
         self._look()
         while not self._stopped.wait(PERIOD):
             self._look()
-
-
-def available_memory() -> int | None:
-    """Bytes that new processes can have, None where nothing tells."""
-    with suppress(OSError), open("/proc/meminfo") as meminfo:
-        return 1024 * next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
-    return None

@@ -50,11 +50,15 @@ class Placement:
         if len(shape) == 1:
             return 4 * shape[0]  # vectors are float32 whatever the matrices are
         n, k = shape
-        if self.weight_format == "dense" or name.startswith("emb."):
+        if name.startswith("emb."):
             return n * k * self.dtype.itemsize
-        if self.weight_format == "i8":
-            return n * k + 4 * (n + k)  # float32 scales of rows and columns
-        return n * k * 9 // 16  # a 16-bit scale and minimum for 64 weights
+        scales = 4 * (n + k) if self.weight_format == "i8" else 0  # float32, of rows and columns
+        return int(n * k * self.weight_bytes) + scales
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of one weight of a matrix; of int4 with its part of a 16-bit scale and minimum for 64 weights."""
+        return {"i8": 1.0, "i4": 9 / 16}.get(self.weight_format, float(self.dtype.itemsize))
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,9 @@ class Strategy:
         """`auto` decided for a model by the memory that is free now, see `strategy_auto`."""
         if self.segments:
             return self
-        gpus = [_free_memory(f"cuda:{i}") or 0 for i in range(_gpu_count())]
+        gpus = [free_memory(f"cuda:{i}") or 0 for i in range(_gpu_count())]
         half, single = (_layer_bytes(dtype, config) for dtype in (torch.float16, torch.float32))
-        return Strategy.parse(best_strategy(half, single, gpus, _free_memory("cpu")))
+        return Strategy.parse(best_strategy(half, single, gpus, free_memory("cpu")))
 
     def place(self, config: ModelConfig) -> tuple[Placement, ...]:
         """One placement for each layer and a last one for the output LayerNorm and the head.
@@ -139,7 +143,7 @@ class Strategy:
                 last = first + len(list(group)) - 1
                 size = sum(placement.nbytes(_shapes_of(config, i)) for i in range(first, last + 1))
                 precision = str(placement.dtype).removeprefix("torch.")
-                free = _free_memory(placement.device)
+                free = free_memory(placement.device)
                 if placement.weight_format != "dense":
                     precision += f", {placement.weight_format} weights"
                 if not placement.resident:
@@ -229,8 +233,8 @@ def _gpu_index(device: str) -> int:
     return int(device.partition(":")[2] or 0)
 
 
-def _free_memory(device: str) -> int | None:
-    """Bytes, None if nothing tells."""
+def free_memory(device: str) -> int | None:
+    """Bytes that are free on a device, None if nothing tells."""
     if device.startswith("cuda") and _gpu_index(device) < _gpu_count():
         return torch.cuda.mem_get_info(device)[0]
     if device == "cpu":

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import re
-import signal
 
-import oracle
 import pytest
-from checkpoints import save_pth
-from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint
-
-SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
-
-
-@pytest.fixture
-def source(tmp_path):
-    return save_pth(oracle.random_weights(SHAPE), tmp_path / "m.pth")
 
 
 def pack(call, source, *options, name="p.safetensors"):
@@ -94,55 +83,6 @@ def test_wrong_usage(options, call, source):
     output = ["-o", str(source.with_name("p.safetensors"))] if options else []
     assert call("pack", str(source), *output, *options)[0] == 2
     assert list(source.parent.iterdir()) == [source]
-
-
-INTERRUPTED = """
-import os, resource, sys
-from rwkv_engine import cli, packing
-real = packing.pack
-def pack(model, output, strategy, progress):
-    def tell(done, total):
-        progress(done, total)
-        if done > total / 2:
-            {event}
-    return real(model, output, strategy, tell)
-packing.pack = pack
-sys.argv[:1] = ["rwkv-engine", "pack"]
-cli.main()
-"""
-
-
-def interrupted(run_python, event, source):
-    """Packs over an old file, and something happens when half of it is written."""
-    path = source.with_name("p.safetensors")
-    path.write_bytes(b"old")
-    result = run_python(INTERRUPTED.format(event=event), str(source), "-o", str(path))
-    assert path.read_bytes() == b"old"
-    return result, [p for p in source.parent.iterdir() if p not in (source, path)]
-
-
-def test_ctrl_c_leaves_the_old_file_and_nothing_else(source, run_python):
-    result, left = interrupted(run_python, f"os.kill(os.getpid(), {int(signal.SIGINT)})", source)
-    assert result.returncode == 130
-    assert "Traceback" not in result.stderr
-    assert left == []
-
-
-def test_kill_leaves_the_old_file_and_one_folder(source, run_python):
-    result, left = interrupted(run_python, f"os.kill(os.getpid(), {int(signal.SIGKILL)})", source)
-    assert result.returncode == -signal.SIGKILL
-    [folder] = left
-    assert re.fullmatch(r"\.p\.safetensors\..+", folder.name)
-    assert RWKV.from_pretrained(source)
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(source, run_python):
-    """A limit on file sizes fails as a full disk does: in the middle of writing."""
-    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
-    result, left = interrupted(run_python, limit, source)
-    assert result.returncode == 1
-    assert re.fullmatch(r"rwkv-engine: error: .*p\.safetensors: cannot be written: File too large\n", result.stderr)
-    assert left == []
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -227,7 +227,7 @@ def gpus(monkeypatch):
         memory = {"cpu": main} | {f"cuda:{i}": n for i, n in enumerate(free)}
         monkeypatch.setattr(torch.cuda, "is_available", lambda: len(free) > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
-        monkeypatch.setattr("rwkv_engine.core.strategy._free_memory", memory.__getitem__)
+        monkeypatch.setattr("rwkv_engine.core.strategy.free_memory", memory.__getitem__)
 
     return pretend
 

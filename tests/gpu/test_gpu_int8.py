@@ -167,20 +167,6 @@ def test_float_and_int8_segments_mix(load):
     assert error(logits, expected) < 2 * error(torch.from_numpy(coarse), expected)
 
 
-def test_sequences_of_a_batch_are_those_alone_bit_for_bit(load):
-    model = load(oracle.random_weights(SHAPE), "gpu fp16i8")
-    tokens = torch.tensor(np.resize(TOKENS, (16, 3)))
-    together, states = [], None
-    for column in tokens.t():
-        logits, states = model.forward(column[:, None], states)
-        together.append(logits)
-    for i in (0, 7, 15):
-        state = None
-        for token, logits in zip(tokens[i], together, strict=True):
-            alone, state = model.forward([int(token)], state)
-            assert torch.equal(alone, logits[i])
-
-
 def test_greedy_tokens_recorded_and_eager(gpu):
     model = RWKV.from_pretrained("tales", f"{gpu} fp16i8")
     logits, state = model.forward(model.encode_prompt("Once upon a time there was"))

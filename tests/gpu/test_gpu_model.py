@@ -93,7 +93,7 @@ def test_a_state_moves_between_devices(load, gpu):
         assert error(logits, expected[70:]) < bound
 
 
-@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("precision", [*DTYPES, "fp16i8"])
 def test_sequences_of_a_batch_are_those_alone_bit_for_bit(precision, load):
     model = load(oracle.random_weights(SHAPE), f"gpu {precision}")
     tokens = torch.tensor(np.resize(TOKENS, (16, 3)))

@@ -54,11 +54,6 @@ struct InputProduct {
 // scales of their groups.
 template <>
 struct InputProduct<int8_t> {
-#ifdef __AVX512BW__
-  static constexpr int kSharing = 16;
-#else
-  static constexpr int kSharing = 4;
-#endif
   static constexpr int64_t kPairs = 16;      // of inputs, that share one reading of the sums
   static constexpr int64_t kPrefetch = 128;  // bytes: so many rows at a time are more than the processor foresees
 

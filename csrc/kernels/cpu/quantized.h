@@ -53,6 +53,13 @@ RWKV_INLINE float quantize(const float* x, const float* columns, int64_t n, int1
   return magnitude / 32767;
 }
 
+// Rows of activations that share one reading of int8 weights at most: a sum of each is in a register.
+#ifdef __AVX512BW__
+constexpr int kSharing = 16;
+#else
+constexpr int kSharing = 4;
+#endif
+
 using LaneInts = int32_t __attribute__((vector_size(4 * kTileRows)));
 using LaneShorts = int16_t __attribute__((vector_size(4 * kTileRows)));
 

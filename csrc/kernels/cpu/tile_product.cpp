@@ -53,11 +53,7 @@ struct TileProduct {
 // then the scales of the groups, of one group those of all rows.
 template <>
 struct TileProduct<int8_t> {
-#ifdef __AVX512BW__
-  static constexpr int kSharing = 16;
-#else
-  static constexpr int kSharing = 4;
-#endif
+  static constexpr int kSharing = cpu::kSharing;
   static constexpr int64_t kWords = kQuantized / kGroupInputs<int8_t>;  // of 64 bytes, that a group spans
   struct Numbers {
     uint32_t pair[2];
