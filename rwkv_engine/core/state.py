@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,20 @@ class State:
     def batch(self) -> int:
         """Number of sequences, B."""
         return self.att_shift.shape[0]
+
+    def rows(self, which: Tensor | slice) -> State:
+        """Those of some of the sequences: indices (N,), a mask (B,) or a slice, as tensors take them."""
+        return State(**{k: t[which] for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
+
+    @staticmethod
+    def join(states: Sequence[State]) -> State:
+        """The sequences of several states, on one device, as one batch."""
+        known = {state.fingerprint for state in states} - {""}
+        if len(known) > 1:
+            raise RequestError(f"states of {len(known)} models cannot be joined: fingerprints {', '.join(sorted(known))}")
+        tensors = [state._tensors() for state in states]
+        joined = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
+        return State(**joined, fingerprint=known.pop() if known else "")
 
     def clone(self) -> State:
         """A copy that shares no memory with this one."""

@@ -203,20 +203,35 @@ class Rwkv4(nn.Module):
         Returns:
             Logits (B, V), or (B, T, V) with `full_output`; and the state after the last token.
         """
-        position = state.position + tokens.shape[1]
         if cast(Block, self.blocks[0]).is_packed and tokens.shape[1] == 1 and len(tokens) <= MOST_ROWS:
             parts = self.layout.spread(state, copy=True)
             logits = self.step(tokens.squeeze(1), self.layout.layers(parts))
-            state = self.layout.gather(parts, position, self.fingerprint)
+            state = self.layout.gather(parts, state.position + 1, self.fingerprint)
             return (logits.unsqueeze(1) if full_output else logits), state
+        x, state = self.read(tokens, state)
+        return self.head(self.ln_out(x if full_output else x[:, -1])), state
+
+    def read(self, tokens: Tensor, state: State, after: list[Tensor] | None = None) -> tuple[Tensor, State]:
+        """The same up to the last LayerNorm, which is `ln_out`.
+
+        Args:
+            tokens: (B, T) int64, T >= 1, each in [0, V).
+            state: of the same B sequences; not modified.
+            after: the residual stream after each layer is appended, (B, T, C), where the layer is.
+
+        Returns:
+            The residual stream after the last layer, (B, T, C), on the head's device; and the state after the last token.
+        """
         x = self._embed(tokens)
         layers = []
         before = self.layout.layers(self.layout.spread(state))
         for block, device, layer in zip(self.blocks, self.layout.devices, before, strict=True):
             x, new_layer = block(x.to(device), layer)
             layers.append(new_layer)
-        x = self.ln_out((x if full_output else x[:, -1]).to(self.layout.home))
-        return self.head(x), self.layout.collect(layers, position, self.fingerprint)
+            if after is not None:
+                after.append(x)
+        position = state.position + tokens.shape[1]
+        return x.to(self.layout.home), self.layout.collect(layers, position, self.fingerprint)
 
     def step(self, tokens: Tensor, layers: Sequence[LayerState], slots: Tensor | None = None) -> Tensor:
         """Reads one token of each of B sequences.
