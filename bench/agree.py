@@ -1,8 +1,9 @@
-"""Do two runs of `rwkv-engine bench` agree? Each median must lie between the other run's slowest and fastest round.
+"""Do two runs of `rwkv-engine bench` agree? What the rounds of one spread over must overlap with those of the other.
 
     python -m bench.agree first.json second.json
 
-Exit code 1 if one does not.
+First tokens per second, then, where other programs were beside, how many times as fast we were: that is what is left
+when the machine itself is faster or slower in the second run. Exit code 1 if one does not.
 """
 
 from __future__ import annotations
@@ -17,25 +18,30 @@ from rich.table import Table
 
 
 def rates(file: str) -> dict[tuple[str, str], dict[str, float]]:
+    """Median, low and high by engine and what was measured."""
     engines = json.loads(Path(file).read_text(encoding="utf-8"))["engines"]
-    return {
-        (f"{engine['engine']}, {engine['strategy']}", name): rate
-        for engine in engines
-        for name, rate in engine["summary"]["tokens_per_second"].items()
-    }
+    speeds, times = {}, {}
+    for engine in engines:
+        who = f"{engine['engine']}, {engine['strategy']}"
+        for what, rate in engine["summary"]["tokens_per_second"].items():
+            speeds[who, what] = rate
+        for peer, ratios in engine["summary"]["times_as_fast"].items():
+            times |= {(who, f"{what}, x {peer.split()[0]}"): ratio for what, ratio in ratios.items()}
+    return speeds | times
 
 
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     first, second = map(rates, sys.argv[1:])
-    table = Table("tok/s", "", "first", "second", "ratio", "agree", box=box.MARKDOWN)
+    table = Table("engine", "tok/s, or times as fast", "first", "second", "ratio", "agree", box=box.MARKDOWN)
     apart = 0
     for key in [key for key in first if key in second]:
         a, b = first[key], second[key]
-        agree = a["low"] <= b["median"] <= a["high"] and b["low"] <= a["median"] <= b["high"]
+        # Not that each median lies in the other's spread: of five rounds each, a quarter would not by chance alone.
+        agree = a["low"] <= b["high"] and b["low"] <= a["high"]
         apart += not agree
-        shown = [f"{r['median']:.1f} ({r['low']:.1f}-{r['high']:.1f})" for r in (a, b)]
+        shown = [f"{r['median']:.4g} ({r['low']:.4g}-{r['high']:.4g})" for r in (a, b)]
         table.add_row(*key, *shown, f"{b['median'] / a['median']:.3f}", "yes" if agree else "NO")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     sys.exit(apart > 0)

@@ -54,7 +54,7 @@ struct InputProduct {
 // scales of their groups.
 template <>
 struct InputProduct<int8_t> {
-  static constexpr int64_t kPairs = 16;      // of inputs, that share one reading of the sums
+  static constexpr int64_t kPairs = 32;      // of inputs, that share one reading of the sums
   static constexpr int64_t kPrefetch = 128;  // bytes: so many rows at a time are more than the processor foresees
 
   static int64_t prepared_size(int64_t K) {
@@ -74,7 +74,7 @@ struct InputProduct<int8_t> {
   static void multiply(const Matrix& matrix, const float*, const char* prepared, const std::vector<int64_t>& active,
                        int64_t B, int64_t from, int64_t columns, float* sums) {
     const int64_t K = matrix.K, size = prepared_size(K), whole = (columns + kTileRows - 1) / kTileRows;
-    std::vector<Lanes> floats(B * whole);
+    std::vector<Lanes> floats(B * whole);  // set after set, in it column after column, there the rows
     std::vector<LaneInts> ints(B * whole);
     for (auto next = active.begin(); next != active.end();) {
       const int64_t group = *next / kQuantized;
@@ -90,17 +90,24 @@ struct InputProduct<int8_t> {
         });
         next += n;
       }
-      for (int64_t b = 0; b < B; ++b) {
-        const float scale = scales_in(prepared + b * size, K)[group];
-        for (int64_t i = b * whole; i < (b + 1) * whole; ++i) floats[i] += to_float(ints[i]) * scale;
-      }
+      for_each_set<kSharing>(B, [&](auto sharing, int64_t first) {
+        for (int64_t b = 0; b < sharing; ++b) {
+          const float scale = scales_in(prepared + (first + b) * size, K)[group];
+          for (int64_t i = first * whole + b; i < (first + sharing) * whole; i += sharing)
+            floats[i] += to_float(ints[i]) * scale;
+        }
+      });
     }
-    for (int64_t b = 0; b < B; ++b)
-      for (int64_t c = 0; c < columns; ++c)
-        sums[b * columns + c] = floats[b * whole + c / kTileRows][c % kTileRows] * matrix.rows[from + c];
+    for_each_set<kSharing>(B, [&](auto sharing, int64_t first) {
+      for (int64_t b = 0; b < sharing; ++b)
+        for (int64_t c = 0; c < columns; ++c) {
+          const float sum = floats[first * whole + c / kTileRows * sharing + b][c % kTileRows];
+          sums[(first + b) * columns + c] = sum * matrix.rows[from + c];
+        }
+    });
   }
 
-  // sums[b] += n <= 2 kPairs inputs k of rows b, 16 columns at a time in registers.
+  // sums[column][b] += n <= 2 kPairs inputs k of rows b, 16 columns at a time in registers.
   template <int sharing>
   static void add(const int8_t* const* rows, const int64_t* k, int64_t n, const char* prepared, int64_t size,
                   int64_t columns, LaneInts* __restrict sums) {
@@ -115,7 +122,7 @@ struct InputProduct<int8_t> {
       const int64_t c = i * kTileRows, there = std::min<int64_t>(kTileRows, columns - c);
       LaneInts sum[sharing];
 #pragma GCC unroll 16
-      for (int b = 0; b < sharing; ++b) sum[b] = sums[b * whole + i];
+      for (int b = 0; b < sharing; ++b) sum[b] = sums[i * sharing + b];
       for (int64_t p = 0; p < pairs; ++p) {
         if (i % 4 == 0) {  // a cache line
           __builtin_prefetch(rows[2 * p] + c + kPrefetch);
@@ -126,7 +133,7 @@ struct InputProduct<int8_t> {
         for (int b = 0; b < sharing; ++b) sum[b] = add_pairs(sum[b], w, x[p][b]);
       }
 #pragma GCC unroll 16
-      for (int b = 0; b < sharing; ++b) sums[b * whole + i] = sum[b];
+      for (int b = 0; b < sharing; ++b) sums[i * sharing + b] = sum[b];
     }
   }
 
@@ -159,12 +166,16 @@ void prepare_inputs(const Matrix& matrix, const float* x, int64_t B, void* prepa
 }
 
 std::vector<int64_t> active_inputs(const float* x, int64_t B, int64_t K) {
+  constexpr int64_t kTogether = 64;
   std::vector<int64_t> active;
   active.reserve(K);
-  for (int64_t k = 0; k < K; ++k) {
-    bool any = false;
-    for (int64_t b = 0; b < B; ++b) any |= x[b * K + k] != 0;
-    if (any) active.push_back(k);
+  for (int64_t first = 0; first < K; first += kTogether) {
+    const int64_t n = std::min(kTogether, K - first);
+    bool any[kTogether] = {};
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t i = 0; i < n; ++i) any[i] |= x[b * K + first + i] != 0;
+    for (int64_t i = 0; i < n; ++i)
+      if (any[i]) active.push_back(first + i);
   }
   return active;
 }

@@ -55,6 +55,7 @@ template <>
 struct TileProduct<int8_t> {
   static constexpr int kSharing = cpu::kSharing;
   static constexpr int64_t kWords = kQuantized / kGroupInputs<int8_t>;  // of 64 bytes, that a group spans
+  static constexpr int64_t kPrefetch = 2048;                            // bytes
   struct Numbers {
     uint32_t pair[2];
   };
@@ -93,7 +94,9 @@ struct TileProduct<int8_t> {
       for (int64_t word = first; word < end; word += kChains)
 #pragma GCC unroll 4
         for (int i = 0; i < kChains; ++i, x += sharing) {
-          const Pairs w = pairs_of(load_bits(weights + (word + i) * 4 * kTileRows));
+          const int8_t* const from = weights + (word + i) * 4 * kTileRows;
+          if constexpr (sharing > 2) __builtin_prefetch(from + kPrefetch);
+          const Pairs w = pairs_of(load_bits(from));
 #pragma GCC unroll 16
           for (int b = 0; b < sharing; ++b)
             whole[i][b] = add_pairs(add_pairs(whole[i][b], w.even, x[b].pair[0]), w.odd, x[b].pair[1]);
