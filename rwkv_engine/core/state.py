@@ -86,13 +86,17 @@ class State:
 
     @staticmethod
     def join(states: Sequence[State]) -> State:
-        """The sequences of several states, on one device, as one batch."""
-        known = {state.fingerprint for state in states} - {""}
+        """The sequences of several states, on one device, as one batch.
+
+        Raises:
+            RequestError: they are of different models.
+        """
+        known = sorted({state.fingerprint for state in states} - {""})
         if len(known) > 1:
-            raise RequestError(f"states of {len(known)} models cannot be joined: fingerprints {', '.join(sorted(known))}")
+            raise RequestError(f"states of {len(known)} models cannot be joined: fingerprints {', '.join(known)}")
         tensors = [state._tensors() for state in states]
         joined = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
-        return State(**joined, fingerprint=known.pop() if known else "")
+        return State(**joined, fingerprint="".join(known))
 
     def clone(self) -> State:
         """A copy that shares no memory with this one."""

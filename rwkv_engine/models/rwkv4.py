@@ -220,7 +220,7 @@ class Rwkv4(nn.Module):
             after: the residual stream after each layer is appended, (B, T, C), where the layer is.
 
         Returns:
-            The residual stream after the last layer, (B, T, C), on the head's device; and the state after the last token.
+            The residual stream after the last layer, (B, T, C), on the head's device; and the new state.
         """
         x = self._embed(tokens)
         layers = []

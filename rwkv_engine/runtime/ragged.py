@@ -22,8 +22,8 @@ def read_ragged(read: Read, texts: Sequence[Tensor], state: State) -> tuple[list
         state: of B sequences; not modified.
 
     Returns:
-        The outputs of each text, (T_i, ...), or (...) where `read` returns those of the last token; and the states after
-        the last token of each.
+        The outputs of each text, (T_i, ...), or (...) where `read` returns those of the last token; and the states
+        after the last token of each.
     """
     longest_first = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     running = state.rows(torch.tensor(longest_first, device=state.position.device))
