@@ -12,7 +12,7 @@ import oracle
 import pytest
 from checkpoints import save_hugging_face, save_pth
 from conftest import ROOT
-from hub_server import HubServer, commit_of
+from hub_server import HubServer, become_client_of
 from huggingface_hub import constants
 from oracle import Shape
 
@@ -48,20 +48,10 @@ def repositories(tmp_path_factory):
 def server(repositories, tmp_path, monkeypatch):
     """A hub, and a client with an empty cache and no login.
 
-    The client reads its environment when it is imported, so what it has read is replaced here; the test of the command
-    line sets the environment itself.
+    The test of the command line sets the environment itself.
     """
     server = HubServer(repositories)
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.close_session()
+    become_client_of(server, monkeypatch, tmp_path)
     yield server
     huggingface_hub.close_session()
     server.stop()
@@ -120,7 +110,7 @@ def test_a_revision_is_asked_for_and_is_found_offline_under_its_name(server):
     folder = download("someone/single", revision="v1")
     assert download("someone/single", revision="v1", offline=True) == folder
     assert "not in the hub cache" in reason("someone/single", offline=True)  # main was never asked for
-    assert download("someone/single", revision=commit_of(server.root / "single")) == folder
+    assert download("someone/single", revision=server.repositories["someone/single"].branches["main"]) == folder
     assert "no revision 'v2'" in reason("someone/single", revision="v2")
 
 
@@ -213,7 +203,7 @@ def test_what_has_arrived_is_kept_when_the_connection_is_lost(server):
     ("failure", "message"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "cannot be written: No space left on device"),
-        (RuntimeError("a new transport\nsays this\n"), "the connection broke (RuntimeError: a new transport); run it"),
+        (RuntimeError("a new transport\nsays this\n"), "the connection broke (RuntimeError: a new transport says this); run it"),
     ],
 )
 def test_whatever_the_library_raises_is_one_line(failure, message, server, monkeypatch):
@@ -245,8 +235,12 @@ def test_the_command_line(repositories, tmp_path):
     first = run("--model", "someone/sharded", "--revision", "v1", HF_TOKEN="right")
     server.stop()
     second = run("--model", "someone/sharded", "--revision", "v1", "--offline")
-    for result in (first, second):
+    third = run("--model", "someone/sharded", "--revision", "v1")
+    for result in (first, second, third):
         assert result.returncode == 0, result.stderr
         assert result.stdout == first.stdout
-        [line] = result.stderr.splitlines()  # no bar where there is no terminal
-        assert line.startswith("read 1 tokens")
+    for result, said in ((first, 0), (second, 0), (third, 1)):
+        *lines, last = result.stderr.splitlines()  # no bar where there is no terminal
+        assert last.startswith("read 1 tokens")
+        assert len(lines) == said
+    assert "could not be asked" in third.stderr
