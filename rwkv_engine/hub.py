@@ -65,7 +65,7 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
         missing=f"no such path here, and no such repository at {hub}: misspelt, or private; if it is private, {LOG_IN}",
         local=f"the hub cache {constants.HF_HUB_CACHE} cannot be written",
         remedy="HF_HOME may name another",
-        broken="run it again, files that arrived whole are kept; offline=True (--offline) uses what the hub cache holds",
+        broken="run it again, files that arrived whole are kept; offline=True (--offline) uses what the cache holds",
     )
     with failures_reported(CheckpointError, model, repository, revision, token, advice):
         try:
@@ -82,7 +82,7 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
         folders = set()
         for name in needed:
             if name.endswith(SUFFIXES):
-                fetch_content(repository, name, info.sha, token)
+                fetch_content(repository, name, info.sha or "main", token)
             path = Path(hf_hub_download(repository, name, revision=revision, token=token))
             folders.add(path.parents[name.count("/")])
     if {folder.name for folder in folders} != {info.sha}:

@@ -28,13 +28,14 @@ def fetch_content(repository: str, name: str, commit: str, token: str | None) ->
         return
     url = hf_hub_url(repository, name, revision=commit)
     about = get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    by_xet = about.xet_file_data is not None and file_download.is_xet_available()
-    if by_xet or about.size is None or not re.fullmatch("[0-9a-f]{64}", about.etag or ""):
+    by_xet = about.xet_file_data is not None and file_download.is_xet_available()  # type: ignore[attr-defined]
+    digest = about.etag or ""
+    if by_xet or about.size is None or not re.fullmatch("[0-9a-f]{64}", digest):
         return
     folder = file_download.repo_folder_name(repo_id=repository, repo_type="model")
     cache = Path(constants.HF_HUB_CACHE)
-    content = cache / folder / "blobs" / about.etag
-    lock = cache / ".locks" / folder / f"{about.etag}.lock"  # the library's own
+    content = cache / folder / "blobs" / digest
+    lock = cache / ".locks" / folder / f"{digest}.lock"  # the library's own
     for path in (content, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
@@ -46,7 +47,8 @@ def _go_on(url: str, content: Path, size: int, token: str | None, name: str) -> 
     partial = content.with_name(f"{content.name}.partial")
     with open(partial, "ab") as file:
         if file.tell() > size:
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
         # What is compressed on the way cannot be taken up in the middle.
         headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
         file_download.http_get(

@@ -6,6 +6,7 @@ chunks, where that is installed (`HF_HUB_DISABLE_XET` sends whole files instead)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,13 @@ from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import get_session, validate_repo_id  # type: ignore[attr-defined]  # documented, not listed
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, not listed
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    validate_repo_id,
+)
 
 from rwkv_engine.errors import HubError
 from rwkv_engine.hub_failures import LOG_IN, Advice, checked_token, failures_reported
@@ -52,7 +59,9 @@ def upload(
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise HubError(f"{repo_id}: no name of a repository; expected owner/name of letters, digits, -, _ and .") from error
+        raise HubError(
+            f"{repo_id}: no name of a repository; expected owner/name of letters, digits, -, _ and ."
+        ) from error
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"{repo_id}: cannot be uploaded offline; unset HF_HUB_OFFLINE")
     token = checked_token(token, HubError) or get_token()
@@ -64,7 +73,11 @@ def upload(
         remedy="nothing was committed",
         broken="the repository is as it was; run it again, files that arrived whole are not sent again",
     )
-    with failures_reported(HubError, repo_id, repo_id, revision, token, advice), _silence_limited():
+    with (
+        failures_reported(HubError, repo_id, repo_id, revision, token, advice),
+        _silence_limited(),
+        _bars_on_terminals(),
+    ):
         additions = _additions(folder)
         api = HfApi(token=token)
         repository = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
@@ -77,7 +90,7 @@ def upload(
             api.preupload_lfs_files(repository, [addition], revision=revision, free_memory=False)
         # Not `upload_folder`, which may make several commits.
         api.create_commit(repository, additions, commit_message=message or "Upload RWKV-4 model", revision=revision)
-    return f"{constants.ENDPOINT}/{repository}" + (f"/tree/{quote(revision)}" if revision else "")
+    return f"{constants.ENDPOINT}/{repository}" + (f"/tree/{quote(revision, safe='')}" if revision else "")
 
 
 def _additions(folder: Path) -> list[CommitOperationAdd]:
@@ -102,3 +115,16 @@ def _silence_limited() -> Iterator[None]:
         yield
     finally:
         session.timeout = before
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """The library's bars for what it sends appear everywhere, unlike those for what it fetches."""
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

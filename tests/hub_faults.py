@@ -38,5 +38,7 @@ class Fault:
         if self.after:
             self.after -= 1
             return False
+        if not self.times:
+            return False
         self.times -= 1
-        return self.times >= 0
+        return True

@@ -32,7 +32,7 @@ class Repository:
         branches: the commit each is at.
         messages: of the commits in the order in which they came.
         objects: content of the large files that have arrived, by SHA-256, in a commit or not.
-        announced: the files of which a client has asked how to send them: path -> (size, first bytes, "lfs" or "regular").
+        announced: files of which a client has asked how to send them: path -> (size, first bytes, "lfs" or "regular").
         parts: of large files that arrive in parts: SHA-256 -> number -> content.
     """
 

@@ -20,6 +20,7 @@ from hub_repository import OWNER, Repository
 from hub_uploads import Refused, Uploads
 from huggingface_hub import constants
 
+
 class HubServer(ThreadingHTTPServer):
     """Serves each folder of `root` as a repository `someone/FOLDER`, at the branch main and the tag v1.
 
@@ -71,6 +72,7 @@ class HubServer(ThreadingHTTPServer):
         """Names of the files whose content was asked for, once each."""
         return sorted({path for method, path, _ in self.log if method == "GET"})
 
+
 def become_client_of(server: HubServer, monkeypatch, home: Path) -> None:
     """The client of this process has an empty cache, no login, no xet, and waits between no two attempts.
 
@@ -89,8 +91,10 @@ def become_client_of(server: HubServer, monkeypatch, home: Path) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     huggingface_hub.close_session()
 
+
 class Handler(Uploads):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or headers wait 40 ms for their content
     server: HubServer
 
     def log_message(self, *arguments) -> None: ...
@@ -100,7 +104,7 @@ class Handler(Uploads):
 
     def do_GET(self) -> None:
         time.sleep(self.server.delay)
-        path = unquote(urlsplit(self.path).path)
+        path = urlsplit(self.path).path  # in which a slash of a branch's name is not one
         if self.struck_by_fault(path):
             return None
         if self.server.fault:
@@ -112,11 +116,11 @@ class Handler(Uploads):
         if path == "/api/whoami-v2":
             return self.answer_upload(self.who_am_i)
         if m := re.fullmatch(rf"/api/models/({OWNER}/[^/]+)(?:/revision/(.+))?", path):
-            return self.describe(m[1], m[2] or "main")
+            return self.describe(m[1], unquote(m[2] or "main"))
         if m := re.fullmatch(rf"/api/models/({OWNER}/[^/]+)/tree/([^/]+)/?", path):
             return self.list_tree(m[1], m[2])
         if m := re.fullmatch(rf"/({OWNER}/[^/]+)/resolve/([^/]+)/(.+)", path):
-            return self.resolve(m[1], m[2], m[3])
+            return self.resolve(m[1], unquote(m[2]), unquote(m[3]))
         return self.refuse(404, "RepoNotFound")
 
     def do_POST(self) -> None:

@@ -1,4 +1,4 @@
-"""The half of the loopback hub that takes uploads. It is strict: what the real one would choke on is a complaint here."""
+"""The half of the loopback hub that takes uploads, strictly: what the real one would choke on is a complaint here."""
 
 from __future__ import annotations
 

@@ -203,7 +203,10 @@ def test_what_has_arrived_is_kept_when_the_connection_is_lost(server):
     ("failure", "message"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "cannot be written: No space left on device"),
-        (RuntimeError("a new transport\nsays this\n"), "the connection broke (RuntimeError: a new transport says this); run it"),
+        (
+            RuntimeError("a new transport\nsays this\n"),
+            "the connection broke (RuntimeError: a new transport says this); run it",
+        ),
     ],
 )
 def test_whatever_the_library_raises_is_one_line(failure, message, server, monkeypatch):
@@ -235,12 +238,8 @@ def test_the_command_line(repositories, tmp_path):
     first = run("--model", "someone/sharded", "--revision", "v1", HF_TOKEN="right")
     server.stop()
     second = run("--model", "someone/sharded", "--revision", "v1", "--offline")
-    third = run("--model", "someone/sharded", "--revision", "v1")
-    for result in (first, second, third):
+    for result in (first, second):
         assert result.returncode == 0, result.stderr
         assert result.stdout == first.stdout
-    for result, said in ((first, 0), (second, 0), (third, 1)):
-        *lines, last = result.stderr.splitlines()  # no bar where there is no terminal
-        assert last.startswith("read 1 tokens")
-        assert len(lines) == said
-    assert "could not be asked" in third.stderr
+        [line] = result.stderr.splitlines()  # no bar where there is no terminal
+        assert line.startswith("read 1 tokens")
