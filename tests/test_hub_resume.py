@@ -109,6 +109,7 @@ def test_what_was_left_half_is_checked(found, server, repositories, tmp_path):
 
 
 def test_two_at_once_download_it_once(server):
+    server.delay = 0.1  # both are asking before one is done
     threads = [threading.Thread(target=download, args=["someone/single"]) for _ in range(2)]
     for thread in threads:
         thread.start()

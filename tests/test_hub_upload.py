@@ -151,7 +151,7 @@ def test_a_token_that_is_given_comes_before_that_of_the_login(server, folder, mo
         Fault("PUT", "/store/", cut=3_000),
         Fault("PUT", "/store/", status=500),
         Fault("PUT", "/store/", status=503, after=1),
-        Fault("PUT", "/store/", silent=1.0),
+        Fault("PUT", "/store/", silent=1.2),
         Fault("POST", "/batch", status=503),
         Fault("POST", "/preupload", status=500),
         Fault("POST", "/verify", status=502),
@@ -159,7 +159,7 @@ def test_a_token_that_is_given_comes_before_that_of_the_login(server, folder, mo
     ids=lambda fault: f"{fault.path}, {fault.status or fault.cut or 'silence'}",
 )
 def test_what_goes_wrong_once_is_tried_again(fault, server, folder, monkeypatch):
-    monkeypatch.setattr(hub_upload, "SILENCE", 0.3 if fault.silent else 60)
+    monkeypatch.setattr(hub_upload, "SILENCE", 0.5 if fault.silent else 60)
     server.faults = [fault := replace(fault)]
     upload(folder, REPOSITORY)
     assert fault.times == 0
@@ -171,10 +171,10 @@ def test_what_goes_wrong_once_is_tried_again(fault, server, folder, monkeypatch)
     [
         (Fault("PUT", "/store/", cut=3_000, after=1, times=99), "cannot be reached, or the connection broke ("),
         (Fault("PUT", "/store/", status=500, after=1, times=99), "answered 500; try again later"),
-        (Fault("PUT", "/store/", silent=0.9, after=1, times=99), "the connection broke (ReadTimeout"),
+        (Fault("PUT", "/store/", silent=1.2, after=1, times=99), "the connection broke (ReadTimeout"),
         (Fault("POST", "/commit/", cut=100), "the connection broke ("),
         (Fault("POST", "/commit/", status=503), "answered 503; try again later"),
-        (Fault("POST", "/commit/", silent=0.9), "the connection broke (ReadTimeout"),
+        (Fault("POST", "/commit/", silent=1.2), "the connection broke (ReadTimeout"),
     ],
     ids=lambda value: f"{value.path}, {value.status or value.cut or 'silence'}" if isinstance(value, Fault) else "",
 )
@@ -183,7 +183,7 @@ def test_what_breaks_off_leaves_the_repository_as_it_was(fault, message, server,
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / "README.md").write_text("before")
     upload(tmp_path / "before", REPOSITORY)
-    monkeypatch.setattr(hub_upload, "SILENCE", 0.25 if fault.silent else 60)
+    monkeypatch.setattr(hub_upload, "SILENCE", 0.5 if fault.silent else 60)
     passed = 1 if fault.after else 3
     server.faults, server.log = [replace(fault)], []
     said = reason(folder, REPOSITORY)
