@@ -30,3 +30,7 @@ class RequestError(RwkvError):
 
 class BenchmarkError(RwkvError):
     """An engine could not be measured: it failed, or its process ended."""
+
+
+class HubError(RwkvError):
+    """Nothing was uploaded: the hub refused or could not be reached, or there is nothing it would take."""

@@ -6,28 +6,23 @@ the rest: its cache, its login, its environment variables, its progress bars (on
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not listed
 
+from rwkv_engine._jit import say
 from rwkv_engine.errors import CheckpointError
+from rwkv_engine.hub_failures import LOG_IN, Advice, checked_token, failures_reported, is_no_answer, name_failure
+from rwkv_engine.hub_resume import fetch_content
 
 BESIDE = ("config.json", "tokenizer.json", "20B_tokenizer.json", "rwkv_vocab_v20230424.txt")
 SUFFIXES = (".pth", ".safetensors", ".bin")
 ONCE_ONLINE = "run it once without offline=True (--offline, HF_HUB_OFFLINE) to download it"
-LOG_IN = "log in with `hf auth login`, or give a token (token=, or HF_TOKEN in the environment)"
 
 
 def parse_id(model: str) -> tuple[str, str | None] | None:
@@ -46,6 +41,8 @@ def parse_id(model: str) -> tuple[str, str | None] | None:
 def download(model: str, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
     """Brings a model into the hub cache, if it is not there, and returns its path: what `Checkpoint.open` takes.
 
+    Where the hub cannot be asked, what the cache has of the revision is used, and a line on stderr says so.
+
     Args:
         model: a hub id, see `parse_id`.
         revision: branch, tag or commit; by default the main branch.
@@ -53,25 +50,43 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
         offline: use what the cache holds and ask no server; `HF_HUB_OFFLINE` does the same.
 
     Raises:
-        CheckpointError: no such repository, revision or file, no weights in it, no access, no network, no space; with
-            `offline`, it is not in the cache.
+        CheckpointError: no such repository, revision or file, no weights in it, no access, no space; no network and
+            the cache has not all of it; with `offline`, it is not in the cache.
     """
     parsed = parse_id(model)
     if parsed is None:
         raise CheckpointError(f"{model}: no hub id; expected owner/name or owner/name/FILE.pth")
     repository, file = parsed
+    token = checked_token(token, CheckpointError)
     if offline or constants.HF_HUB_OFFLINE:
         return _from_cache(model, repository, file, revision)
-    with _failures_reported(model, repository, revision):
-        # This first request alone tells of nearly all that can be wrong, and gives up after seconds.
-        timeout = constants.HF_HUB_ETAG_TIMEOUT
-        siblings = HfApi().model_info(repository, revision=revision, token=token, timeout=timeout).siblings or []
-        needed, opened = _choose(model, {sibling.rfilename for sibling in siblings}, file)
-        folders = {
-            Path(hf_hub_download(repository, name, revision=revision, token=token)).parents[name.count("/")]
-            for name in needed
-        }
-    if len(folders) > 1:
+    hub = constants.ENDPOINT
+    advice = Advice(
+        missing=f"no such path here, and no such repository at {hub}: misspelt, or private; if it is private, {LOG_IN}",
+        local=f"the hub cache {constants.HF_HUB_CACHE} cannot be written",
+        remedy="HF_HOME may name another",
+        broken="run it again, files that arrived whole are kept; offline=True (--offline) uses what the cache holds",
+    )
+    with failures_reported(CheckpointError, model, repository, revision, token, advice):
+        try:
+            # This first request alone tells of nearly all that can be wrong, and gives up after seconds.
+            timeout = constants.HF_HUB_ETAG_TIMEOUT
+            info = HfApi().model_info(repository, revision=revision, token=token, timeout=timeout)
+        except Exception as error:
+            cached = _whole_from_cache(model, repository, file, revision) if is_no_answer(error) else None
+            if cached is None:
+                raise
+            say(f"{model}: {hub} could not be asked ({name_failure(error)}); what the hub cache has of it is used")
+            return cached
+        needed, opened = _choose(model, {sibling.rfilename for sibling in info.siblings or []}, file)
+        folders = set()
+        for name in needed:
+            if name.endswith(SUFFIXES):
+                fetch_content(repository, name, info.sha or "main", token)
+            path = Path(hf_hub_download(repository, name, revision=revision, token=token))
+            folders.add(path.parents[name.count("/")])
+    if {folder.name for folder in folders} != {info.sha}:
+        # Or a file of the cache was taken for one that could not be asked for.
         raise CheckpointError(f"{model}: the repository changed while it was downloaded; run it again")
     return folders.pop() / opened
 
@@ -88,6 +103,20 @@ def _from_cache(model: str, repository: str, file: str | None, revision: str | N
         return folder / _choose(model, names, file)[1]
     except CheckpointError as error:
         raise CheckpointError(f"{error}; this is what the hub cache has of it: {ONCE_ONLINE}") from error
+
+
+def _whole_from_cache(model: str, repository: str, file: str | None, revision: str | None) -> Path | None:
+    """What `_from_cache` finds; None if it finds nothing or shards are missing: then the hub is what is missing."""
+    try:
+        path = _from_cache(model, repository, file, revision)
+        shards = {
+            shard
+            for index in path.glob("*.index.json")
+            for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        }
+    except (CheckpointError, OSError, ValueError, LookupError):
+        return None
+    return path if all((path / shard).exists() for shard in shards) else None
 
 
 def _choose(model: str, names: set[str], file: str | None) -> tuple[list[str], str]:
@@ -120,42 +149,3 @@ def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
     return (", ".join(listed[:5]) or "no files") + more
-
-
-@contextmanager
-def _failures_reported(model: str, repository: str, revision: str | None) -> Iterator[None]:
-    """Turns what the library raises, often in several lines, into a CheckpointError of one.
-
-    Its transports raise almost anything, and differ between its versions, hence every `Exception`.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:
-        # The library wraps what kept it from asking in the news that the cache has no file either.
-        wrapped = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
-        cause = wrapped if isinstance(wrapped, Exception) else error
-        raise CheckpointError(f"{model}: {_explain(cause, repository, revision)}") from error
-
-
-def _explain(error: Exception, repository: str, revision: str | None) -> str:
-    hub = constants.ENDPOINT
-    if isinstance(error, GatedRepoError):
-        return f"its owner grants access on request: ask at {hub}/{repository}, then {LOG_IN}"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"no such path here, and no such repository at {hub}: misspelt, or private; if it is private, {LOG_IN}"
-    if isinstance(error, RevisionNotFoundError):
-        return f"the repository has no revision {revision!r}; see {hub}/{repository}/commits/main"
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        if status in (401, 403):
-            return f"{hub} refused access ({status}): the token is wrong or lacks permission; {LOG_IN}"
-        return f"{hub} answered {status}; try again later"
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError):
-        return f"the hub cache {constants.HF_HUB_CACHE} cannot be written: {error.strerror}; HF_HOME may name another"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no answer"]
-    return (
-        f"{hub} cannot be reached, or the connection broke ({type(error).__name__}: {lines[0][:200]}); run it again,"
-        " files that arrived whole are kept; offline=True (--offline) uses what the hub cache holds"
-    )

@@ -12,7 +12,7 @@ import oracle
 import pytest
 from checkpoints import save_hugging_face, save_pth
 from conftest import ROOT
-from hub_server import HubServer, commit_of
+from hub_server import HubServer, become_client_of
 from huggingface_hub import constants
 from oracle import Shape
 
@@ -48,20 +48,10 @@ def repositories(tmp_path_factory):
 def server(repositories, tmp_path, monkeypatch):
     """A hub, and a client with an empty cache and no login.
 
-    The client reads its environment when it is imported, so what it has read is replaced here; the test of the command
-    line sets the environment itself.
+    The test of the command line sets the environment itself.
     """
     server = HubServer(repositories)
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.close_session()
+    become_client_of(server, monkeypatch, tmp_path)
     yield server
     huggingface_hub.close_session()
     server.stop()
@@ -120,7 +110,7 @@ def test_a_revision_is_asked_for_and_is_found_offline_under_its_name(server):
     folder = download("someone/single", revision="v1")
     assert download("someone/single", revision="v1", offline=True) == folder
     assert "not in the hub cache" in reason("someone/single", offline=True)  # main was never asked for
-    assert download("someone/single", revision=commit_of(server.root / "single")) == folder
+    assert download("someone/single", revision=server.repositories["someone/single"].branches["main"]) == folder
     assert "no revision 'v2'" in reason("someone/single", revision="v2")
 
 
@@ -213,7 +203,10 @@ def test_what_has_arrived_is_kept_when_the_connection_is_lost(server):
     ("failure", "message"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "cannot be written: No space left on device"),
-        (RuntimeError("a new transport\nsays this\n"), "the connection broke (RuntimeError: a new transport); run it"),
+        (
+            RuntimeError("a new transport\nsays this\n"),
+            "the connection broke (RuntimeError: a new transport says this); run it",
+        ),
     ],
 )
 def test_whatever_the_library_raises_is_one_line(failure, message, server, monkeypatch):
@@ -224,8 +217,9 @@ def test_whatever_the_library_raises_is_one_line(failure, message, server, monke
     assert message in reason("someone/single")
 
 
-def test_a_branch_that_moves_during_the_download_mixes_no_two_commits(server, monkeypatch):
-    monkeypatch.setattr(hub, "hf_hub_download", lambda repository, name, **options: f"/commit-of-{name}/{name}")
+@pytest.mark.parametrize("found", ["/commit-of-{name}/{name}", "/another/{name}"])
+def test_a_branch_that_moves_during_the_download_mixes_no_two_commits(found, server, monkeypatch):
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repository, name, **options: found.format(name=name))
     assert "changed while it was downloaded" in reason("someone/single")
 
 

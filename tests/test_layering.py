@@ -11,10 +11,10 @@ from conftest import ROOT
 PACKAGE = ROOT / "rwkv_engine"
 RANKS = [
     {"errors", "_build", "_toolkit", "_version"},
-    {"_jit"},
+    {"_jit", "hub_failures", "hub_resume"},
     {"_extension"},
     {"_extension_cuda"},
-    {"core", "ops", "text", "hub"},
+    {"core", "ops", "text", "hub", "hub_upload"},
     {"models"},
     {"runtime"},
     {"generation"},
