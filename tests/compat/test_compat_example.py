@@ -1,0 +1,97 @@
+"""A program as the rwkv package's own examples are, run by it and by `compat`: only its imports differ."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import oracle
+import pytest
+from checkpoints import save_pth
+from oracle import Shape
+
+from rwkv_engine.pipeline import EMBEDDED
+
+# The calls, in the order, of the demonstration in the package's description: environment, model, pipeline, a text with
+# bans and penalties piece by piece, logits, a state continued; then a program's own loop, as its chat example has one.
+PROGRAM = '''
+import copy, json, os, sys
+
+os.environ["RWKV_JIT_ON"] = "0"
+os.environ["RWKV_CUDA_ON"] = "0"
+
+import numpy as np
+from rwkv.model import RWKV
+from rwkv.utils import PIPELINE, PIPELINE_ARGS
+
+model = RWKV(model=sys.argv[1], strategy="cpu fp32")
+pipeline = PIPELINE(model, sys.argv[2]EXACT)
+np.random.seed(7)
+print("BEGIN")
+
+prompt = "\\nThe old miller looked at the river and said to his daughter:"
+args = PIPELINE_ARGS(
+    temperature=1.1, top_p=0.7, top_k=100, alpha_frequency=0.25, alpha_presence=0.25, alpha_decay=0.997,
+    token_ban=[0], token_stop=[], chunk_len=256,
+)
+pipeline.generate(prompt, token_count=120, args=args, callback=lambda piece: print(piece, end="", flush=True))
+print()
+
+logits, state = model.forward([187, 510, 1563, 310, 247], None)
+print("LOGITS", json.dumps(logits.detach().cpu().numpy()[:200].tolist()))
+logits, state = model.forward([187, 510], None)
+logits, state = model.forward([1563], state)
+logits, state = model.forward([310, 247], state)
+print("LOGITS", json.dumps(logits.detach().cpu().numpy()[:200].tolist()))
+
+start = copy.deepcopy(state)
+for turn in range(2):
+    state = copy.deepcopy(start)
+    tokens = pipeline.encode(pipeline.refine_context("Hello there. \\n\\n How are you?"))
+    while tokens:
+        logits, state = model.forward(tokens[:4], state)
+        tokens = tokens[4:]
+    written, shown, seen = [], 0, {}
+    for i in range(40):
+        for token in seen:
+            logits[token] -= 0.4 + 0.4 * seen[token]
+        logits[0] = -1e9
+        token = pipeline.sample_logits(logits, temperature=0.9, top_p=0.8)
+        seen = {t: 0.99 * n for t, n in seen.items()}
+        seen[token] = seen.get(token, 0) + 1
+        logits, state = model.forward([token], state)
+        written.append(token)
+        piece = pipeline.decode(written[shown:])
+        if "\\ufffd" not in piece:
+            print(piece, end="", flush=True)
+            shown = i + 1
+    print(written)
+'''
+
+
+@pytest.mark.skipif(find_spec("rwkv") is None, reason="the rwkv package is not installed")
+@pytest.mark.parametrize("n_layer", [2, 7])
+def test_the_same_program_prints_the_same(n_layer, run_python, tmp_path):
+    weights = oracle.random_weights(Shape(n_layer=n_layer, n_embd=32, n_att=32, n_ffn=96, n_vocab=2048))
+    path = str(save_pth(weights, tmp_path / "m.pth"))[: -len(".pth")]
+    texts, numbers = [], []
+    for name, exact in (("rwkv", ""), ("rwkv_engine.compat", ", exact=True")):
+        program = PROGRAM.replace("from rwkv.", f"from {name}.").replace("EXACT", exact)
+        result = run_python(program, path, str(EMBEDDED["tales"] / "tokenizer.json"))
+        assert result.returncode == 0, result.stderr
+        lines = result.stdout[result.stdout.index("BEGIN") :].splitlines()
+        texts.append([line for line in lines if not line.startswith("LOGITS")])
+        numbers.append([json.loads(line.removeprefix("LOGITS")) for line in lines if line.startswith("LOGITS")])
+    assert texts[0] == texts[1]
+    assert len("".join(texts[0])) > 300
+    theirs, ours = numbers
+    for got, expected in zip(ours, theirs, strict=True):
+        assert max(abs(a - b) for a, b in zip(got, expected, strict=True)) < 1e-4 * max(map(abs, expected))
+
+
+def test_without_exact_it_runs_too(run_python, tmp_path):
+    path = save_pth(oracle.random_weights(Shape(n_vocab=2048)), tmp_path / "m.pth")
+    program = PROGRAM.replace("from rwkv.", "from rwkv_engine.compat.").replace("EXACT", "")
+    result = run_python(program, str(path), str(EMBEDDED["tales"] / "tokenizer.json"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("LOGITS") == 2
