@@ -12,7 +12,6 @@ import tokenizers
 
 from rwkv_engine.compat.rwkv_tokenizer import TRIE_TOKENIZER
 from rwkv_engine.errors import TokenizerError
-from rwkv_engine.text import WorldTokenizer
 from rwkv_engine.text.find import N_VOCAB_20B, PADDING, WORLD_FILE, find_world
 
 WORLD = WORLD_FILE.removesuffix(".txt")

@@ -1,10 +1,10 @@
 """States as other programs keep them.
 
-| layout         | what it is                                      | in this order                                       |
-|----------------|-------------------------------------------------|-----------------------------------------------------|
-| `rwkv`         | list of 5 L tensors, (C,) or (A,); one sequence | layer by layer: att_shift, num, den, max, ffn_shift |
-| `transformers` | list of five tensors (B, C, L)                  | ffn_shift, att_shift, num, den, max                 |
-| `rwkv.cpp`     | one buffer of 5 L C float32; one sequence       | layer by layer: ffn_shift, att_shift, num, den, max |
+| layout         | what it is                                      | in this order                                    |
+|----------------|-------------------------------------------------|--------------------------------------------------|
+| `rwkv`         | list of 5 L tensors, (C,) or (A,); one sequence | each layer's att_shift, num, den, max, ffn_shift |
+| `transformers` | list of five tensors (B, C, L)                  | ffn_shift, att_shift, num, den, max              |
+| `rwkv.cpp`     | one buffer of 5 L C float32; one sequence       | each layer's ffn_shift, att_shift, num, den, max |
 
 All five mean the same everywhere. An empty past is a maximum of -1e30 here and in most places, -1e38 or the lowest
 float32 in others: e to any of them is 0, so what is lower than -1e30 becomes that.
@@ -151,7 +151,7 @@ def _as_tensors(layout: str, given: Any, n: int, which: str) -> list[Tensor]:
     return [tensor.to(tensors[0].device) for tensor in tensors]
 
 
-def _check(layout: str, tensors: list[Tensor], shapes: list[tuple[int, ...]]) -> None:
+def _check(layout: str, tensors: list[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:
     for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
         if tensor.shape != shape or not tensor.is_floating_point() or 0 in shape:
             got = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -143,7 +143,7 @@ def test_tokens_are_any_integers(tokens, model):
 
 @pytest.mark.parametrize("tokens", [[], 5, "", "ab", None, [1.0], [[1, 2]], torch.tensor([[1, 2]]), torch.tensor(1)])
 def test_what_is_no_list_of_tokens_is_refused(tokens, model):
-    with pytest.raises(RequestError, match="^tokens: ") as refused:
+    with pytest.raises(RequestError, match=r"^tokens: ") as refused:
         model.forward(tokens, None)
     assert "\n" not in str(refused.value)
 
@@ -161,8 +161,11 @@ def test_what_is_no_state_is_refused(model, tmp_path):
 def test_a_converted_file_is_refused_with_what_to_do(package, path, tmp_path):
     with pytest.raises(SystemExit):
         package.RWKV(str(path), "cpu fp32i8", verbose=False, convert_and_save_and_exit=str(tmp_path / "c"))
-    for load in (lambda: RWKV(str(tmp_path / "c"), "cpu fp32i8"), lambda: rwkv_engine.Checkpoint.open(tmp_path / "c.pth")):
-        with pytest.raises(CheckpointError, match="for the strategy 'cpu fp32i8'.*give the file it was made from"):
+    for load in (
+        lambda: RWKV(str(tmp_path / "c"), "cpu fp32i8"),
+        lambda: rwkv_engine.Checkpoint.open(tmp_path / "c.pth"),
+    ):
+        with pytest.raises(CheckpointError, match=r"for the strategy 'cpu fp32i8'.*give the file it was made from"):
             load()
 
 
