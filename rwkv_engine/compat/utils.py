@@ -70,9 +70,10 @@ class PIPELINE:
       the number of tokens that ended the text.
     - World text decodes as far as it is UTF-8, and id 0 is no error.
 
-    With `exact` all that is as in the package, but for id 0, and after the same seed (of NumPy for a model on the CPU,
-    of torch for one on a GPU) the same tokens are drawn. Either way an empty `ctx`, a token outside the vocabulary, a
-    vocabulary that is not the model's and logits that are no numbers are errors that say so.
+    With `exact` all that is as in the package, but for id 0: after the same seed (of NumPy for a model on the CPU, of
+    torch for one on a GPU) the same logits give the same tokens. With a `top_p` of 1, whether all tokens stay or one is
+    decided there by the last bits of the logits, in which no two engines agree. Either way an empty `ctx`, a token
+    outside the vocabulary, a vocabulary that is not the model's and logits that are no numbers are errors that say so.
 
     Attributes:
         model: with the `forward` of a `compat.RWKV`.

@@ -47,7 +47,8 @@ def to_layout(state: State, layout: str, *, shift_dtype: torch.dtype = torch.flo
             The recurrence is float32 everywhere, as is all of `rwkv.cpp`.
 
     Returns:
-        Tensors as in the table above, on the state's device; the buffer of `rwkv.cpp` as (5 L C,) in main memory.
+        Tensors as in the table above, contiguous, on the state's device; the buffer of `rwkv.cpp` as (5 L C,) in main
+        memory.
 
     Raises:
         RequestError: an unknown layout, or one that cannot hold this state.
@@ -60,15 +61,15 @@ def to_layout(state: State, layout: str, *, shift_dtype: torch.dtype = torch.flo
             f"layout {layout}: holds one sequence, got a state of {state.batch}; convert one by one:"
             " state.rows(slice(i, i + 1))"
         )
-    if layout == "transformers":
-        fields = [(name, getattr(state, name).transpose(1, 2)) for name in order]
-    else:
-        layers = range(state.att_shift.shape[1])
-        fields = [(name, getattr(state, name)[0, layer]) for layer in layers for name in order]
+    fields = {name: getattr(state, name) for name in order}
     if layout == "rwkv.cpp":
-        return torch.cat([tensor for _, tensor in fields]).cpu()
-    # Whoever takes them may write into them.
-    return [_copied(t, shift_dtype if name.endswith("shift") else torch.float32) for name, t in fields]
+        return torch.stack([field[0] for field in fields.values()], dim=1).flatten().cpu()
+    # Copies, for whoever takes them may write into them; a whole field at once, for this is done for every token.
+    dtypes = [shift_dtype if name.endswith("shift") else torch.float32 for name in order]
+    if layout == "transformers":
+        return [_copied(t.transpose(1, 2), dtype) for t, dtype in zip(fields.values(), dtypes, strict=True)]
+    layers = [_copied(t[0], dtype).unbind() for t, dtype in zip(fields.values(), dtypes, strict=True)]
+    return [tensor for layer in zip(*layers, strict=True) for tensor in layer]
 
 
 def from_layout(
@@ -103,7 +104,7 @@ def from_layout(
         widths = [n_embd if name.endswith("shift") else config.n_att for name in order]
         given = _as_tensors(layout, tensors, 5 * n_layer, f"5 for each of {n_layer} layers")
         _check(layout, given, [(width,) for width in widths] * n_layer)
-        fields = [torch.stack([t.float() for t in given[i::5]]).unsqueeze(0) for i in range(5)]
+        fields = [torch.stack(given[i::5]).unsqueeze(0) for i in range(5)]
     elif layout == "transformers":
         given = _as_tensors(layout, tensors, 5, "see `to_layout`")
         batch = given[0].shape[0] if given[0].ndim else 0
@@ -116,9 +117,11 @@ def from_layout(
         fields = [t.unsqueeze(0) for t in buffer.reshape(n_layer, 5, n_embd).unbind(1)]
     state = {name: _copied(t, torch.float32) for name, t in zip(order, fields, strict=True)}
     state["wkv_max"] = state["wkv_max"].clamp(min=EMPTY_MAX)
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise RequestError(f"layout {layout}: {name} holds NaN or infinity, expected numbers; start from None")
+    # The smallest and the largest number tell, in one pass, and a GPU is waited for once.
+    ends = torch.stack([end for tensor in state.values() for end in torch.aminmax(tensor.detach())])
+    if not torch.isfinite(ends).all():
+        names = ", ".join(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
+        raise RequestError(f"layout {layout}: NaN or infinity in {names}, expected numbers; start from None")
     return State(**state, position=_positions(position, fields[0]), fingerprint=fingerprint)
 
 
@@ -144,11 +147,12 @@ def _as_tensors(layout: str, given: Any, n: int, which: str) -> list[Tensor]:
     if len(given) != n:
         raise RequestError(f"layout {layout}: got {len(given)} tensors, expected {n} ({which}); another model's state?")
     try:
-        tensors = [torch.as_tensor(tensor) for tensor in given]
+        tensors = [tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor) for tensor in given]
     except (TypeError, ValueError, RuntimeError) as error:
         kinds = ", ".join(sorted({type(t).__name__ for t in given}))
         raise RequestError(f"layout {layout}: got {kinds}, expected tensors: {error}") from error
-    return [tensor.to(tensors[0].device) for tensor in tensors]
+    device = tensors[0].device
+    return [tensor if tensor.device == device else tensor.to(device) for tensor in tensors]
 
 
 def _check(layout: str, tensors: list[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:

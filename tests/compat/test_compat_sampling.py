@@ -42,6 +42,16 @@ def test_exact_draws_are_the_packages(temperature, top_p, top_k, theirs):
         assert np.random.random() == after
 
 
+@pytest.mark.parametrize("how", [(1.0, 0.85, 0), (0.7, 0.9, 40), (0, 0.5, 0)])
+def test_exact_draws_are_made_from_the_very_same_numbers(how, theirs, monkeypatch):
+    seen = []
+    monkeypatch.setattr(np.random, "choice", lambda a, p: seen.append((a, p.dtype, p.tobytes())) or 0)
+    for logits in rows():
+        for pipeline in (theirs, bare(PIPELINE, exact=True)):
+            pipeline.sample_logits(logits, *how)
+        assert seen[-1] == seen[-2]
+
+
 @pytest.fixture
 def drawn_from(monkeypatch):
     """The probabilities, of the package and of ours: `drawn_from(pipeline, logits, temperature, top_p, top_k)`."""
