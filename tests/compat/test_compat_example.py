@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.metadata import distribution
 from importlib.util import find_spec
 
 import oracle
@@ -10,6 +12,7 @@ import pytest
 from checkpoints import save_pth
 from oracle import Shape
 
+from rwkv_engine import Checkpoint
 from rwkv_engine.pipeline import EMBEDDED
 
 # The calls, in the order, of the demonstration in the package's description: environment, model, pipeline, a text with
@@ -69,7 +72,10 @@ for turn in range(2):
 """
 
 
-@pytest.mark.skipif(find_spec("rwkv") is None, reason="the rwkv package is not installed")
+needs_the_package = pytest.mark.skipif(find_spec("rwkv") is None, reason="the rwkv package is not installed")
+
+
+@needs_the_package
 def test_the_same_program_prints_the_same(run_python, tmp_path):
     weights = oracle.random_weights(Shape(n_layer=3, n_embd=32, n_att=32, n_ffn=96, n_vocab=2048))
     path = str(save_pth(weights, tmp_path / "m.pth"))[: -len(".pth")]
@@ -86,6 +92,43 @@ def test_the_same_program_prints_the_same(run_python, tmp_path):
     theirs, ours = numbers
     for got, expected in zip(ours, theirs, strict=True):
         assert max(abs(a - b) for a, b in zip(got, expected, strict=True)) < 1e-4 * max(map(abs, expected))
+
+
+# What is changed in the package's published example: which model, on what, with which vocabulary, and no RWKV-7.
+CHANGES = {
+    r"""^os\.environ\["RWKV_V7_ON"\].*$""": 'os.environ["RWKV_V7_ON"] = "0"',
+    r"""^os\.environ\['RWKV_JIT_ON'\].*$""": 'os.environ["RWKV_JIT_ON"] = "0"',
+    r"""model=['"].*?['"], strategy=['"].*?['"]""": 'model=sys.argv[1], strategy="cpu fp32"',
+    r"""PIPELINE\(model, .*?\)""": "PIPELINE(model, sys.argv[2]EXACT)",
+}
+
+
+@needs_the_package
+def test_the_packages_published_example_prints_the_same(run_python, tmp_path):
+    """The first program of its description, as it is installed beside it."""
+    [program, *_] = re.findall(
+        r"^```python\n(.*?)^```$", distribution("rwkv").read_text("METADATA"), re.MULTILINE | re.DOTALL
+    )
+    for pattern, replacement in CHANGES.items():
+        program, found = re.subn(pattern, replacement, program, flags=re.MULTILINE)
+        assert found, f"the example has changed: {pattern}"
+    program = "import sys\nimport numpy\nnumpy.random.seed(0)\n" + program
+    model = Checkpoint.open(EMBEDDED["tales"])
+    weights = {name: model.read(name).float().numpy() for name in model.names}
+    path = str(save_pth(weights, tmp_path / "m.pth"))[: -len(".pth")]
+    parts = []
+    for name, exact in (("rwkv", ""), ("rwkv_engine.compat", ", exact=True")):
+        mine = program.replace("from rwkv.", f"from {name}.").replace("EXACT", exact)
+        assert mine.count(f"from {name}.") == 2
+        result = run_python(mine, path, str(EMBEDDED["tales"] / "tokenizer.json"))
+        assert result.returncode == 0, result.stderr
+        printed = result.stdout[result.stdout.index("User: ") :]
+        parts.append(re.split(r"(-?\d+\.\d+(?:e[+-]\d+)?)", printed))
+    theirs, ours = parts
+    assert [part.split() for part in ours[::2]] == [part.split() for part in theirs[::2]]
+    assert len("".join(ours[::2])) > 500
+    assert len(ours[1::2]) >= 12, "numpy shows the ends of two rows of logits"
+    assert [float(x) for x in ours[1::2]] == pytest.approx([float(x) for x in theirs[1::2]], rel=1e-4, abs=1e-4)
 
 
 def test_without_exact_it_runs_too(monkeypatch, capsys, tmp_path):
