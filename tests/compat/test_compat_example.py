@@ -94,12 +94,13 @@ def test_the_same_program_prints_the_same(run_python, tmp_path):
         assert max(abs(a - b) for a, b in zip(got, expected, strict=True)) < 1e-4 * max(map(abs, expected))
 
 
-# What is changed in the package's published example: which model, on what, with which vocabulary, and no RWKV-7.
+# Changed in the published example: which model, on what, with which vocabulary, how long a text, and no RWKV-7.
 CHANGES = {
     r"""^os\.environ\["RWKV_V7_ON"\].*$""": 'os.environ["RWKV_V7_ON"] = "0"',
     r"""^os\.environ\['RWKV_JIT_ON'\].*$""": 'os.environ["RWKV_JIT_ON"] = "0"',
     r"""model=['"].*?['"], strategy=['"].*?['"]""": 'model=sys.argv[1], strategy="cpu fp32"',
     r"""PIPELINE\(model, .*?\)""": "PIPELINE(model, sys.argv[2]EXACT)",
+    r"""token_count=500""": "token_count=200",
 }
 
 
@@ -126,7 +127,7 @@ def test_the_packages_published_example_prints_the_same(run_python, tmp_path):
         parts.append(re.split(r"(-?\d+\.\d+(?:e[+-]\d+)?)", printed))
     theirs, ours = parts
     assert [part.split() for part in ours[::2]] == [part.split() for part in theirs[::2]]
-    assert len("".join(ours[::2])) > 500
+    assert len("".join(ours[::2])) > 150
     assert len(ours[1::2]) >= 12, "numpy shows the ends of two rows of logits"
     assert [float(x) for x in ours[1::2]] == pytest.approx([float(x) for x in theirs[1::2]], rel=1e-4, abs=1e-4)
 
