@@ -157,6 +157,11 @@ def _read_pth(path: Path) -> Contents:
         raise
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
+    if isinstance(strategy := content.get("_strategy"), str):
+        raise CheckpointError(
+            f"{path}: converted by the rwkv package for the strategy {shown(repr(strategy))}, its matrices changed for"
+            " that package alone; give the file it was made from, which every strategy loads"
+        )
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(

@@ -62,6 +62,11 @@ def find_tokenizer(model: Path, n_vocab: int) -> Tokenizer | None:
     return None
 
 
+def find_world(folder: Path) -> Path | None:
+    """The file of the World vocabulary beside a model, in the hub cache or in an installed `rwkv` package."""
+    return next((path for path in _candidates(folder, N_VOCAB_WORLD) if path.name == WORLD_FILE), None)
+
+
 def _candidates(folder: Path, n_vocab: int) -> Iterator[Path]:
     yield from (folder / name for name in BESIDE if (folder / name).is_file())
     name, repositories = IN_HUB_CACHE.get(n_vocab, ("", ()))
