@@ -14,7 +14,7 @@ RANKS = [
     {"_jit"},
     {"_extension"},
     {"_extension_cuda"},
-    {"core", "ops", "text", "hub"},
+    {"core", "ops", "text", "hub", "hub_upload"},
     {"models"},
     {"runtime"},
     {"generation"},

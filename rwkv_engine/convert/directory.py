@@ -45,7 +45,7 @@ def save_hugging_face(
     Args:
         output: the directory.
         config: the model's numbers.
-        tensors: all of the model with their original names, in any order; those of token shift may be (C,) or (1, 1, C).
+        tensors: all of the model with their original names, in any order; vectors (C,) or (1, 1, C).
         dtypes: of the tensors, or of each by its name, for they come first in a file; without, all tensors are held.
         shard_size: more bytes of tensors than this make several files with an index.
         settings: of config.json, besides or in place of what the model's numbers say.

@@ -56,8 +56,8 @@ class Source:
         """See `to_hugging_face`.
 
         Raises:
-            CheckpointError: no model is there; it has another size; it looks divided, and `undo_rescale` does not say what to do about it;
-                or nothing tells what to multiply it with.
+            CheckpointError: no model is there; it is not of this size; it looks divided, and `undo_rescale` is
+                None; or nothing tells what to multiply it with.
         """
         self.checkpoint = Checkpoint.open(model)
         if size:

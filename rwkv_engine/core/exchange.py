@@ -14,7 +14,7 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # an old kernel, or 
 def exchange(new: Path, path: Path) -> None:
     """Both names change what they stand for at once: at no moment is there nothing at `path`.
 
-    Where the system cannot do that (anything but Linux, some network file systems) these are two renames, and whoever is
+    Where the system cannot do that (anything but Linux, some network file systems) these are two renames. Whoever is
     killed between them leaves nothing at `path`, and the old directory, whole, beside `new`, as `NAME.old`.
 
     Raises:
