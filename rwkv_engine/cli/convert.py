@@ -30,6 +30,12 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
     return number
 
 
+def _size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value is None or value.upper() in conversion.SIZES:
+        return value and value.upper()
+    raise click.BadParameter(f"{value!r} is not one of {', '.join(conversion.SIZES)}")
+
+
 @click.command(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
 @click.option("--repo-id", metavar="OWNER/NAME", help="Repository on the hub with the file to convert.")
 @click.option(
@@ -41,11 +47,13 @@ def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
 @click.option("--output-file", type=click.Path(path_type=Path), help="Write a raw checkpoint; ends in .pth.")
 @click.option("--tokenizer-file", type=click.Path(path_type=Path), help="By default looked for beside the checkpoint.")
 @click.option(
-    "--size", type=click.Choice(list(conversion.SIZES), case_sensitive=False), help="Refuse a model of another size."
+    "--size", callback=_size, metavar="SIZE", help=f"Refuse a model of another; one of {', '.join(conversion.SIZES)}."
 )
 @click.option("--is-chat", is_flag=True, help="The model card tells how to talk to the model.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of all tensors; by default as stored.")
-@click.option("--max-shard-size", default="5GB", show_default=True, callback=_bytes, help="Of a file of weights.")
+@click.option(
+    "--max-shard-size", default="5GB", metavar="BYTES", show_default=True, callback=_bytes, help="Of a file of weights."
+)
 @click.option(
     "--undo-rescale/--no-undo-rescale",
     default=None,

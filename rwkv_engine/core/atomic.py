@@ -46,9 +46,10 @@ def replace_directory_atomically(path: Path, is_replaced: Callable[[str], bool])
         OSError: it cannot be written there, or `path` is a file.
     """
     path = Path(os.path.realpath(path))  # not a link to the directory is replaced, but the directory
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "is no directory", str(path))
     made = [folder for folder in path.parents if not folder.exists()]
+    for there in (path, path.parents[len(made)]):
+        if there.exists() and not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # What cannot be removed of the old directory is no reason to fail: the new one is in its place by then.
