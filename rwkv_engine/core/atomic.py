@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rwkv_engine.core.exchange import exchange
+from rwkv_engine.core.workplace import workplace
 
 
 @contextmanager
@@ -33,10 +34,10 @@ def _umask() -> int:
 def replace_directory_atomically(path: Path, is_replaced: Callable[[str], bool]) -> Iterator[Path]:
     """Yields an empty directory beside `path`; puts it in the place of `path` if the block ends well.
 
-    Whoever looks finds the old directory or the new one, each whole, even if this process is killed at any moment; what
-    it had begun then stays beside `path`, its name begins with a dot. What the block does not write and `is_replaced`
-    does not claim is taken over from the old directory, as hard links (copies, where there can be none), so it costs
-    nothing and is at no time missing from `path`.
+    Whoever looks finds the old directory or the new one, each whole, even if this process is killed at any moment. What
+    it had begun then stays beside `path` under a name that begins with a dot, until the next call removes it. What the
+    block does not write and `is_replaced` does not claim is taken over from the old directory, as hard links (copies,
+    where there can be none), so it costs nothing and is at no time missing from `path`.
 
     Args:
         path: a directory, or nothing yet; folders above it are made, and removed again if the block fails.
@@ -52,11 +53,8 @@ def replace_directory_atomically(path: Path, is_replaced: Callable[[str], bool])
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # What cannot be removed of the old directory is no reason to fail: the new one is in its place by then.
-        with tempfile.TemporaryDirectory(
-            dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True
-        ) as temporary:
-            new = Path(temporary) / path.name
+        with workplace(path) as temporary:
+            new = temporary / path.name
             new.mkdir()
             yield new
             _on_disk(new)

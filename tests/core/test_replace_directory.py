@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -96,6 +97,43 @@ def test_an_exchange_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="busy"):
         write(tmp_path / "out", "b")
     assert content(tmp_path) == {"out/a": "new a"}
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    """Its lock went with it. What another process is at, or has only just begun, stays."""
+    folders = {state: tmp_path / f".out.unfinished-{state}" for state in ("killed", "at work", "young")}
+    other = tmp_path / ".other.unfinished-killed"
+    for folder in (*folders.values(), other):
+        (folder / "out").mkdir(parents=True)
+        (folder / "out" / "file").write_text("half")
+        if folder.name != ".out.unfinished-young":
+            os.utime(folder, (0, 0))
+    descriptor = os.open(folders["at work"], os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    write(tmp_path / "out", "a")
+    assert {*tmp_path.iterdir()} == {tmp_path / "out", folders["at work"], folders["young"], other}
+    os.close(descriptor)
+    write(tmp_path / "out", "b")
+    assert {*tmp_path.iterdir()} == {tmp_path / "out", folders["young"], other}
+
+
+def test_an_old_directory_that_is_nowhere_else_is_not_removed(tmp_path):
+    """As a process leaves it that is killed between two renames."""
+    old = tmp_path / ".out.unfinished-x" / "out.old"
+    old.mkdir(parents=True)
+    os.utime(old.parent, (0, 0))
+    write(tmp_path / "out", "a")
+    assert old.exists()
+    write(tmp_path / "out", "a")
+    assert not old.exists()
+
+
+def test_a_folder_at_work_is_locked(tmp_path):
+    with replace_directory_atomically(tmp_path / "out", lambda name: True) as new:
+        os.utime(new.parent, (0, 0))
+        write(tmp_path / "out", "second")
+        (new / "first").write_text("new first")
+    assert content(tmp_path) == {"out/first": "new first"}
 
 
 def test_a_file_is_no_directory(tmp_path):
