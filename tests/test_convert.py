@@ -133,7 +133,7 @@ def test_transformers_writes_our_greedy_tokens(transformers, tales, tmp_path):
     to_hugging_face(tmp_path / "m.pth", tmp_path / "hf", tokenizer=EMBEDDED["tales"] / "tokenizer.json")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    prompt = "Once upon a time, in the\tdéep forest  there"
+    prompt = "Once upon a time, in the\tdéep fore\u0301st  there"
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == tales.tokenizer.encode(prompt)
     written = theirs.generate(ids, max_new_tokens=64, do_sample=False)[0, ids.shape[1] :].tolist()

@@ -120,6 +120,17 @@ def test_a_config_that_says_nonsense_is_refused(every, tmp_path):
         Checkpoint.open(directory(oracle.random_weights(SHAPE), tmp_path / "hf", every))
 
 
+def test_a_config_that_says_nothing_means_what_transformers_makes_of_it(tmp_path):
+    folder = directory(oracle.random_weights(SHAPE), tmp_path / "hf", 6)
+    config = settings(SHAPE)
+    del config["rescale_every"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Checkpoint.open(folder).rescale_every == 6
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Checkpoint.open(folder).rescale_every == 0
+
+
 @pytest.fixture(scope="module")
 def saved_divided(tmp_path_factory):
     """What transformers saves after it has run, and the weights before that."""
