@@ -12,6 +12,7 @@ from torch import Tensor
 from rwkv_engine._jit import say
 from rwkv_engine.core import Checkpoint, Strategy
 from rwkv_engine.core.packed import DTYPES, PackedMatrix, Packing, pack_tensors
+from rwkv_engine.core.rescaled import divided_note, looks_divided
 from rwkv_engine.errors import CheckpointError, StrategyError
 from rwkv_engine.models.arrange import arranged_shape, form_of
 from rwkv_engine.runtime.loader import converted, layer_of, placed_dtype, rounding_note
@@ -81,6 +82,8 @@ def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progre
         raise StrategyError(f"strategy: {strategy}: i4 weights cannot be packed yet; use i8, bf16 or fp16")
     if note := rounding_note(checkpoint, placements):
         say(f"{checkpoint.path}: packed, {checkpoint.packing}{note}")
+    if looks_divided(checkpoint):
+        say(divided_note(checkpoint))
     tensors = config.tensor_shapes()
     dtypes = {name: placed_dtype(placements[layer_of(name, config.n_layer)], name, s) for name, s in tensors.items()}
     forms = {name: form_of(name, shape) for name, shape in tensors.items()}

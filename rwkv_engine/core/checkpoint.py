@@ -34,11 +34,13 @@ class Checkpoint:
         path: what was opened.
         config: the model's numbers, from the tensor shapes.
         packing: what a packed file tells of itself; None for all others.
+        rescale_every: of a Hugging Face directory, after how many layers transformers halves the residual stream; or 0.
     """
 
     def __init__(self, path: Path, contents: Contents):
         self.path = path
         self.packing: Packing | None = None
+        self.rescale_every = 0
         tensors, settings = contents.tensors, contents.settings
         if KEY in contents.metadata:
             with damage_reported(path):
@@ -48,6 +50,8 @@ class Checkpoint:
         self.config = _checked_config(path, {name: t.shape for name, t in found.items()}, settings)
         self._shapes = self.config.tensor_shapes()
         self._tensors = {name: found[name] for name in self._shapes}
+        if self.packing is None:
+            self.rescale_every = _rescale_every(path, contents.settings)
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -218,3 +222,10 @@ def _check_settings(path: Path, settings: dict[str, Any], config: ModelConfig) -
                 f"{path}: its config says {key} = {shown(repr(settings[key]))}, the tensors say {value!r};"
                 " the two do not belong together"
             )
+
+
+def _rescale_every(path: Path, settings: dict[str, Any]) -> int:
+    every = settings.get("rescale_every", 6) if settings.get("model_type") == "rwkv" else 0  # 6 is transformers' own
+    if not isinstance(every, int):
+        raise CheckpointError(f"{path}: its config's rescale_every: got {shown(repr(every))}, expected a whole number")
+    return every

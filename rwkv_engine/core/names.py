@@ -25,3 +25,8 @@ def to_original(name: str) -> str:
     for original, renamed in _RENAMES:
         name = name.replace(renamed, original)
     return name.removeprefix("rwkv.")
+
+
+def shape_in_file(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What files have for a tensor of this original name: vectors of token shift are (1, 1, C) there."""
+    return (1, 1, *shape) if ".time_mix_" in name else shape

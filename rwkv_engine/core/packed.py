@@ -37,6 +37,7 @@ from torch import Tensor
 
 from rwkv_engine.core.atomic import replace_atomically
 from rwkv_engine.core.files import StoredTensor, shown
+from rwkv_engine.core.safetensors_header import Header, raw_bytes
 from rwkv_engine.core.strategy import DTYPES as FLOAT_TYPES
 from rwkv_engine.errors import CheckpointError
 
@@ -46,8 +47,6 @@ ALIGNMENT = 64
 LAYOUT = "tiles.1"
 AXES = {"tiles": "nkknk", "input_major": "kn", "rows": "nk"}
 DTYPES = FLOAT_TYPES | {"i8": torch.int8}
-# In a safetensors header.
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 
 @dataclass(frozen=True)
@@ -104,28 +103,20 @@ def pack_tensors(
     Raises:
         CheckpointError: it cannot be written there.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", KEY: json.dumps(asdict(packing))}}
-    end = 0
-
-    def add(name: str, dtype: str, shape: tuple[int, ...], size: int) -> None:
-        nonlocal end
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-
+    header = Header({"format": "pt", KEY: json.dumps(asdict(packing))})
     for name, (dtype, shape) in shapes.items():
-        add(name, _NAMES[dtype], shape, math.prod(shape) * dtype.itemsize)
-        if gap := -end % ALIGNMENT:
-            add(f"{name}.pad", "U8", (gap,), gap)
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        header.add(name, dtype, shape)
+        if gap := -header.end % ALIGNMENT:
+            header.add(f"{name}.pad", torch.uint8, (gap,))
+    head = header.encoded(ALIGNMENT)
     try:
         with replace_atomically(path) as temporary, open(temporary, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(head)
             for tensor in tensors:
-                file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+                file.write(raw_bytes(tensor))
                 file.write(bytes(-file.tell() % ALIGNMENT))
                 del tensor  # before the next one is made
-            if file.tell() != 8 + len(text) + end:
+            if file.tell() != len(head) + header.end:
                 raise ValueError("the tensors are not of the shapes announced")
             file.flush()
             os.fsync(file.fileno())  # some file systems tell only here that they are full

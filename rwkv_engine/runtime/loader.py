@@ -12,6 +12,7 @@ from rwkv_engine import _extension, _extension_cuda
 from rwkv_engine._jit import say
 from rwkv_engine.core.checkpoint import Checkpoint
 from rwkv_engine.core.packed import ALIGNMENT
+from rwkv_engine.core.rescaled import divided_note, looks_divided
 from rwkv_engine.core.strategy import Placement, Strategy
 from rwkv_engine.errors import CheckpointError, StrategyError
 from rwkv_engine.models import ARCHITECTURES, Rwkv4
@@ -46,6 +47,8 @@ def load_model(
     if trainable and (formats := {p.weight_format for p in placements} - {"dense"}):
         raise StrategyError(f"strategy: {strategy}: {formats.pop()} weights have no gradient; train in fp32 or bf16")
     fingerprint = checkpoint.fingerprint()
+    if looks_divided(checkpoint):
+        say(divided_note(checkpoint))
     with torch.device("meta"):
         model = ARCHITECTURES[config.version](config, fingerprint)
     # Without kernels tiles are only in the way, but where int8 lies in them. Asking loads those of a GPU, of which

@@ -1,0 +1,149 @@
+"""`rwkv-engine convert`."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from rwkv_engine import convert as conversion
+from rwkv_engine.cli.options import hub_options, progress_bar, stderr
+from rwkv_engine.core.strategy import DTYPES
+from rwkv_engine.errors import RwkvError
+from rwkv_engine.hub import download, parse_id
+from rwkv_engine.pipeline import locate
+from rwkv_engine.runtime.loader import Progress
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_ONLY_DIRECTORY = ("tokenizer_file", "push_to_hub", "model_name", "is_chat")
+
+
+def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?([KMGT]I?B)", value.upper())
+    number = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if number < 1:
+        raise click.BadParameter(f"{value!r}: expected a size such as 5GB, 500MB or 2GiB")
+    return number
+
+
+def _size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value is None or value.upper() in conversion.SIZES:
+        return value and value.upper()
+    raise click.BadParameter(f"{value!r} is not one of {', '.join(conversion.SIZES)}")
+
+
+@click.command(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
+@click.option("--repo-id", metavar="OWNER/NAME", help="Repository on the hub with the file to convert.")
+@click.option(
+    "--checkpoint-file", metavar="FILE", required=True, help="In that repository; without one, a path or a hub id."
+)
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path), help="Write a Hugging Face directory; replaced if there."
+)
+@click.option("--output-file", type=click.Path(path_type=Path), help="Write a raw checkpoint; ends in .pth.")
+@click.option("--tokenizer-file", type=click.Path(path_type=Path), help="By default looked for beside the checkpoint.")
+@click.option(
+    "--size", callback=_size, metavar="SIZE", help=f"Refuse a model of another; one of {', '.join(conversion.SIZES)}."
+)
+@click.option("--is-chat", is_flag=True, help="The model card tells how to talk to the model.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of all tensors; by default as stored.")
+@click.option(
+    "--max-shard-size", default="5GB", metavar="BYTES", show_default=True, callback=_bytes, help="Of a file of weights."
+)
+@click.option(
+    "--undo-rescale/--no-undo-rescale",
+    default=None,
+    help="Whether transformers divided the weights before it saved them: they are multiplied back, exactly.",
+)
+@click.option("--push-to-hub", is_flag=True, help="Upload the directory; needs --model-name.")
+@click.option("--model-name", metavar="OWNER/NAME", help="Repository to upload to; made if it is not there.")
+@hub_options
+@click.pass_context
+def convert(
+    context: click.Context,
+    repo_id: str | None,
+    checkpoint_file: str,
+    output_dir: Path | None,
+    output_file: Path | None,
+    tokenizer_file: Path | None,
+    size: str | None,
+    is_chat: bool,
+    dtype: str | None,
+    max_shard_size: int,
+    undo_rescale: bool | None,
+    push_to_hub: bool,
+    model_name: str | None,
+    revision: str | None,
+    offline: bool,
+) -> None:
+    """Writes raw weights as a directory that transformers loads, or any model as a raw .pth.
+
+    The tensors keep their bits, unless --dtype asks for others. The directory has config.json, model.safetensors (or
+    several with an index), generation_config.json, a model card, and the tokenizer where there is one. Options may be
+    written with underscores too.
+    """
+    if (output_dir is None) == (output_file is None):
+        raise click.UsageError("give --output-dir DIR for a Hugging Face directory, or --output-file FILE.pth")
+    if output_file:
+        for name in (*_ONLY_DIRECTORY, "max_shard_size"):
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} goes with --output-dir only")
+    if push_to_hub != (model_name is not None):
+        raise click.UsageError("--push-to-hub and --model-name OWNER/NAME go together")
+    if model_name and (parse_id(model_name) or ("", "file"))[1] is not None:
+        raise click.UsageError(f"--model-name: expected OWNER/NAME, got {model_name!r}")
+    kind = DTYPES[dtype] if dtype else None
+    console = stderr()
+    if repo_id:
+        model = download(f"{repo_id}/{checkpoint_file}", revision, offline=offline)
+    else:
+        model = locate(checkpoint_file, revision, offline=offline)
+    if output_file:
+        done = _with_bar(
+            console,
+            lambda progress: conversion.to_pth(
+                model, output_file, progress, dtype=kind, undo_rescale=undo_rescale, size=size
+            ),
+        )
+        console.print(f"{output_file}: {done.n_bytes / 1e6:,.1f} MB, {done.dtype}")
+    if output_dir:
+        done = _with_bar(
+            console,
+            lambda progress: conversion.to_hugging_face(
+                model,
+                output_dir,
+                shard_size=max_shard_size,
+                tokenizer=tokenizer_file,
+                is_chat=is_chat,
+                progress=progress,
+                dtype=kind,
+                undo_rescale=undo_rescale,
+                size=size,
+            ),
+        )
+        console.print(f"{output_dir}: {done.n_bytes / 1e6:,.1f} MB, {done.dtype}; {done.tokenizer}")
+        if model_name:
+            console.print(_pushed(output_dir, done.files, model_name))
+
+
+def _with_bar(console: Console, run: Callable[[Progress], conversion.Converted]) -> conversion.Converted:
+    with progress_bar(console, "converting") as bar:
+        task = bar.add_task("converting", total=None)
+        return run(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _pushed(folder: Path, names: tuple[str, ...], repository: str) -> str:
+    """Uploads what was written, and nothing else that lies there; tells where it is."""
+    from rwkv_engine.hub_upload import upload
+
+    with tempfile.TemporaryDirectory() as staged:
+        for name in names:
+            (Path(staged) / name).symlink_to((folder / name).resolve())
+        try:
+            return f"uploaded to {upload(Path(staged), repository)}"
+        except RwkvError as error:
+            raise type(error)(f"{error}; the converted model is whole in {folder}") from error

@@ -1,0 +1,9 @@
+"""Models from one format to another: raw files to Hugging Face directories, and back."""
+
+from rwkv_engine.convert.directory import SHARD_SIZE, save_hugging_face
+from rwkv_engine.convert.hugging_face import to_hugging_face
+from rwkv_engine.convert.raw import to_pth
+from rwkv_engine.convert.sizes import SIZES, check_size
+from rwkv_engine.convert.source import Converted
+
+__all__ = ["SHARD_SIZE", "SIZES", "Converted", "check_size", "save_hugging_face", "to_hugging_face", "to_pth"]

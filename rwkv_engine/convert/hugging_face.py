@@ -1,0 +1,98 @@
+"""Any checkpoint -> a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rwkv_engine.convert.card import MARK, model_card
+from rwkv_engine.convert.directory import SHARD_SIZE, check_directory, save_hugging_face
+from rwkv_engine.convert.source import Converted, Progress, Source
+from rwkv_engine.convert.tokenizer_files import FILES, chosen_tokenizer, tokenizer_files
+from rwkv_engine.core.files import damage_reported
+
+# Of the configurations of another directory, what the tensors do not tell.
+_TAKEN_OVER = ("context_length", "bos_token_id", "eos_token_id")
+
+
+def to_hugging_face(
+    model: Path,
+    output: Path,
+    *,
+    shard_size: int = SHARD_SIZE,
+    tokenizer: Path | None = None,
+    is_chat: bool = False,
+    progress: Progress | None = None,
+    dtype: torch.dtype | None = None,
+    undo_rescale: bool | None = None,
+    size: str | None = None,
+) -> Converted:
+    """Writes a directory that transformers loads, in place of an old one or not at all; holds one tensor at a time.
+
+    Names change, and nothing else does unless it is asked for. A README.md that is none of this function's is kept.
+
+    Args:
+        model: path of a checkpoint, see `Checkpoint`; its file name may tell the length of texts it was trained with,
+            as `ctx4096`.
+        output: the directory; see `save_hugging_face`.
+        shard_size: more bytes of tensors than this make several files with an index.
+        tokenizer: path of a tokenizer file; by default one that fits is looked for, see `text.find_tokenizer`.
+        is_chat: whether the model card tells of a chat format.
+        progress: called after each tensor with the parameters written so far and in all.
+        dtype: of the tensors, but for time_decay and time_first, which keep theirs; by default each keeps its own.
+        undo_rescale: whether weights that transformers divided before it saved them are multiplied back, exactly; None
+            refuses a model that looks like one of those.
+        size: one of `SIZES`, which the model then must have.
+
+    Raises:
+        CheckpointError: the model is damaged, is of another size, holds NaN, infinity or numbers too large for `dtype`,
+            or looks divided; or the directory cannot be written.
+        TokenizerError: the tokenizer cannot be read or does not fit the model.
+    """
+    check_directory(output)
+    source = Source(model, dtype, undo_rescale, size)
+    config = source.checkpoint.config
+    found, why = chosen_tokenizer(model, config.n_vocab, tokenizer)
+    files = tokenizer_files(found) if found else {}
+    if _card_is_ours(output / "README.md"):
+        files["README.md"] = model_card(output.resolve().name, model, config, source.dtype, is_chat)
+    own = _json_of(model, "config.json")
+    settings = {name: own[name] for name in _TAKEN_OVER if own.get(name) is not None}
+    if told := re.search(r"ctx(\d{3,6})(?!\d)", model.name):
+        settings.setdefault("context_length", int(told[1]))
+    names = save_hugging_face(
+        output,
+        config,
+        source.tensors(progress),
+        {name: kind for name, (kind, _) in source.shapes.items()},
+        shard_size=shard_size,
+        settings=settings,
+        generation=_json_of(model, "generation_config.json") or None,
+        files=files,
+        replaced=FILES,
+    )
+    return source.converted(why, names)
+
+
+def _json_of(model: Path, name: str) -> dict[str, Any]:
+    """A file of the directory that is converted; empty if there is none."""
+    path = model / name
+    if not path.is_file():
+        return {}
+    with damage_reported(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _card_is_ours(path: Path) -> bool:
+    """Whether nobody will miss it: it is not there, or was written here."""
+    try:
+        return MARK in path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,42 @@
+"""Any checkpoint -> a raw `.pth`, as RWKV-4 models are published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rwkv_engine.convert.source import Converted, Progress, Source
+from rwkv_engine.core.pth import write_pth
+from rwkv_engine.errors import CheckpointError
+
+
+def to_pth(
+    model: Path,
+    output: Path,
+    progress: Progress | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    undo_rescale: bool | None = None,
+    size: str | None = None,
+) -> Converted:
+    """Writes a `.pth`, whole or not at all; holds one tensor at a time.
+
+    Args:
+        model: path of a checkpoint, see `Checkpoint`.
+        output: a file of this name is replaced.
+        progress: called after each tensor with the parameters written so far and in all.
+        dtype: as for `to_hugging_face`.
+        undo_rescale: as for `to_hugging_face`.
+        size: as for `to_hugging_face`.
+
+    Raises:
+        CheckpointError: as for `to_hugging_face`.
+    """
+    if output.suffix != ".pth":
+        raise CheckpointError(f"{output}: raw checkpoints are known by their name; expected one that ends in .pth")
+    if output.exists() and not output.is_file():
+        raise CheckpointError(f"{output}: is no file; nothing was written")
+    source = Source(model, dtype, undo_rescale, size)
+    write_pth(output, source.shapes, source.tensors(progress))
+    return source.converted()

@@ -1,0 +1,133 @@
+"""A checkpoint's tensors as a conversion writes them, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rwkv_engine._jit import say
+from rwkv_engine.convert.sizes import check_size
+from rwkv_engine.core import Checkpoint
+from rwkv_engine.core.names import shape_in_file
+from rwkv_engine.core.packed import DTYPES
+from rwkv_engine.core.rescaled import divided_note, divisor_exponent, looks_divided
+from rwkv_engine.core.shards import Shapes
+from rwkv_engine.errors import CheckpointError
+from rwkv_engine.ops.int8 import in_floats
+from rwkv_engine.runtime.loader import check_finite
+
+Progress = Callable[[int, int], None]
+# Exponentials are made of these; transformers keeps them in float32 whatever the rest is in.
+KEPT = ("att.time_decay", "att.time_first")
+# Rows of an int8 matrix widened at a time.
+PIECE = 128
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written.
+
+    Attributes:
+        n_bytes: of the tensors.
+        dtype: that of the head.
+        tokenizer: of a directory: which one lies beside the weights, or why none does.
+        files: of a directory: the names of all that belongs to the model.
+    """
+
+    n_bytes: int
+    dtype: str
+    tokenizer: str = ""
+    files: tuple[str, ...] = ()
+
+
+class Source:
+    """What a conversion writes.
+
+    Attributes:
+        checkpoint: an opened one.
+        shapes: dtype and shape of every tensor in the new file, by its original name.
+    """
+
+    def __init__(self, model: Path, dtype: torch.dtype | None, undo_rescale: bool | None, size: str | None):
+        """See `to_hugging_face`.
+
+        Raises:
+            CheckpointError: no model is there; it is not of this size; it looks divided, and `undo_rescale` is
+                None; or nothing tells what to multiply it with.
+        """
+        self.checkpoint = Checkpoint.open(model)
+        if size:
+            check_size(model, self.checkpoint.config, size)
+        self._undone = _undone(self.checkpoint, undo_rescale)
+        if self.checkpoint.packing and self.checkpoint.packing.is_quantised:
+            say(f"{model}: packed, {self.checkpoint.packing}; its int8 weights are rounded already, and stay so")
+        self.shapes: Shapes = {
+            name: (self._dtype(name, dtype), shape_in_file(name, shape))
+            for name, shape in self.checkpoint.config.tensor_shapes().items()
+        }
+
+    def tensors(self, progress: Progress | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with its original name, in the order of `shapes`; each is gone when the next is asked for.
+
+        Raises:
+            CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for their new dtype.
+        """
+        done = 0
+        for name, (dtype, shape) in self.shapes.items():
+            stored, scales = self.checkpoint.read(name), self.checkpoint.read_scales(name)
+            exponent = divisor_exponent(name, self._undone)
+            values = _widened(stored, scales, dtype) if scales is not None else stored
+            if exponent:
+                values = values * 2.0**exponent
+            check_finite(f"{self.checkpoint.path}: {name}", values, dtype)
+            yield name, values.to(dtype).reshape(shape)
+            self.checkpoint.release(stored)
+            done += stored.numel()
+            del stored, scales, values  # before the next ones are made
+            if progress:
+                progress(done, self.checkpoint.config.n_params)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the head's dtype in the new file."""
+        return str(self.shapes["head.weight"][0]).removeprefix("torch.")
+
+    def converted(self, tokenizer: str = "", files: tuple[str, ...] = ()) -> Converted:
+        """The report when all is written."""
+        n_bytes = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in self.shapes.values())
+        return Converted(n_bytes, self.dtype, tokenizer, files)
+
+    def _dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
+        packing = self.checkpoint.packing
+        if packing is None:
+            stored = self.checkpoint.read(name).dtype
+        else:
+            words = {matrix_name: matrix.dtype for matrix_name, matrix in packing.matrices.items()}
+            # What was int8 takes the embedding's type, the one that was not rounded.
+            word = words["emb.weight"] if words.get(name) == "i8" else words.get(name, "fp32")
+            stored = DTYPES[word]
+        return stored if wanted is None or name.endswith(KEPT) else wanted
+
+
+def _undone(checkpoint: Checkpoint, undo_rescale: bool | None) -> int:
+    """The R of layers to be multiplied back; 0 for none."""
+    if undo_rescale and checkpoint.rescale_every < 1:
+        raise CheckpointError(
+            f"{checkpoint.path}: --undo-rescale needs a config.json with a rescale_every above 0, which tells what"
+            " transformers divided by; got none"
+        )
+    if undo_rescale is None and looks_divided(checkpoint):
+        raise CheckpointError(f"{divided_note(checkpoint)}, or convert them as they are with --no-undo-rescale")
+    return checkpoint.rescale_every if undo_rescale else 0
+
+
+def _widened(q: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    rows, columns = scales.split(list(q.shape))
+    values = torch.empty(q.shape, dtype=dtype)
+    for part, room, of_rows in zip(q.split(PIECE), values.split(PIECE), rows.split(PIECE), strict=True):
+        room.copy_(in_floats(part, torch.cat([of_rows, columns])))
+    return values
