@@ -24,7 +24,15 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from rwkv_engine.errors import CheckpointError
 
-BESIDE = ("config.json", "tokenizer.json", "20B_tokenizer.json", "rwkv_vocab_v20230424.txt")
+BESIDE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "20B_tokenizer.json",
+    "rwkv_vocab_v20230424.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 SUFFIXES = (".pth", ".safetensors", ".bin")
 ONCE_ONLINE = "run it once without offline=True (--offline, HF_HUB_OFFLINE) to download it"
 LOG_IN = "log in with `hf auth login`, or give a token (token=, or HF_TOKEN in the environment)"
@@ -43,7 +51,9 @@ def parse_id(model: str) -> tuple[str, str | None] | None:
     return f"{owner}/{name}", file or None
 
 
-def download(model: str, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
+def download(
+    model: str, revision: str | None = None, token: str | None = None, offline: bool = False, weights: bool = True
+) -> Path:
     """Brings a model into the hub cache, if it is not there, and returns its path: what `Checkpoint.open` takes.
 
     Args:
@@ -51,6 +61,8 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
         revision: branch, tag or commit; by default the main branch.
         token: for private and gated repositories; by default that of the environment or of `hf auth login`.
         offline: use what the cache holds and ask no server; `HF_HUB_OFFLINE` does the same.
+        weights: without them, only what lies beside them comes, and the path is that of the directory; where nothing
+            does, they come all the same.
 
     Raises:
         CheckpointError: no such repository, revision or file, no weights in it, no access, no network, no space; with
@@ -61,12 +73,12 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
         raise CheckpointError(f"{model}: no hub id; expected owner/name or owner/name/FILE.pth")
     repository, file = parsed
     if offline or constants.HF_HUB_OFFLINE:
-        return _from_cache(model, repository, file, revision)
+        return _from_cache(model, repository, file, revision, weights)
     with _failures_reported(model, repository, revision):
         # This first request alone tells of nearly all that can be wrong, and gives up after seconds.
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         siblings = HfApi().model_info(repository, revision=revision, token=token, timeout=timeout).siblings or []
-        needed, opened = _choose(model, {sibling.rfilename for sibling in siblings}, file)
+        needed, opened = _choose(model, {sibling.rfilename for sibling in siblings}, file, weights)
         folders = {
             Path(hf_hub_download(repository, name, revision=revision, token=token)).parents[name.count("/")]
             for name in needed
@@ -76,7 +88,7 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
     return folders.pop() / opened
 
 
-def _from_cache(model: str, repository: str, file: str | None, revision: str | None) -> Path:
+def _from_cache(model: str, repository: str, file: str | None, revision: str | None, weights: bool) -> Path:
     try:
         # No pattern, nothing expected: whether all that is needed is there is for us to say.
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
@@ -85,17 +97,19 @@ def _from_cache(model: str, repository: str, file: str | None, revision: str | N
         raise CheckpointError(f"{model}: not in the hub cache {constants.HF_HUB_CACHE}{at}; {ONCE_ONLINE}") from error
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     try:
-        return folder / _choose(model, names, file)[1]
+        return folder / _choose(model, names, file, weights)[1]
     except CheckpointError as error:
         raise CheckpointError(f"{error}; this is what the hub cache has of it: {ONCE_ONLINE}") from error
 
 
-def _choose(model: str, names: set[str], file: str | None) -> tuple[list[str], str]:
+def _choose(model: str, names: set[str], file: str | None, weights: bool = True) -> tuple[list[str], str]:
     """Of a repository's files those a model needs; and what of them to open: one file, or "." for the directory.
 
     The order of formats is that in which `Checkpoint.open` looks for them in a directory.
     """
     beside = [name for name in BESIDE if name in names]
+    if beside and not weights:
+        return beside, "."
     if file:
         if file not in names:
             raise CheckpointError(f"{model}: the repository has no {file}; it has {_some(names)}")
