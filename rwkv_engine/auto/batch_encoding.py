@@ -58,4 +58,6 @@ def in_format(rows: Sequence[list[int]], kind: str | None, name: str) -> Any:
             " give padding=True, or truncation=True with a max_length"
         )
     shape = (len(rows), *lengths)
-    return torch.tensor(rows, dtype=torch.int64).view(shape) if kind == "pt" else np.array(rows, np.int64).reshape(shape)
+    return (
+        torch.tensor(rows, dtype=torch.int64).view(shape) if kind == "pt" else np.array(rows, np.int64).reshape(shape)
+    )

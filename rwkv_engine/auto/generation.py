@@ -114,7 +114,10 @@ class Generation:
         if asked.padding is None and stopping.is_possible and len(each) > 1:
             raise RequestError("pad_token_id: got None, expected a token to fill up texts that end before others")
         firsts, after = read_ragged(engine.forward, texts, state)
-        logits, begun = torch.stack(firsts)[repeated.to(firsts[0].device)], after.rows(repeated.to(after.position.device))
+        logits, begun = (
+            torch.stack(firsts)[repeated.to(firsts[0].device)],
+            after.rows(repeated.to(after.position.device)),
+        )
 
         room = torch.full((len(each), most), asked.padding or 0)
         sequences = torch.cat([ids.cpu()[repeated], room], dim=1)
@@ -145,16 +148,19 @@ def _prompts(ids: Any, asked: Options) -> Tensor:
         hint = "; write generate(**inputs)" if isinstance(ids, Mapping) else ""
         raise RequestError(f"input_ids: got {type(ids).__name__}, expected a tensor (B, T) of ids{hint}")
     if ids.ndim != 2 or 0 in ids.shape or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise RequestError(f"input_ids: got {ids.dtype} {tuple(ids.shape)}, expected integers (B, T), at least one each")
+        raise RequestError(
+            f"input_ids: got {ids.dtype} {tuple(ids.shape)}, expected integers (B, T), at least one each"
+        )
     return ids.long()
 
 
 def _mask(mask: Any, ids: Tensor, asked: Options) -> Tensor | None:
     """The mask given, or what can be told of padding without one."""
     if mask is None:
-        pad = asked.pad_token_id
-        told = pad is not None and pad not in asked.ends and bool((ids == pad).any())
-        return (ids != pad).long() if told else None
+        if asked.pad_token_id is None or asked.pad_token_id in asked.ends:
+            return None
+        is_text = (ids != asked.pad_token_id).int()
+        return (is_text.cumsum(1) * is_text.flip(1).cumsum(1).flip(1) > 0).long()
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise RequestError(f"attention_mask: got {got}, expected a tensor {tuple(ids.shape)}, as the ids")

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+from rwkv_engine.auto.refused import refuse
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.params import require
 
-# What transformers knows and nobody offers here, with the value that asks for nothing; None always does.
-REFUSED: dict[str, Any] = dict.fromkeys(
-    "assistant_early_exit assistant_ensemble_weight assistant_model assistant_tokenizer attentions bad_words_ids"
-    " begin_suppress_tokens cache_config cache_implementation constraints continuous_batching_config custom_generate"
-    " dola_layers exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id"
-    " inputs_embeds max_cache_len max_time negative_prompt_attention_mask negative_prompt_ids past_key_values"
-    " position_ids prefill_chunk_size prefix_allowed_tokens_fn prompt_lookup_num_tokens sequence_bias speculation_type"
-    " token_type_ids top_h watermarking_config".split()
-) | {
-    "diversity_penalty": 0.0,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "guidance_scale": 1.0,
-    "no_repeat_ngram_size": 0,
-    "num_beam_groups": 1,
-    "num_beams": 1,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_logits": False,
-    "output_scores": False,
-    "penalty_alpha": 0.0,
-    "remove_invalid_values": False,
-    "token_healing": False,
-    "typical_p": 1.0,
-    "use_mtp": False,
-}
-# What changes nothing whatever it says: for beams, for assistants, for compilers, or about the file it is in.
-WITHOUT_EFFECT = frozenset(
-    "_commit_hash _from_model_config assistant_confidence_threshold assistant_lookbehind compile_config"
-    " decoder_start_token_id disable_compile early_stopping is_assistant length_penalty low_memory"
-    " max_matching_ngram_size num_assistant_tokens num_assistant_tokens_schedule renormalize_logits synced_gpus"
-    " target_lookbehind transformers_version trust_remote_code use_cache".split()
-)
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -111,7 +76,7 @@ class Options:
         values |= given
         names = [field.name for field in fields(cls)]
         for name, value in values.items():
-            _refuse(name, value, names)
+            refuse(name, value, names)
         asked = cls(**{name: value for name, value in values.items() if name in names})
         unused = [name for name in OF_SAMPLING if given.get(name) is not None]
         if unused and not asked.do_sample:
@@ -123,7 +88,9 @@ class Options:
             _require(name, getattr(self, name), Integral, 1, "an integer >= 1")
         for name in ("min_new_tokens", "min_length"):
             _require(name, getattr(self, name), Integral, 0, "an integer >= 0")
-        require("repetition_penalty", self.repetition_penalty or 1.0, Real, lambda x: x > 0, "a number > 0 (1.0 is off)")
+        require(
+            "repetition_penalty", self.repetition_penalty or 1.0, Real, lambda x: x > 0, "a number > 0 (1.0 is off)"
+        )
         for name in ("eos_token_id", "suppress_tokens"):
             for token in _ids(getattr(self, name)):
                 require(name, token, Integral, lambda x: not isinstance(x, bool), "token ids")
@@ -195,14 +162,18 @@ class Options:
 def _ids(given: Any) -> list[int]:
     """One id or several, as a list."""
     plain = given.tolist() if hasattr(given, "tolist") else given
-    return [] if plain is None else list(plain) if isinstance(plain, Sequence) else [plain]
+    if plain is None:
+        return []
+    return list(plain) if isinstance(plain, Sequence) and not isinstance(plain, str) else [plain]
 
 
 def _as_dict(config: Any) -> Mapping[str, Any]:
     if config is None or isinstance(config, Mapping):
         return config or {}
     if not hasattr(config, "to_dict"):
-        raise RequestError(f"generation_config: got {type(config).__name__}, expected a dictionary or a GenerationConfig")
+        raise RequestError(
+            f"generation_config: got {type(config).__name__}, expected a dictionary or a GenerationConfig"
+        )
     return config.to_dict()
 
 
@@ -211,14 +182,3 @@ def _require(name: str, value: Any, kind: type, least: int, expected: str) -> No
         require(name, value, kind, lambda x: x >= least and not isinstance(x, bool), expected)
 
 
-def _refuse(name: str, value: Any, offered: list[str]) -> None:
-    """Nothing is dropped without a word."""
-    if name in offered or name in WITHOUT_EFFECT:
-        return
-    if name not in REFUSED:
-        close = difflib.get_close_matches(name, offered, 1)
-        hint = f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(offered)}"
-        raise RequestError(f"generate: unknown argument {name!r}{hint}")
-    if value is not None and value != REFUSED[name]:
-        shown = repr(value) if isinstance(value, int | float | str) else type(value).__name__
-        raise RequestError(f"generate: {name} is not offered here, got {shown}; leave it out")

@@ -111,12 +111,13 @@ class RwkvTokenizer:
                 "padding: this tokenizer has no padding token; choose one: tokenizer.pad_token = tokenizer.eos_token,"
                 " or tokenizer.pad_token_id = 0 (with the attention mask any will do)"
             )
-        rows = [fit.cut(self._encode(one)) for one in ([text] if isinstance(text, str) else text)]
+        several = isinstance(text, list | tuple)
+        rows = [fit.cut(self._encode(one)) for one in (text if several else [text])]
         width = fit.width(rows)
         lists = {"input_ids": [fit.filled(row, width, pad or 0) for row in rows]}
         if return_attention_mask:
             lists["attention_mask"] = [fit.filled([1] * len(row), width, 0) for row in rows]
-        if isinstance(text, str) and return_tensors is None:
+        if not several and return_tensors is None:
             return BatchEncoding({name: values[0] for name, values in lists.items()})
         return BatchEncoding({name: in_format(values, return_tensors, name) for name, values in lists.items()})
 

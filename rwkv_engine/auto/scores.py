@@ -17,7 +17,9 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 class Scores:
     """What `Options` says of logits, for R texts."""
 
-    def __init__(self, asked: Options, texts: Sequence[Tensor], least: int, processors: Sequence[Processor], like: Tensor):
+    def __init__(
+        self, asked: Options, texts: Sequence[Tensor], least: int, processors: Sequence[Processor], like: Tensor
+    ):
         """Before the first token.
 
         Args:
@@ -64,5 +66,7 @@ class Scores:
         for process in self._processors:
             scores = process(sequences.to(scores.device), scores)
         if scores is not logits and bool((scores == -torch.inf).all(dim=-1).any()):
-            raise RequestError("generate: every token is banned, by suppress_tokens, min_new_tokens or a logits_processor")
+            raise RequestError(
+                "generate: every token is banned, by suppress_tokens, min_new_tokens or a logits_processor"
+            )
         return scores.double()

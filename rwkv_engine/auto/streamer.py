@@ -45,7 +45,9 @@ class TextStreamer:
             raise RequestError(f"{type(self).__name__}: got {len(value)} texts, expected one: generate them one by one")
         skipped, self._is_prompt = self._is_prompt and self.skip_prompt, False
         if not skipped:
-            data = b"".join(self.tokenizer.token_bytes(token, **self.decode_kwargs) for token in value.flatten().tolist())
+            data = b"".join(
+                self.tokenizer.token_bytes(token, **self.decode_kwargs) for token in value.flatten().tolist()
+            )
             self.on_finalized_text(self._decoder.push(data))
 
     def end(self) -> None:

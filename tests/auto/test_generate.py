@@ -15,12 +15,12 @@ from writer import Recorder, Writer, padded
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.auto.tokenizer import AutoTokenizer
 
-SHAPE = Shape(n_vocab=33)
+SHAPE = Shape(n_layer=4, n_embd=24, n_att=24, n_vocab=33)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_hugging_face(oracle.random_weights(SHAPE), SHAPE, tmp_path_factory.mktemp("m"))
+    return save_hugging_face(oracle.random_weights(SHAPE, seed=5), SHAPE, tmp_path_factory.mktemp("m"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,8 @@ def both(ours, theirs, *arguments, **options):
     """What both give, which must be the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs warns of defaults
-        expected = theirs.generate(*arguments, **options)
+        # With its cache, one step of several rows mixes them: the shifted input (B, C) is broadcast beside (B, 1, C).
+        expected = theirs.generate(*arguments, **{"use_cache": False, **options})
     got = ours.generate(*arguments, **options)
     assert got.dtype == expected.dtype
     assert torch.equal(got, expected)
@@ -63,7 +64,7 @@ def never_ending(ours, prompts, n):
 def test_greedy_over_64_tokens(ours, theirs, prompts):
     got = both(ours, theirs, prompts, max_new_tokens=64, eos_token_id=None)
     assert got.shape == (5, 7 + 64)
-    assert len(set(got[:, 7:].flatten().tolist())) > 5, "texts of one token would show little"
+    assert min(len(set(row)) for row in got[:, 40:].tolist()) > 10, "texts that repeat themselves would show little"
 
 
 def test_more_rows_than_decode_takes_at_once(ours, theirs):
@@ -93,7 +94,7 @@ def test_texts_end_one_by_one(pad, ours, theirs, prompts):
         {"max_new_tokens": 12, "min_length": 15},
         {"max_new_tokens": 40, "repetition_penalty": 1.3},
         {"max_new_tokens": 12, "suppress_tokens": [1, 2, 3, 4, 5, 6]},
-        {"max_new_tokens": 12, "num_beams": 1, "use_cache": False, "early_stopping": True, "typical_p": 1.0},
+        {"max_new_tokens": 12, "num_beams": 1, "early_stopping": True, "typical_p": 1.0},
         {"max_new_tokens": 12, "num_return_sequences": 1, "temperature": 1.0, "do_sample": False},
     ],
     ids=str,
@@ -105,7 +106,9 @@ def test_the_same_options_mean_the_same(options, ours, theirs, prompts):
     both(ours, theirs, prompts, eos_token_id=ends, pad_token_id=0, **options)
 
 
-def test_settings_come_from_the_model_then_the_configuration_then_the_arguments(folder, ours, theirs, prompts, transformers):
+def test_settings_come_from_the_model_then_the_configuration_then_the_arguments(
+    folder, ours, theirs, prompts, transformers
+):
     end = never_ending(ours, prompts, 8)[0, 5].item()
     own = {"eos_token_id": end, "pad_token_id": 3, "max_new_tokens": 9}
     model = Writer(RWKV.from_pretrained(folder), own)
@@ -113,9 +116,9 @@ def test_settings_come_from_the_model_then_the_configuration_then_the_arguments(
     theirs.generation_config = transformers.GenerationConfig(**own)
     for options in ({}, {"max_new_tokens": 4}, {"eos_token_id": None}, {"pad_token_id": 9}):
         both(model, theirs, prompts, **options)
-    config = transformers.GenerationConfig(max_new_tokens=7, pad_token_id=8)
+    config = transformers.GenerationConfig(max_new_tokens=7, pad_token_id=0)
     got = both(model, theirs, prompts, generation_config=config)
-    assert torch.equal(got, model.generate(prompts, generation_config={"max_new_tokens": 7, "pad_token_id": 8}))
+    assert torch.equal(got, model.generate(prompts, generation_config={"max_new_tokens": 7, "pad_token_id": 0}))
     assert got.shape[1] == 7 + 7
 
 
@@ -132,7 +135,9 @@ def test_processors_and_criteria_of_transformers(ours, theirs, prompts, transfor
     both(ours, theirs, prompts, logits_processor=bigrams, **options)
     got = both(ours, theirs, prompts, stopping_criteria=transformers.StoppingCriteriaList([AfterTwo()]), **options)
     assert got[1, 7 + 6 :].eq(0).all(), "it ended there"
-    one = ours.generate(prompts[1:2], stopping_criteria=[lambda ids, scores: ids[0, -2:].tolist() == pair.tolist()], **options)
+    one = ours.generate(
+        prompts[1:2], stopping_criteria=[lambda ids, scores: ids[0, -2:].tolist() == pair.tolist()], **options
+    )
     assert torch.equal(one[0, -2:], pair), "a plain answer will do"
 
 
@@ -142,7 +147,7 @@ def test_a_streamer_is_handed_the_same(ours, theirs, prompts):
     options = {"max_new_tokens": 8, "eos_token_id": end, "pad_token_id": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs.generate(prompts[:2], streamer=for_them, **options)
+        theirs.generate(prompts[:2], streamer=for_them, use_cache=False, **options)
     ours.generate(prompts[:2], streamer=for_us, **options)
     assert [v.tolist() for v in for_us.values] == [v.tolist() for v in for_them.values]
     assert for_us.ended == 1
@@ -165,7 +170,9 @@ def test_prompts_are_read_once_and_ended_texts_leave(ours, prompts, monkeypatch)
     sizes = []
     forward = ours.engine.forward
     monkeypatch.setattr(ours.engine, "forward", lambda *a, **k: sizes.append(tuple(a[0].shape)) or forward(*a, **k))
-    got = ours.generate(prompts[:2], do_sample=True, num_return_sequences=3, max_new_tokens=40, seed=1, eos_token_id=[1, 2, 3])
+    got = ours.generate(
+        prompts[:2], do_sample=True, num_return_sequences=3, max_new_tokens=40, seed=1, eos_token_id=[1, 2, 3]
+    )
     assert got.shape[0] == 6
     assert torch.equal(got[:, :7], prompts[:2].repeat_interleave(3, dim=0))
     assert sizes[0] == (2, 7)
@@ -226,11 +233,12 @@ def test_draws_repeat_after_manual_seed(ours, prompts):
 
 
 def test_the_state_of_one_call_goes_into_the_next(ours, prompts):
-    ends = [never_ending(ours, prompts, 12)[0, 3].item()]
+    written = never_ending(ours, prompts, 12)[0].tolist()
+    ends = written[3:4]
     options = {"eos_token_id": ends, "pad_token_id": 0}
     sequences, state = ours.generate(prompts, max_new_tokens=12, return_dict_in_generate=True, **options)
     assert torch.equal(sequences, ours.generate(prompts, max_new_tokens=12, **options))
-    assert state.position.tolist()[0] == 7 + 4, "the row that ended has read its end and no padding"
+    assert state.position[0] == 7 + written.index(ends[0]) + 1, "the row that ended has read its end and no padding"
     more = torch.tensor([[3, 4]] * 5)
     got = ours.generate(more, state=state, max_new_tokens=6, **options)
     for i, row in enumerate(sequences):
@@ -240,7 +248,7 @@ def test_the_state_of_one_call_goes_into_the_next(ours, prompts):
 
 
 def test_a_text_from_nothing_begins_with_bos(ours, theirs):
-    got = both(ours, theirs, max_new_tokens=10, eos_token_id=None)
+    got = both(ours, theirs, max_new_tokens=10, bos_token_id=0, eos_token_id=None)
     assert got.shape == (1, 11)
     assert got[0, 0] == 0
 
@@ -249,17 +257,20 @@ def test_stop_strings_are_those_of_transformers(tales, transformers):
     model, tokenizer = Writer(tales), AutoTokenizer.from_pretrained("tales")
     theirs = transformers.RwkvForCausalLM.from_pretrained(tales.source, dtype=torch.float32).eval()
     of_theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tales.source / "tokenizer.json"))
-    inputs = tokenizer(["Once upon a time there was a", "The wolf said to the fox, I"], return_tensors="pt", padding="max_length", max_length=4, truncation=True)
+    openings = ["Once upon a time there was a", "The wolf said to the fox, I"]
+    inputs = tokenizer(openings, return_tensors="pt", max_length=4)
     ids = inputs.input_ids
     plain = tokenizer.batch_decode(model.generate(ids, max_new_tokens=40)[:, 4:])
-    words = [text.split()[6][1:] for text in plain]
-    for strings in (words, words[0]):
+    halves = [
+        next(word for word in text.split()[5:] if len(word) > 3)[1:] for text in plain
+    ]  # a string may begin and end inside of tokens
+    for strings, pieces in ((halves, ids), (halves[1], ids[1:]), (["no such string", halves[0]], ids[:1])):
         options = {"max_new_tokens": 40, "stop_strings": strings, "pad_token_id": 0}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected = theirs.generate(ids, tokenizer=of_theirs, **options)
-        assert torch.equal(model.generate(ids, tokenizer=tokenizer, **options), expected)
-        assert expected.shape[1] < 44 or strings == words[0]
+            expected = theirs.generate(pieces, tokenizer=of_theirs, use_cache=False, **options)
+        assert torch.equal(model.generate(pieces, tokenizer=tokenizer, **options), expected)
+        assert expected.shape[1] < 44
     assert torch.equal(model.generate(**inputs, max_new_tokens=5), model.generate(ids, max_new_tokens=5))
 
 
