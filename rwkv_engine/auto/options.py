@@ -180,5 +180,3 @@ def _as_dict(config: Any) -> Mapping[str, Any]:
 def _require(name: str, value: Any, kind: type, least: int, expected: str) -> None:
     if value is not None:
         require(name, value, kind, lambda x: x >= least and not isinstance(x, bool), expected)
-
-

@@ -90,6 +90,7 @@ WITHOUT_EFFECT = frozenset(
     ]
 )
 
+
 def refuse(name: str, value: Any, offered: Sequence[str]) -> None:
     """Lets pass what is offered or has no effect; nothing else is dropped without a word.
 
