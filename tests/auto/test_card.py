@@ -63,6 +63,7 @@ def continued(home, strategy: str, n: int = 40) -> str:
 @pytest.mark.parametrize("move", ["", ".to('cpu')"])
 def test_text_is_generated(options, strategy, move, run, home):
     code = f"""
+import torch
 from {auto} import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({NAME!r}{options}){move}
 tokenizer = AutoTokenizer.from_pretrained({NAME!r})
@@ -86,6 +87,7 @@ print(model.generate(**inputs, max_new_tokens=12, eos_token_id=None).shape[1] - 
 
 def test_every_argument_of_generate(run):
     code = f"""
+import torch
 from {auto} import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 model = AutoModelForCausalLM.from_pretrained({NAME!r})
 tokenizer = AutoTokenizer.from_pretrained({NAME!r}, padding_side="left")
