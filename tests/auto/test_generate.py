@@ -15,12 +15,12 @@ from writer import Recorder, Writer, padded
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.auto.tokenizer import AutoTokenizer
 
-SHAPE = Shape(n_layer=4, n_embd=24, n_att=24, n_vocab=33)
+SHAPE = Shape(n_layer=4, n_embd=24, n_att=24, n_vocab=77)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_hugging_face(oracle.random_weights(SHAPE, seed=5), SHAPE, tmp_path_factory.mktemp("m"))
+    return save_hugging_face(oracle.random_weights(SHAPE, seed=9), SHAPE, tmp_path_factory.mktemp("m"))
 
 
 @pytest.fixture(scope="module")
@@ -293,9 +293,9 @@ def test_stop_strings_are_those_of_transformers(tales, transformers):
         ({"do_sample": True, "top_p": 1.5}, "top_p: got 1.5"),
         ({"do_sample": True, "seed": -1}, "seed: got -1"),
         ({"repetition_penalty": -1.0}, "repetition_penalty: got -1.0"),
-        ({"eos_token_id": 33}, "eos_token_id: got 33, expected ids below 33"),
+        ({"eos_token_id": 77}, "eos_token_id: got 77, expected ids below 77"),
         ({"eos_token_id": "end"}, "eos_token_id: got 'end'"),
-        ({"suppress_tokens": range(33)}, "every token is banned"),
+        ({"suppress_tokens": range(77)}, "every token is banned"),
         ({"stop_strings": "x"}, "stop_strings: got tokenizer=NoneType"),
         ({"stop_strings": [""], "tokenizer": None}, "stop_strings: got ''"),
         ({"eos_token_id": None, "stopping_criteria": [lambda ids, scores: False]}, "pad_token_id: got None"),
