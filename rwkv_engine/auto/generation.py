@@ -76,8 +76,8 @@ class Generation:
 
         Args:
             input_ids: prompts (B, T), integers; None for a text that begins with `bos_token_id`.
-            attention_mask: (B, T), 0 where there is padding, left or right; by default what equals `pad_token_id`, if
-                that is given and ends no text.
+            attention_mask: (B, T), 0 where there is padding, left or right; by default what
+                equals `pad_token_id` before and after a text, if that is given and ends no text.
             inputs: another name of `input_ids`.
             state: of B texts that the prompts continue.
             generation_config: a dictionary, or transformers' `GenerationConfig`.

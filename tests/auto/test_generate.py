@@ -156,7 +156,7 @@ def test_a_streamer_is_handed_the_same(ours, theirs, prompts):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("masked", [True, False])
 def test_padding_is_not_there(side, masked, ours, prompts):
-    texts = [prompts[0, :2], prompts[1], prompts[2, :1], prompts[3, :5]]
+    texts = [prompts[0, :2], prompts[1], prompts[2, :1], torch.tensor([3, 0, 0, 7])]  # what is inside a text is text
     ids, mask = padded(texts, side, pad=0)
     options = {"max_new_tokens": 15, "eos_token_id": 31, "pad_token_id": 0, "repetition_penalty": 1.2}
     got = ours.generate(ids, mask if masked else None, **options)
@@ -212,6 +212,18 @@ def test_draws_follow_the_distribution_of_transformers(options, ours, theirs, pr
         scores = theirs.generate(prompt, output_scores=True, return_dict_in_generate=True, **asked).scores[0]
     drawn = ours.generate(prompt, num_return_sequences=20_000, seed=3, **asked)[:, -1]
     statistic, freedom = chi_square(drawn, torch.softmax(scores[0].double(), -1))
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_one_draw_tells_nothing_of_the_next(ours, prompts):
+    """The second token of the texts that begin with the commonest first one."""
+    options = {"do_sample": True, "max_new_tokens": 2, "eos_token_id": None, "top_k": 0, "seed": 6}
+    drawn = ours.generate(prompts[:1], num_return_sequences=20_000, **options)[:, -2:]
+    first = drawn[:, 0].mode().values
+    seconds = drawn[drawn[:, 0] == first, 1]
+    logits, _ = ours.engine.forward(torch.cat([prompts[:1], first.view(1, 1)], dim=1))
+    statistic, freedom = chi_square(seconds, torch.softmax(logits[0].double(), -1))
+    assert len(seconds) > 1000
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5
 
 
