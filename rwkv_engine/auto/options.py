@@ -88,9 +88,7 @@ class Options:
             _require(name, getattr(self, name), Integral, 1, "an integer >= 1")
         for name in ("min_new_tokens", "min_length"):
             _require(name, getattr(self, name), Integral, 0, "an integer >= 0")
-        require(
-            "repetition_penalty", self.repetition_penalty or 1.0, Real, lambda x: x > 0, "a number > 0 (1.0 is off)"
-        )
+        require("repetition_penalty", self.penalty, Real, lambda x: x > 0, "a number > 0 (1.0 is off)")
         for name in ("eos_token_id", "suppress_tokens"):
             for token in _ids(getattr(self, name)):
                 require(name, token, Integral, lambda x: not isinstance(x, bool), "token ids")
@@ -125,6 +123,11 @@ class Options:
     def least(self, width: int) -> int:
         """New tokens before the text may end."""
         return max(0, (self.min_length or 0) - width) if self.min_new_tokens is None else self.min_new_tokens
+
+    @property
+    def penalty(self) -> float:
+        """For repetition; 1.0 for none."""
+        return 1.0 if self.repetition_penalty is None else self.repetition_penalty
 
     @property
     def suppressed(self) -> list[int]:

@@ -29,7 +29,7 @@ class Scores:
             processors: what the caller does with scores; called with all rows.
             like: logits (R, V), for their size and device.
         """
-        self._penalty = asked.repetition_penalty or 1.0
+        self._penalty = asked.penalty
         self._least = least
         self._processors = processors
         self._always = torch.tensor(asked.suppressed, dtype=torch.int64, device=like.device)
@@ -41,7 +41,8 @@ class Scores:
     def add(self, rows: list[int], tokens: Tensor) -> None:
         """Tokens of some rows, one for each or all for one."""
         if self._seen is not None:
-            self._seen[torch.tensor(rows), tokens.to(self._seen.device)] = True
+            at = self._seen.device
+            self._seen[torch.tensor(rows, device=at), tokens.to(at)] = True
 
     def __call__(self, logits: Tensor, rows: list[int], n: int, sequences: Tensor) -> Tensor:
         """Scores of some rows, float64 (N, V), -inf where a token is banned.
@@ -58,7 +59,7 @@ class Scores:
         scores = logits
         if self._seen is not None:
             penalised = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
-            scores = torch.where(self._seen[torch.tensor(rows)], penalised, scores)
+            scores = torch.where(self._seen[torch.tensor(rows, device=scores.device)], penalised, scores)
         if n < self._least and len(self._early):
             scores = scores.index_fill(1, self._early, -torch.inf)
         if len(self._always):

@@ -304,7 +304,7 @@ def test_stop_strings_are_those_of_transformers(tales, transformers):
         ({"do_sample": True, "temperature": -1.0}, "temperature: got -1.0"),
         ({"do_sample": True, "top_p": 1.5}, "top_p: got 1.5"),
         ({"do_sample": True, "seed": -1}, "seed: got -1"),
-        ({"repetition_penalty": -1.0}, "repetition_penalty: got -1.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0"),
         ({"eos_token_id": 77}, "eos_token_id: got 77, expected ids below 77"),
         ({"eos_token_id": "end"}, "eos_token_id: got 'end'"),
         ({"suppress_tokens": range(77)}, "every token is banned"),
