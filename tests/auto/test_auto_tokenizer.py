@@ -303,8 +303,12 @@ def test_models_without_a_tokenizer(tmp_path):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A hub, and a client with an empty cache."""
-    (tmp_path / "hub").mkdir()
+    """A hub with two models, and a client with an empty cache."""
+    shape = Shape(n_vocab=2048)
+    folder = save_hugging_face(oracle.random_weights(shape), shape, tmp_path / "hub" / "whole")
+    shutil.copyfile(EMBEDDED["tales"] / "tokenizer.json", folder / "tokenizer.json")
+    (tmp_path / "hub" / "raw").mkdir()
+    save_pth(oracle.random_weights(Shape(n_vocab=256)), tmp_path / "hub" / "raw" / "m.pth")
     server = HubServer(tmp_path / "hub")
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
@@ -320,11 +324,6 @@ def server(tmp_path, monkeypatch):
 
 
 def test_of_a_hub_id_the_tokenizer_alone_comes(server, tmp_path):
-    shape = Shape(n_vocab=2048)
-    folder = save_hugging_face(oracle.random_weights(shape), shape, tmp_path / "hub" / "whole")
-    shutil.copyfile(EMBEDDED["tales"] / "tokenizer.json", folder / "tokenizer.json")
-    (tmp_path / "hub" / "raw").mkdir()
-    save_pth(oracle.random_weights(Shape(n_vocab=256)), tmp_path / "hub" / "raw" / "m.pth")
     tokenizer = AutoTokenizer.from_pretrained("someone/whole")
     assert tokenizer("Once").input_ids == AutoTokenizer.from_pretrained("tales")("Once").input_ids
     cached = {path.name for path in (tmp_path / "cache").rglob("*.*") if "snapshots" in path.parts}
