@@ -20,7 +20,15 @@ from rwkv_engine.errors import CheckpointError
 from rwkv_engine.hub_failures import LOG_IN, Advice, checked_token, failures_reported, is_no_answer, name_failure
 from rwkv_engine.hub_resume import fetch_content
 
-BESIDE = ("config.json", "tokenizer.json", "20B_tokenizer.json", "rwkv_vocab_v20230424.txt")
+BESIDE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "20B_tokenizer.json",
+    "rwkv_vocab_v20230424.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 SUFFIXES = (".pth", ".safetensors", ".bin")
 ONCE_ONLINE = "run it once without offline=True (--offline, HF_HUB_OFFLINE) to download it"
 
@@ -38,7 +46,9 @@ def parse_id(model: str) -> tuple[str, str | None] | None:
     return f"{owner}/{name}", file or None
 
 
-def download(model: str, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
+def download(
+    model: str, revision: str | None = None, token: str | None = None, offline: bool = False, weights: bool = True
+) -> Path:
     """Brings a model into the hub cache, if it is not there, and returns its path: what `Checkpoint.open` takes.
 
     Where the hub cannot be asked, what the cache has of the revision is used, and a line on stderr says so.
@@ -48,6 +58,8 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
         revision: branch, tag or commit; by default the main branch.
         token: for private and gated repositories; by default that of the environment or of `hf auth login`.
         offline: use what the cache holds and ask no server; `HF_HUB_OFFLINE` does the same.
+        weights: without them, only what lies beside them comes, and the path is that of the directory; where nothing
+            does, they come all the same.
 
     Raises:
         CheckpointError: no such repository, revision or file, no weights in it, no access, no space; no network and
@@ -59,7 +71,7 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
     repository, file = parsed
     token = checked_token(token, CheckpointError)
     if offline or constants.HF_HUB_OFFLINE:
-        return _from_cache(model, repository, file, revision)
+        return _from_cache(model, repository, file, revision, weights)
     hub = constants.ENDPOINT
     advice = Advice(
         missing=f"no such path here, and no such repository at {hub}: misspelt, or private; if it is private, {LOG_IN}",
@@ -73,12 +85,12 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
             timeout = constants.HF_HUB_ETAG_TIMEOUT
             info = HfApi().model_info(repository, revision=revision, token=token, timeout=timeout)
         except Exception as error:
-            cached = _whole_from_cache(model, repository, file, revision) if is_no_answer(error) else None
+            cached = _whole_from_cache(model, repository, file, revision, weights) if is_no_answer(error) else None
             if cached is None:
                 raise
             say(f"{model}: {hub} could not be asked ({name_failure(error)}); what the hub cache has of it is used")
             return cached
-        needed, opened = _choose(model, {sibling.rfilename for sibling in info.siblings or []}, file)
+        needed, opened = _choose(model, {sibling.rfilename for sibling in info.siblings or []}, file, weights)
         folders = set()
         for name in needed:
             if name.endswith(SUFFIXES):
@@ -91,7 +103,7 @@ def download(model: str, revision: str | None = None, token: str | None = None, 
     return folders.pop() / opened
 
 
-def _from_cache(model: str, repository: str, file: str | None, revision: str | None) -> Path:
+def _from_cache(model: str, repository: str, file: str | None, revision: str | None, weights: bool) -> Path:
     try:
         # No pattern, nothing expected: whether all that is needed is there is for us to say.
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
@@ -100,15 +112,17 @@ def _from_cache(model: str, repository: str, file: str | None, revision: str | N
         raise CheckpointError(f"{model}: not in the hub cache {constants.HF_HUB_CACHE}{at}; {ONCE_ONLINE}") from error
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     try:
-        return folder / _choose(model, names, file)[1]
+        return folder / _choose(model, names, file, weights)[1]
     except CheckpointError as error:
         raise CheckpointError(f"{error}; this is what the hub cache has of it: {ONCE_ONLINE}") from error
 
 
-def _whole_from_cache(model: str, repository: str, file: str | None, revision: str | None) -> Path | None:
+def _whole_from_cache(
+    model: str, repository: str, file: str | None, revision: str | None, weights: bool
+) -> Path | None:
     """What `_from_cache` finds; None if it finds nothing or shards are missing: then the hub is what is missing."""
     try:
-        path = _from_cache(model, repository, file, revision)
+        path = _from_cache(model, repository, file, revision, weights)
         shards = {
             shard
             for index in path.glob("*.index.json")
@@ -119,12 +133,14 @@ def _whole_from_cache(model: str, repository: str, file: str | None, revision: s
     return path if all((path / shard).exists() for shard in shards) else None
 
 
-def _choose(model: str, names: set[str], file: str | None) -> tuple[list[str], str]:
+def _choose(model: str, names: set[str], file: str | None, weights: bool) -> tuple[list[str], str]:
     """Of a repository's files those a model needs; and what of them to open: one file, or "." for the directory.
 
     The order of formats is that in which `Checkpoint.open` looks for them in a directory.
     """
     beside = [name for name in BESIDE if name in names]
+    if beside and not weights:
+        return beside, "."
     if file:
         if file not in names:
             raise CheckpointError(f"{model}: the repository has no {file}; it has {_some(names)}")

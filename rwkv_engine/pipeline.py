@@ -178,8 +178,18 @@ class RWKV:
         return [self.tokenizer.end_of_text]
 
 
-def locate(model: str | Path, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
+def locate(
+    model: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    weights: bool = True,
+) -> Path:
     """The path of an embedded model by name, else an existing path, else that of a hub id once it is downloaded.
+
+    Args:
+        model, revision, token, offline: as for `RWKV.from_pretrained`.
+        weights: without them, of a hub id only what lies beside them comes.
 
     Raises:
         CheckpointError: none of the three, or the download failed; or a revision of what comes from no hub.
@@ -195,7 +205,7 @@ def locate(model: str | Path, revision: str | None = None, token: str | None = N
     if here:
         return path
     if isinstance(model, str) and parse_id(model):
-        return download(model, revision, token, offline)
+        return download(model, revision, token, offline, weights)
     raise CheckpointError(
         f"{model}: no such file or directory, not an embedded model ({', '.join(EMBEDDED)}), and not a hub id"
         " (owner/name or owner/name/FILE.pth)"

@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder with fairy_tales_train.txt, fairy_tales_valid.txt and 20B_tokenizer.json; without it, what needs"
         " them is skipped",
     )
+    parser.addoption(
+        "--card",
+        type=Path,
+        help="the model card of RWKV-4 Raven 1B5, whose snippets are run; without it they are skipped",
+    )
 
 
 # Where tests marked gpu run. With `cpu` those that can run there do, which tests the tests.
@@ -64,6 +69,14 @@ def data(request: pytest.FixtureRequest) -> Path:
         pytest.skip("needs the corpus and the 20B tokenizer: give their folder with --data")
     assert (folder / "fairy_tales_valid.txt").is_file(), f"{folder} holds no fairy_tales_valid.txt"
     return folder.resolve()
+
+
+@pytest.fixture
+def card(request: pytest.FixtureRequest) -> Path:
+    card = request.config.getoption("--card")
+    if card is None:
+        pytest.skip("needs the model card of RWKV-4 Raven 1B5: give it with --card FILE")
+    return card.resolve()
 
 
 @pytest.fixture

@@ -81,13 +81,20 @@ class Sampler:
         Raises:
             RequestError: logits that are not finite, ids outside the vocabulary, or nothing left to draw.
         """
+        tokens = self.pick(logits, self.adjusted(logits, history), positions, samples)
+        if history:
+            history.add(tokens, self.params.penalty_decay, self.uncounted)
+        return tokens
+
+    def pick(
+        self, logits: Tensor, adjusted: Tensor, positions: Sequence[int] | Tensor, samples: Sequence[int]
+    ) -> list[int]:
+        """`sample` for logits that somebody else has adjusted: (B, V) float64, -inf where a token is banned."""
         at = torch.as_tensor(positions, dtype=torch.int64, device=logits.device)
-        ids = self.draw.ids(self.adjusted(logits, history), at, *self.counters(samples, logits.device))
+        ids = self.draw.ids(adjusted, at, *self.counters(samples, logits.device))
         tokens = where_finite(logits, ids).tolist()
         if min(tokens) < 0:
             raise RequestError("the model's logits are not finite (NaN or Inf); is the checkpoint damaged?")
-        if history:
-            history.add(tokens, self.params.penalty_decay, self.uncounted)
         return tokens
 
     def counters(self, samples: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

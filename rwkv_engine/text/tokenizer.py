@@ -10,6 +10,7 @@ from typing import Protocol
 import tokenizers
 
 from rwkv_engine.errors import TokenizerError
+from rwkv_engine.text.byte_characters import BYTE_OF
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -70,6 +71,9 @@ class ByteTokenizer:
 class BpeTokenizer:
     """A byte-level BPE in the format of the `tokenizers` library: the 20B vocabulary, or a model's own.
 
+    Attributes:
+        library: that library's tokenizer.
+
     Raises:
         TokenizerError: the file cannot be read, or is not byte-level.
     """
@@ -78,24 +82,24 @@ class BpeTokenizer:
         self.name = str(path)
         try:
             text = Path(path).read_text(encoding="utf-8")
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            self.library = tokenizers.Tokenizer.from_str(text)
             decoder = json.loads(text).get("decoder") or {}
-            self._tokenizer.no_truncation()  # a file may carry the limits of the model it was trained with
-            self._tokenizer.no_padding()
+            self.library.no_truncation()  # a file may carry the limits of the model it was trained with
+            self.library.no_padding()
         except Exception as error:  # the library raises bare Exception for a file it cannot parse
             raise TokenizerError(f"{path}: no tokenizer can be read here: {error}") from error
         if decoder.get("type") != "ByteLevel":
             raise TokenizerError(
                 f"{path}: expected a byte-level tokenizer (decoder ByteLevel), got decoder {decoder.get('type')}"
             )
-        self.n_vocab = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
-        self._bytes = _token_bytes(self._tokenizer, self.n_vocab)
+        self.n_vocab = 1 + max(self.library.get_vocab().values(), default=-1)
+        self._bytes = _token_bytes(self.library, self.n_vocab)
         self._single_bytes = {entry: token for token, entry in enumerate(self._bytes) if len(entry) == 1}
-        self.end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
+        self.end_of_text = self.library.token_to_id(END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens written out in it are recognised."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.library.encode(text, add_special_tokens=False).ids
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Token ids of any bytes: what is UTF-8 is encoded as text, each byte between as a token of its own.
@@ -131,13 +135,10 @@ class BpeTokenizer:
 
 
 def _token_bytes(tokenizer: tokenizers.Tokenizer, n_vocab: int) -> list[bytes]:
-    """Byte-level BPE writes bytes as characters: printable ones as themselves, the others from U+0100 on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    """The bytes of each id; none for special tokens."""
     table = [b""] * n_vocab
     for text, token in tokenizer.get_vocab(with_added_tokens=False).items():
-        table[token] = bytes(byte_of[c] for c in text if c in byte_of)
+        table[token] = bytes(BYTE_OF[c] for c in text if c in BYTE_OF)
     for token, added in tokenizer.get_added_tokens_decoder().items():  # plain text, not written in byte characters
         table[token] = b"" if added.special else added.content.encode()
     return table

@@ -1,0 +1,125 @@
+"""AutoTokenizer: the tokenizer of a model, by the model's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rwkv_engine.auto.rwkv_tokenizer import SPECIAL, RwkvTokenizer
+from rwkv_engine.core import Checkpoint
+from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
+from rwkv_engine.pipeline import locate
+from rwkv_engine.text import Tokenizer, find_tokenizer, load_tokenizer
+from rwkv_engine.text.find import BESIDE, KINDS
+
+# A tokenizer_config.json writes "no limit" as a number of 30 digits.
+MOST_TOKENS = 10**9
+
+
+class AutoTokenizer:
+    """Finds tokenizers; what `from_pretrained` returns is a `RwkvTokenizer`."""
+
+    @staticmethod
+    def from_pretrained(
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+        padding_side: str | None = None,
+        truncation_side: str | None = None,
+        model_max_length: int | None = None,
+        use_fast: bool = True,
+        trust_remote_code: bool = False,
+        **special: str | None,
+    ) -> RwkvTokenizer:
+        """The tokenizer of a model, with what its tokenizer_config.json says of it.
+
+        Args:
+            name_or_path: a model, as for `RWKV.from_pretrained`, or a tokenizer file. Of a hub id no weights are
+                downloaded, unless nothing else tells which tokenizer the model has.
+            revision, token: of a hub id: branch, tag or commit; for a private or gated repository.
+            local_files_only: take a hub id from the hub cache and ask no server.
+            padding_side, truncation_side: "right" or "left", by default what the file says, else "right".
+            model_max_length: the `max_length` of calls that give none.
+            use_fast, trust_remote_code: make no difference; code out of a repository is never run.
+            **special: `bos_token`, `eos_token`, `unk_token`, `pad_token`.
+
+        Raises:
+            CheckpointError: no such model, or it cannot be downloaded.
+            TokenizerError: it has no tokenizer, or one that does not fit or lacks a token that is named.
+            RequestError: an unknown argument, or a value out of range.
+        """
+        if unknown := sorted(special.keys() - set(SPECIAL)):
+            raise RequestError(f"AutoTokenizer.from_pretrained: got {unknown[0]}=, expected {', '.join(SPECIAL)}, ...")
+        path = locate(name_or_path, revision, token, local_files_only, weights=False)
+        tokenizer = _tokenizer(path, lambda: locate(name_or_path, revision, token, local_files_only))
+        folder = path if path.is_dir() else path.parent
+        said = _read(folder / "special_tokens_map.json") | _read(folder / "tokenizer_config.json")
+        named = {name: _name(said.get(name)) for name in SPECIAL} | special
+        limit = said.get("model_max_length")
+        if model_max_length is None and isinstance(limit, int) and limit < MOST_TOKENS:
+            model_max_length = limit
+        return RwkvTokenizer(
+            tokenizer,
+            {name: text for name, text in named.items() if text is not None},
+            padding_side or said.get("padding_side", "right"),
+            truncation_side or said.get("truncation_side", "right"),
+            model_max_length,
+        )
+
+
+def _tokenizer(path: Path, with_weights: Callable[[], Path]) -> Tokenizer:
+    """What a path names, or what fits the model there; its weights come where nothing else tells."""
+    if path.is_file() and path.suffix in (".json", ".txt"):
+        return load_tokenizer(path)
+    n_vocab = _n_vocab(path)
+    if n_vocab is None:
+        for name in BESIDE:
+            if (path / name).is_file():
+                return load_tokenizer(path / name)
+        path = with_weights()
+        n_vocab = Checkpoint.open(path).config.n_vocab
+    found = find_tokenizer(path, n_vocab)
+    if found is None:
+        raise TokenizerError(
+            f"{path}: no tokenizer beside the model or in the hub cache fits its vocabulary of {n_vocab} ({KINDS});"
+            " name its file: AutoTokenizer.from_pretrained('FILE')"
+        )
+    return found
+
+
+def _n_vocab(path: Path) -> int | None:
+    """The size of a model's vocabulary, as far as it can be told from what is there."""
+    said = _read(path / "config.json").get("vocab_size")
+    if isinstance(said, int):
+        return said
+    try:
+        return Checkpoint.open(path).config.n_vocab
+    except CheckpointError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of settings, empty if there is none.
+
+    Raises:
+        TokenizerError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _name(said: Any) -> str | None:
+    """A token as a settings file names it: a text, or an object that has it as its content."""
+    content = said.get("content") if isinstance(said, dict) else said
+    return content if isinstance(content, str) else None
