@@ -1,0 +1,5 @@
+"""Stands in until `generate` is merged."""
+
+
+class Generation:
+    """Nothing yet."""
