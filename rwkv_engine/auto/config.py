@@ -11,7 +11,7 @@ from rwkv_engine.core.files import damage_reported
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.pipeline import locate
 
-# What a checkpoint of tensors alone does not tell: token 0 ends a text in every RWKV-4 vocabulary that has such a token.
+# What tensors alone do not tell. Token 0 ends a text in every RWKV-4 vocabulary that has such a token.
 DEFAULTS = {
     "architectures": ["RwkvForCausalLM"],
     "bos_token_id": 0,

@@ -1,4 +1,4 @@
-"""The model as transformers has it: `AutoModelForCausalLM.from_pretrained`, `model(input_ids, labels=...)`, `generate`."""
+"""The model as transformers has it: `from_pretrained`, `model(input_ids, labels=...)`, `generate`."""
 
 from __future__ import annotations
 
@@ -252,9 +252,7 @@ class AutoModelForCausalLM:
     """Loads a model by `from_pretrained`, see `RwkvForCausalLM.from_pretrained`."""
 
     def __init__(self) -> None:
-        raise RequestError(
-            "AutoModelForCausalLM is made by from_pretrained: AutoModelForCausalLM.from_pretrained(name)"
-        )
+        raise RequestError("AutoModelForCausalLM is made by AutoModelForCausalLM.from_pretrained(NAME)")
 
     @staticmethod
     def from_pretrained(name_or_path: str | Path, **options: Any) -> RwkvForCausalLM:

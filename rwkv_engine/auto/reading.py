@@ -160,5 +160,5 @@ class _Refusal(torch.autograd.Function):
 
 
 def refuse_gradient(output: Tensor) -> Tensor:
-    """The same output, whose `backward` says why there is none: without this, torch would speak of a missing grad_fn."""
+    """The same output, whose `backward` says why there is none; torch would speak of a missing grad_fn."""
     return _Refusal.apply(output, torch.zeros((), requires_grad=True))

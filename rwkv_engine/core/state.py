@@ -89,9 +89,7 @@ class State:
         """The sequences of several states, on one device, as one batch."""
         known = {state.fingerprint for state in states} - {""}
         if len(known) > 1:
-            raise RequestError(
-                f"states of {len(known)} models cannot be joined: fingerprints {', '.join(sorted(known))}"
-            )
+            raise RequestError(f"states of {len(known)} models cannot be joined: fingerprints {', '.join(sorted(known))}")
         tensors = [state._tensors() for state in states]
         joined = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
         return State(**joined, fingerprint=known.pop() if known else "")

@@ -1,4 +1,4 @@
-"""The transformers-shaped model against transformers itself: logits, loss, hidden states, states; devices and dtypes."""
+"""The model as transformers has it, against transformers: logits, loss, hidden states, states; devices, dtypes."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_device_map_auto_fills_what_is_there(tmp_path, monkeypatch):
     assert plan("float16") == "cpu fp16"
     assert plan(load_in_8bit=True) == "cpu fp32i8"
     monkeypatch.setattr(strategy, "_gpu_count", lambda: 2)
-    monkeypatch.setattr(strategy, "free_memory", lambda device: 1_500_000_000 + 40_000)
+    monkeypatch.setattr(strategy, "free_memory", lambda device: 1_500_000_000 + 50_000)
     half, single = plan(), plan(torch.float32)
     assert half.startswith("cuda:0 fp16 *2 -> cuda:1 fp16")
     assert single.startswith("cuda:0 fp32 *1 -> cuda:1 fp32")
@@ -241,7 +241,7 @@ def test_options_that_cannot_be_honoured(options, message, folder):
 
 
 def test_it_is_not_made_by_its_name():
-    with pytest.raises(RequestError, match="made by from_pretrained"):
+    with pytest.raises(RequestError, match=r"made by AutoModelForCausalLM\.from_pretrained"):
         AutoModelForCausalLM()
     with pytest.raises(CheckpointError, match="no such file or directory"):
         AutoModelForCausalLM.from_pretrained("nowhere")
@@ -350,7 +350,7 @@ def test_the_config_is_transformers(folder):
     (folder / "model.safetensors").unlink()
     assert AutoConfig.from_pretrained(folder).hidden_size == SHAPE.n_embd, "without weights too"
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(CheckpointError, match="lacks vocab_size|model_type 'gpt2'"):
+    with pytest.raises(CheckpointError, match=r"lacks vocab_size|model_type 'gpt2'"):
         AutoConfig.from_pretrained(folder)
 
 
@@ -383,7 +383,7 @@ def test_copies_are_models_of_their_own(trainable, folder):
 
 
 def test_a_packed_file_may_be_moved(tmp_path):
-    path = save_packed(oracle.random_weights(SHAPE), tmp_path / "m.safetensors", "fp32")
+    path = save_packed(oracle.random_weights(SHAPE), tmp_path / "m.safetensors", "cpu fp32")
     mine, ids = ours(path), random_ids(1, 5)
     assert torch.equal(mine.half().engine.forward(ids)[0], ours(path, dtype="float16").engine.forward(ids)[0])
 
@@ -396,5 +396,5 @@ def test_int8(folder):
     assert torch.equal(mine(ids).logits, pipeline.engine.forward(ids, full_output=True)[0])
     assert next(mine.parameters()).device == torch.device("cpu")
     assert torch.equal(mine.to("cpu").float()(ids).logits, mine(ids).logits)
-    with pytest.raises(StrategyError, match="int8 weights do not become torch.float16"):
+    with pytest.raises(StrategyError, match=r"int8 weights do not become torch\.float16"):
         mine.half()

@@ -24,7 +24,11 @@ def masks(side: str) -> torch.Tensor:
     mask = torch.zeros(len(LENGTHS), T, dtype=torch.int64)
     generator = torch.Generator().manual_seed(3)
     for row, n in zip(mask, LENGTHS, strict=True):
-        places = {"left": range(T - n, T), "right": range(n), "holes": torch.randperm(T, generator=generator)[:n]}
+        places = {
+            "left": range(T - n, T),
+            "right": range(n),
+            "holes": torch.randperm(T, generator=generator)[:n].tolist(),
+        }
         row[list(places[side])] = 1
     return mask
 

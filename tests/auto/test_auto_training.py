@@ -78,10 +78,10 @@ def test_backpropagation_ends_where_a_state_is_detached(folder):
     carried = ours(folder)
     state = carried(ids[:, :10], use_cache=True).state
     carried(ids[:, 10:], labels=ids[:, 10:], state=state).loss.backward()
-    for (name, p), q, r in zip(mine.named_parameters(), other.parameters(), carried.parameters(), strict=True):
+    for (name, p), q in zip(mine.named_parameters(), other.parameters(), strict=True):
         assert difference(p.grad, q.grad) < 1e-4, name
-    assert difference(r.grad, p.grad) < 1e-4, "the head sees no difference"
-    first = [next(iter(m.blocks[0].parameters())).grad for m in (mine, carried)]
+    assert difference(carried.head.weight.grad, mine.head.weight.grad) < 1e-4, "the head sees no difference"
+    first = [m.blocks[0].att.key.weight.grad for m in (mine, carried)]
     assert difference(*first) > 1e-2, "the first layer does"
 
 
@@ -163,7 +163,8 @@ def test_whoever_asks_gets_the_numbers_of_the_file(ask, folder, capsys):
     assert "generation is slower" in capsys.readouterr().err
     weights = as_torch(oracle.random_weights(SHAPE))
     named = dict(mine.named_parameters())
-    assert list(named) == list(mine.state_dict()) == list(mine.core.config.tensor_shapes())
+    assert list(named) == list(mine.state_dict())
+    assert named.keys() == mine.core.config.tensor_shapes().keys()
     for name, tensor in weights.items():
         assert torch.equal(named[name], tensor.view_as(named[name])), name
         assert named[name].requires_grad
@@ -214,7 +215,7 @@ def test_load_state_dict(names, folder, tmp_path):
         assert str(mine.load_state_dict(weights)) == "<All keys matched successfully>"
     assert difference(mine.engine.forward(ids)[0], expected.engine.forward(ids)[0]) < 1e-5
     with pytest.raises(CheckpointError, match=r"state dict: Missing.*head\.weight.*; is it another model's") as raised:
-        mine.load_state_dict({name: t for name, t in weights.items() if "head" not in name})
+        mine.load_state_dict({name: t for name, t in mine.state_dict().items() if "head" not in name})
     assert "\n" not in str(raised.value)
 
 
@@ -228,7 +229,7 @@ def test_a_saved_state_dict_is_a_checkpoint(folder, tmp_path):
 
 
 def test_a_mapped_file_is_not_trained(tmp_path):
-    path = save_packed(oracle.random_weights(SHAPE), tmp_path / "m.safetensors", "fp32")
+    path = save_packed(oracle.random_weights(SHAPE), tmp_path / "m.safetensors", "cpu fp32")
     before = path.read_bytes()
     mine, ids = ours(path), random_ids(1, 5)
     optimizer = torch.optim.SGD(mine.parameters(), lr=0.1)

@@ -43,12 +43,7 @@ def test_each_text_is_read_as_if_alone(full_output, begun, engine, texts):
         assert outputs[i].shape == alone[0].shape
         assert close(outputs[i], alone[0])
         mine = after.rows(torch.tensor([i]))
-        assert all(
-            close(a, b)
-            for a, b in zip(
-                mine.layers().__next__().__dict__.values(), state_alone.layers().__next__().__dict__.values()
-            )
-        )
+        assert all(close(a, b) for a, b in zip(mine.layers().__next__().__dict__.values(), state_alone.layers().__next__().__dict__.values()))
     assert torch.equal(state.att_shift, before.att_shift)
 
 
