@@ -33,6 +33,16 @@ class RwkvConfig:
     """
 
     model_type = "rwkv"
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    attention_hidden_size: int
+    intermediate_size: int
+    layer_norm_epsilon: float
+    context_length: int
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    use_cache: bool
 
     def __init__(self, **values: Any):
         vars(self).update(DEFAULTS | values)
@@ -49,7 +59,7 @@ class RwkvConfig:
     @property
     def max_position_embeddings(self) -> int:
         """Another name of `context_length`."""
-        return self.context_length  # type: ignore[attr-defined]
+        return self.context_length
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as in a config.json."""

@@ -143,7 +143,7 @@ class TwoForms(nn.Module):
         """What `to`, `cuda`, `half` and their kin come down to, also those of a module around this one."""
         self._check_target(fn)
         if self.is_trainable or stays(self.core, fn):
-            super()._apply(lambda tensor: _moved(tensor, fn), recurse)
+            super()._apply(lambda tensor: _moved(tensor, fn), recurse)  # type: ignore[no-untyped-call]
             forget_places(self.core)
         else:
             with torch.inference_mode(False), torch.no_grad():

@@ -161,4 +161,5 @@ class _Refusal(torch.autograd.Function):
 
 def refuse_gradient(output: Tensor) -> Tensor:
     """The same output, whose `backward` says why there is none; torch would speak of a missing grad_fn."""
-    return _Refusal.apply(output, torch.zeros((), requires_grad=True))
+    refused: Tensor = _Refusal.apply(output, torch.zeros((), requires_grad=True))  # type: ignore[no-untyped-call]
+    return refused

@@ -10,7 +10,7 @@ from typing import Any
 from rwkv_engine.auto.config import RwkvConfig
 from rwkv_engine.errors import RequestError, StrategyError
 from rwkv_engine.models import Rwkv4
-from rwkv_engine.models.dense import checkpoint_tensors
+from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -23,7 +23,9 @@ class Saving:
     generation_config: dict[str, Any]
     is_quantized: bool
 
-    def save_pretrained(self, save_directory: str | Path, max_shard_size: int | str = "5GB") -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, max_shard_size: int | str = "5GB", safe_serialization: bool = True
+    ) -> None:
         """Writes a Hugging Face directory, which transformers reads as well: what was there stays, or the new is whole.
 
         Packed matrices are put back row after row, one at a time; the model stays as it is.
@@ -31,9 +33,11 @@ class Saving:
         Args:
             save_directory: of the model; made if it is not there.
             max_shard_size: of one file of weights, in bytes or as "500MB", "2GB".
+            safe_serialization: always; False is refused.
 
         Raises:
             CheckpointError: it cannot be written there.
+            RequestError: no such size, or unsafe serialization.
             StrategyError: the weights are int8, for which the format has no place.
         """
         from rwkv_engine.convert import save_hugging_face
@@ -43,8 +47,23 @@ class Saving:
                 "save_pretrained: the Hugging Face format has no place for int8 weights; load the model in a float"
                 " type, or write a packed file: rwkv-engine quantize"
             )
-        size = bytes_of(max_shard_size)
-        save_hugging_face(Path(save_directory), self.core.config, checkpoint_tensors(self.core), shard_size=size)
+        if not safe_serialization:
+            raise RequestError(
+                "safe_serialization=False: pickles are not written; leave it out, or torch.save a state dict"
+            )
+        save_hugging_face(
+            Path(save_directory),
+            self.core.config,
+            checkpoint_tensors(self.core),
+            checkpoint_dtypes(self.core),
+            shard_size=bytes_of(max_shard_size),
+            settings={name: value for name, value in self.config.to_dict().items() if name not in self._not_settings()},
+            generation=self.generation_config or None,
+        )
+
+    def _not_settings(self) -> set[str]:
+        """Of the configuration: what the tensors tell, and what files say of themselves."""
+        return {*self.core.config.settings(), "architectures", "dtype", "torch_dtype", "rescale_every"}
 
     def push_to_hub(
         self,

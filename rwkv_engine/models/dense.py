@@ -57,3 +57,14 @@ def checkpoint_tensors(model: Rwkv4) -> Iterator[tuple[str, Tensor]]:
     for name in model.config.tensor_shapes():
         path, _, attribute = name.rpartition(".")
         yield name, getattr(model.get_submodule(path), attribute).detach()
+
+
+def checkpoint_dtypes(model: Rwkv4) -> dict[str, torch.dtype]:
+    """Of the same tensors, none of them made."""
+    dtypes = {}
+    for name in model.config.tensor_shapes():
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        is_packed = isinstance(module, Tiled | InputMajor)
+        dtypes[name] = next(module.parameters()).dtype if is_packed else getattr(module, attribute).dtype
+    return dtypes
