@@ -135,6 +135,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        token_type_ids: Any = None,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Reads tokens, continuing from `state`, which is not modified.
 
@@ -152,6 +153,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
             return_dict: False for a plain tuple.
             logits_to_keep: of the last so many places, or of those of a (N,) tensor; 0: of all.
             num_items_in_batch: divide the summed loss by it, in place of the number of labels that count.
+            token_type_ids: what some tokenizers return; means nothing here.
 
         Returns:
             See `CausalLMOutput`. With gradients on, they flow into weights, and into the state's tensors; a state

@@ -1,4 +1,4 @@
-"""The transformers-shaped model on the GPU: the card's ways of getting there, padding, training, saving a trained one."""
+"""The model as transformers has it, on the GPU: the ways to get there, padding, training, what is recorded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import pytest
 import torch
 from auto_models import SHAPE, difference, folder_of, ours, random_ids
 from conftest import require_gpu
-from models.test_precision import DTYPES, error, plain_torch
+from models.test_precision import DTYPES, TOKENS, error, plain_torch
 from models.test_precision import SHAPE as WIDE
-from models.test_precision import TOKENS
 
 pytestmark = pytest.mark.gpu
 require_gpu()
