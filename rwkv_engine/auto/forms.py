@@ -139,6 +139,19 @@ class TwoForms(nn.Module):
             state_dict[prefix + name] = tensor.flatten() if is_vector else tensor
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """To another device, another floating dtype, or both, as every module; vectors stay float32.
+
+        Raises:
+            CheckpointError: numbers too large for float16.
+            StrategyError: there is no such device, or the model cannot run there or in that dtype.
+        """
+        try:
+            torch._C._nn._parse_to(*args, **kwargs)  # a number is a device of the accelerator, if there is one
+        except RuntimeError as error:
+            raise self._unreachable(error) from error
+        return super().to(*args, **kwargs)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `cuda`, `half` and their kin come down to, also those of a module around this one."""
         self._check_target(fn)
@@ -155,11 +168,7 @@ class TwoForms(nn.Module):
         try:
             target = fn(torch.empty(1, dtype=self.dtype, device=self.device))
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise StrategyError(
-                f"the model cannot go there: {reason}; it stays on {self.device}, and `rwkv-engine info` tells what"
-                " there is"
-            ) from error
+            raise self._unreachable(error) from error
         if target.device.type not in ("cpu", "cuda"):
             raise StrategyError(f"the model cannot go to the device {target.device}: it runs on cpu and cuda")
         if target.dtype not in DTYPES.values():
@@ -168,6 +177,12 @@ class TwoForms(nn.Module):
             raise StrategyError(
                 f"int8 weights do not become {target.dtype}; load the model again, with that dtype and without int8"
             )
+
+    def _unreachable(self, error: Exception) -> StrategyError:
+        reason = str(error).splitlines()[0].rstrip(". ")
+        return StrategyError(
+            f"the model cannot go there: {reason}; it stays on {self.device}, and `rwkv-engine info` tells what there is"
+        )
 
     def _renew(self) -> None:
         """After weights were replaced or moved."""

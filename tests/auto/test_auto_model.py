@@ -278,10 +278,12 @@ def test_another_dtype_is_as_if_loaded_in_it(name, trainable, folder):
     [
         (lambda m: m.to("meta"), "cannot go to the device meta"),
         (lambda m: m.to("cuda:77"), "the model cannot go there: .*; it stays on cpu"),
+        (lambda m: m.to(77), "the model cannot go there: .*; it stays on cpu"),
+        (lambda m: m.to("somewhere"), "the model cannot go there: .*; it stays on cpu"),
         (lambda m: m.to(torch.float64), "cannot run in torch.float64"),
         (lambda m: torch.nn.Sequential(m).double(), "cannot run in torch.float64"),
     ],
-    ids=["meta", "no such GPU", "float64", "around"],
+    ids=["meta", "no such GPU", "no such number", "no such name", "float64", "around"],
 )
 def test_places_where_it_cannot_go(move, message, folder):
     mine = ours(folder)
