@@ -181,7 +181,7 @@ class TwoForms(nn.Module):
     def _unreachable(self, error: Exception) -> StrategyError:
         reason = str(error).splitlines()[0].rstrip(". ")
         return StrategyError(
-            f"the model cannot go there: {reason}; it stays on {self.device}, and `rwkv-engine info` tells what there is"
+            f"the model cannot go there: {reason}; it stays on {self.device}; `rwkv-engine info` tells what there is"
         )
 
     def _renew(self) -> None:

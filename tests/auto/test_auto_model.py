@@ -109,6 +109,9 @@ def test_outputs_are_read_as_transformers(folder):
     assert mine(ids, use_cache=False, state=output.state).state is not None
     mine.config.use_cache = False
     assert mine(ids).state is None
+    mine.config.use_cache = True
+    assert mine.train()(ids).state is None, "while training it would hold on to activations"
+    assert mine(ids, use_cache=True).state is not None
 
 
 def test_the_state_given_is_not_changed(folder):
