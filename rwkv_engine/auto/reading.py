@@ -60,16 +60,6 @@ class Reading:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), state
 
 
-@contextmanager
-def gradients(on: bool) -> Iterator[None]:
-    """Off, what is made is none of inference mode's tensors, which could never meet a gradient later."""
-    if on:
-        yield
-    else:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-
-
 def ids_of(input_ids: Any, attention_mask: Any, n_vocab: int) -> tuple[Tensor, Tensor | None]:
     """Ids (B, T) int64 and their mask (B, T) bool, None where all are tokens.
 
