@@ -22,7 +22,6 @@ from rwkv_engine.auto.reading import (
     ALL,
     Reading,
     checked_labels,
-    gradients,
     ids_of,
     kept_places,
     refuse_gradient,
@@ -227,7 +226,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
             wanted = wanted and any(getattr(state, name).requires_grad for name in FIELDS)
         if wanted:
             self.make_trainable("called with gradients on")
-        with gradients(wanted):
+        with torch.set_grad_enabled(wanted):
             yield Reading(self.core, self.engine, wanted)
 
     def _returned(self, after: State, given: Any, use_cache: bool | None) -> State | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,6 +95,7 @@ def state_of(state: Any, core: Rwkv4, batch: int) -> State:
                 " transformers' list of five tensors"
             )
         state.check(core.config, core.fingerprint, batch)
+        # What inference mode has made could not meet a gradient.
         return state.clone() if state.att_shift.is_inference() else state
 
 

@@ -137,6 +137,15 @@ def test_what_inference_mode_made_meets_gradients(folder):
     assert all(p.grad is not None for p in mine.parameters())
 
 
+def test_a_pool_made_in_inference_mode_serves_afterwards(folder):
+    mine, token = ours(folder), random_ids(1, 1)
+    mine.engine.pooled = True  # as on a GPU
+    with torch.inference_mode():
+        first = mine(token).logits
+    with torch.no_grad():
+        assert torch.equal(mine(token).logits, first)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -229,9 +229,15 @@ def test_a_saved_state_dict_is_a_checkpoint(folder, tmp_path):
 
 
 def test_a_mapped_file_is_not_trained(tmp_path):
+    """Nor does what is trained depend on it any more."""
     path = save_packed(oracle.random_weights(SHAPE), tmp_path / "m.safetensors", "cpu fp32")
     before = path.read_bytes()
     mine, ids = ours(path), random_ids(1, 5)
+    expected = mine.train().engine.forward(ids)[0]
+    with open(path, "r+b") as file:
+        file.write(bytes(len(before)))
+    assert torch.equal(mine.engine.forward(ids)[0], expected)
+    path.write_bytes(before)
     optimizer = torch.optim.SGD(mine.parameters(), lr=0.1)
     mine(ids, labels=ids).loss.backward()
     optimizer.step()
@@ -268,6 +274,7 @@ def test_half_precision_trains(precision, folder):
     exact(ids, labels=ids).loss.backward()
     mine = ours(folder, dtype=precision)
     mine(ids, labels=ids).loss.backward()
+    assert {p.dtype for p in mine.parameters() if p.ndim > 1} == {getattr(torch, precision)}
     peer = theirs(folder, dtype=getattr(torch, precision)).train()
     peer(ids, labels=ids).loss.backward()
     theirs_by_name = {name: p.grad for name, p in peer.named_parameters()}
