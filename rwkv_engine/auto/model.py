@@ -225,7 +225,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         if self.is_frozen:
             wanted = wanted and any(getattr(state, name).requires_grad for name in FIELDS)
         if wanted:
-            self.make_trainable("called with gradients on")
+            self.make_trainable("called with gradients on (torch.no_grad() would avoid this)")
         with torch.set_grad_enabled(wanted):
             yield Reading(self.core, self.engine, wanted)
 

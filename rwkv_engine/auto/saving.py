@@ -63,7 +63,14 @@ class Saving:
 
     def _not_settings(self) -> set[str]:
         """Of the configuration: what the tensors tell, and what files say of themselves."""
-        return {*self.core.config.settings(), "architectures", "dtype", "torch_dtype", "rescale_every"}
+        return {
+            *self.core.config.settings(),
+            "architectures",
+            "dtype",
+            "torch_dtype",
+            "rescale_every",
+            "tie_word_embeddings",
+        }
 
     def push_to_hub(
         self,
