@@ -107,8 +107,15 @@ def test_a_mask_that_masks_nothing_changes_nothing(folder):
 
 
 @torch.no_grad()
-def test_long_texts_are_read_in_chunks(folder):
-    mine = ours(folder)
+def test_long_texts_are_read_in_chunks(folder, monkeypatch):
+    mine, lengths = ours(folder), []
+    read = mine.core.read
+
+    def watched(tokens, *others):
+        lengths.append(tokens.shape[1])
+        return read(tokens, *others)
+
+    monkeypatch.setattr(mine.core, "read", watched)
     ids, n = random_ids(2, 2 * CHUNK + 3), CHUNK + 1
     mask = torch.ones_like(ids)
     mask[1, n:] = 0
@@ -116,6 +123,8 @@ def test_long_texts_are_read_in_chunks(folder):
     assert torch.equal(output.logits[0], mine(ids[:1]).logits[0])
     assert torch.equal(output.logits[1, :n], mine(ids[1:, :n]).logits[0])
     assert output.state.position.tolist() == [2 * CHUNK + 3, n]
+    assert max(lengths) <= CHUNK + 1
+    assert sum(lengths) == 2 * (2 * CHUNK + 3) + n
 
 
 @pytest.mark.parametrize(
