@@ -9,6 +9,7 @@ nothing, counts that do not add up) is an error. `auto` takes the best that this
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -86,13 +87,20 @@ class Strategy:
         """The normal form; parsing it gives the same segments."""
         return " -> ".join(map(str, self.segments)) or "auto"
 
-    def resolve(self, config: ModelConfig) -> Strategy:
-        """`auto` decided for a model by the memory that is free now, see `strategy_auto`."""
+    def resolve(self, config: ModelConfig, precision: str | None = None) -> Strategy:
+        """`auto` decided for a model by the memory that is free now, see `strategy_auto`.
+
+        Args:
+            config: of the model.
+            precision: as a strategy writes it, instead of the one that would be chosen.
+        """
         if self.segments:
             return self
         gpus = [free_memory(f"cuda:{i}") or 0 for i in range(_gpu_count())]
-        half, single = (_layer_bytes(dtype, config) for dtype in (torch.float16, torch.float32))
-        return Strategy.parse(best_strategy(half, single, gpus, free_memory("cpu")))
+        dtypes = (torch.float16, torch.float32) if precision is None else (DTYPES[precision[:4]],) * 2
+        half, single = (_layer_bytes(dtype, config) for dtype in dtypes)
+        text = best_strategy(half, single, gpus, free_memory("cpu"))
+        return Strategy.parse(text if precision is None else re.sub("fp16|fp32|bf16", precision, text))
 
     def place(self, config: ModelConfig) -> tuple[Placement, ...]:
         """One placement for each layer and a last one for the output LayerNorm and the head.

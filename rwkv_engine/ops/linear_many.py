@@ -54,11 +54,11 @@ def dense_product(x: Tensor, weight: Tensor) -> Tensor:
     float16 product is brought below 1 by a power of two first: relu(k)^2 may pass 65504.
     """
     if weight.dtype == x.dtype:
-        return F.linear(x, weight)
+        return F.linear(x, weight).to(x.dtype)  # autocast multiplies in, and returns, a type of its own
     if weight.dtype == torch.bfloat16:
         return _rounded_product(x, weight)
     x, exponent = _below_one(x)
-    return torch.ldexp(_rounded_product(x, weight), exponent)
+    return _times_power(_rounded_product(x, weight), exponent)
 
 
 def int8_product(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
@@ -80,7 +80,12 @@ def int8_product(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 def _below_one(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of x divided by powers of two, which costs no digit, and the exponents of these."""
     _, exponent = torch.frexp(x.abs().amax(dim=-1, keepdim=True))
-    return torch.ldexp(x, -exponent), exponent
+    return _times_power(x, -exponent), exponent
+
+
+def _times_power(x: Tensor, exponent: Tensor) -> Tensor:
+    """x 2^exponent. The gradient of torch's ldexp is zero where the exponent is a negative integer."""
+    return x * torch.ldexp(torch.ones_like(exponent, dtype=x.dtype), exponent)
 
 
 def _rounded_product(x: Tensor, weight: Tensor) -> Tensor:

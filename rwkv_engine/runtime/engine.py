@@ -40,6 +40,7 @@ class Engine:
         """The state before the first token of `batch` sequences."""
         return State.initial(self.model.config, batch).to(self.model.layout.home)
 
+    @torch.inference_mode(False)  # what is made here outlives the call: pools and states, which others change in place
     @torch.no_grad()
     def forward(self, tokens: Tensor, state: State | None = None, full_output: bool = False) -> tuple[Tensor, State]:
         """Reads tokens, continuing from `state`, which is not modified.
@@ -56,7 +57,7 @@ class Engine:
         Raises:
             RequestError: no tokens, an id outside the vocabulary, a foreign state.
         """
-        self._check(tokens)
+        check_tokens(tokens, self.model.config.n_vocab)
         state = state or self.initial_state(len(tokens))
         state.check(self.model.config, self.model.fingerprint, len(tokens))
         if self.pooled and tokens.shape[1] == 1 and len(tokens) <= BUCKETS[-1]:
@@ -78,15 +79,20 @@ class Engine:
             sizes.append(rest)
         return sizes
 
-    def _check(self, tokens: Tensor) -> None:
-        n_vocab = self.model.config.n_vocab
-        if tokens.ndim != 2 or tokens.numel() == 0:
-            raise RequestError(f"tokens: got shape {tuple(tokens.shape)}, expected (B, T) with at least one token each")
-        if tokens.dtype != torch.int64:
-            raise RequestError(f"tokens: got {tokens.dtype}, expected integer ids (int64)")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= n_vocab:
-            raise RequestError(
-                f"token id {low if low < 0 else high} is outside this model's vocabulary of {n_vocab};"
-                " is this another model's tokenizer?"
-            )
+
+def check_tokens(tokens: Tensor, n_vocab: int) -> None:
+    """Refuses what are no ids (B, T) of a vocabulary.
+
+    Raises:
+        RequestError: with what was found.
+    """
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        raise RequestError(f"tokens: got shape {tuple(tokens.shape)}, expected (B, T) with at least one token each")
+    if tokens.dtype != torch.int64:
+        raise RequestError(f"tokens: got {tokens.dtype}, expected integer ids (int64)")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= n_vocab:
+        raise RequestError(
+            f"token id {low if low < 0 else high} is outside this model's vocabulary of {n_vocab};"
+            " is this another model's tokenizer?"
+        )

@@ -53,7 +53,7 @@ def load_model(
         model = ARCHITECTURES[config.version](config, fingerprint)
     # Without kernels tiles are only in the way, but where int8 lies in them. Asking loads those of a GPU, of which
     # training wants wkv4's too.
-    kernels = {device: _has_kernels(device) for device in {p.device for p in placements}}
+    kernels = {device: has_kernels(device) for device in {p.device for p in placements}}
     said, done = False, 0
     for name, shape in config.tensor_shapes().items():
         placement = placements[layer_of(name, config.n_layer)]
@@ -71,7 +71,7 @@ def load_model(
                 say(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
                 said = True
             placed = converted(checkpoint, name, form, dtype, placement.device)
-        _put(model, name, shape, form, placed)
+        put(model, name, shape, form, placed)
         done += math.prod(shape)
         if progress:
             progress(done, config.n_params)
@@ -85,7 +85,8 @@ def rounding_note(checkpoint: Checkpoint, placements: Sequence[Placement]) -> st
     return "; its int8 weights are rounded already, and stay so" if lost else ""
 
 
-def _has_kernels(device: str) -> bool:
+def has_kernels(device: str) -> bool:
+    """Whether compiled kernels serve a device; asking loads them."""
     kernels = _extension_cuda if device.startswith("cuda") else _extension
     return kernels.status().kind != "reference"
 
@@ -133,7 +134,8 @@ def _moved(checkpoint: Checkpoint, ready: Arranged, device: str) -> Arranged:
     return moved
 
 
-def _put(model: Rwkv4, name: str, shape: tuple[int, ...], form: str, placed: Arranged) -> None:
+def put(model: Rwkv4, name: str, shape: tuple[int, ...], form: str, placed: Arranged) -> None:
+    """Gives a model a tensor by its original name; what was there must be as `Rwkv4` makes it, or of the same form."""
     path, _, attribute = name.rpartition(".")
     values, scales = placed
     if form == "tiles":

@@ -1,0 +1,128 @@
+"""A model's numbers under the names of a Hugging Face config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rwkv_engine.core import Checkpoint, ModelConfig
+from rwkv_engine.core.files import damage_reported
+from rwkv_engine.errors import CheckpointError
+from rwkv_engine.pipeline import locate
+
+# What tensors alone do not tell. Token 0 ends a text in every RWKV-4 vocabulary that has such a token.
+DEFAULTS = {
+    "architectures": ["RwkvForCausalLM"],
+    "bos_token_id": 0,
+    "context_length": 1024,
+    "eos_token_id": 0,
+    "rescale_every": 0,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+}
+NUMBERS = ("vocab_size", "hidden_size", "num_hidden_layers")
+
+
+class RwkvConfig:
+    """As attributes: vocab_size, hidden_size, num_hidden_layers, attention_hidden_size, intermediate_size,
+    layer_norm_epsilon, context_length, bos_token_id, eos_token_id, model_type, and what else a config.json has.
+
+    They tell what a model is, and may be changed where they say how it is used (`eos_token_id`, `use_cache`). Nothing
+    here rescales weights, whatever `rescale_every` says; and texts may be longer than `context_length`.
+    """
+
+    model_type = "rwkv"
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    attention_hidden_size: int
+    intermediate_size: int
+    layer_norm_epsilon: float
+    context_length: int
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    use_cache: bool
+
+    def __init__(self, **values: Any):
+        vars(self).update(DEFAULTS | values)
+        for name, default in (("attention_hidden_size", 1), ("intermediate_size", 4)):
+            if values.get(name) is None and "hidden_size" in values:
+                setattr(self, name, default * values["hidden_size"])
+        self.layer_norm_epsilon = values.get("layer_norm_epsilon", 1e-5)
+
+    @classmethod
+    def of(cls, config: ModelConfig, folder: Path) -> RwkvConfig:
+        """The numbers of a model, with what the config.json of its folder, if there is one, says besides."""
+        return cls(**(read_json(folder / "config.json") | config.settings()))
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Another name of `context_length`."""
+        return self.context_length
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as in a config.json."""
+        return {"model_type": self.model_type, **vars(self)}
+
+    def to_json_string(self) -> str:
+        """The same as text."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RwkvConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class AutoConfig:
+    """Reads the numbers of a model, no weights."""
+
+    @staticmethod
+    def from_pretrained(
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+    ) -> RwkvConfig:
+        """Reads them from a config.json, else from the shapes of the tensors.
+
+        Args:
+            name_or_path: whatever `RWKV.from_pretrained` takes, or a folder with a config.json. A hub id is downloaded
+                whole, for the model is what comes next.
+            revision: of a hub id: branch, tag or commit.
+            token: for a private or gated repository.
+            local_files_only: take a hub id from the hub cache and ask no server.
+
+        Raises:
+            CheckpointError: no RWKV-4 model is there.
+        """
+        path = locate(name_or_path, revision, token, local_files_only)
+        settings = read_json(path / "config.json")
+        if settings and not list(path.glob("*.safetensors")) + list(path.glob("*.bin")) + list(path.glob("*.pth")):
+            kind = settings.get("model_type")
+            missing = [name for name in NUMBERS if not isinstance(settings.get(name), int)]
+            if kind != RwkvConfig.model_type or missing:
+                what = f"lacks {missing[0]}" if missing else f"says model_type {kind!r}, expected 'rwkv'"
+                raise CheckpointError(f"{path}: its config.json {what}; only RWKV-4 runs here")
+            return RwkvConfig(**{name: value for name, value in settings.items() if name != "model_type"})
+        return RwkvConfig.of(Checkpoint.open(path).config, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    with damage_reported(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content

@@ -1,0 +1,200 @@
+"""Weights in two forms: packed as kernels read them, or plain matrices with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from rwkv_engine._jit import say
+from rwkv_engine.core.names import to_original
+from rwkv_engine.core.strategy import DTYPES
+from rwkv_engine.errors import CheckpointError, StrategyError
+from rwkv_engine.models import Rwkv4
+from rwkv_engine.models.dense import is_quantized, make_dense
+from rwkv_engine.runtime import Engine
+from rwkv_engine.runtime.moving import forget_places, move_model, stays
+
+
+class TwoForms(nn.Module):
+    """The modules of an `Rwkv4`, as its own, so that parameters have the names of a checkpoint.
+
+    There is one set of weights. It begins packed, which is fast and has no gradients. Whoever asks for parameters, for
+    the state dict, for training, or for an output with gradients gets plain matrices with the same numbers: they are
+    converted then, one after the other, and stay so. Nothing has to be converted back: what runs is what is trained.
+
+    Attributes:
+        core: the model itself; no module of this one, or every parameter would have two names.
+        is_trainable: whether the weights are plain matrices already.
+        is_frozen: whether they are to have no gradients, see `requires_grad_`.
+        is_quantized: whether matrices are int8, which is one form only and cannot be trained.
+    """
+
+    core: Rwkv4
+
+    def __init__(self, core: Rwkv4, is_mapped: bool = False):
+        """`is_mapped`: parts of it lie in a mapped file, and may not be written to."""
+        super().__init__()
+        object.__setattr__(self, "core", core)
+        self.emb, self.blocks, self.ln_out, self.head = core.emb, core.blocks, core.ln_out, core.head
+        self._is_mapped = is_mapped
+        self.is_quantized = is_quantized(core)
+        self.is_trainable = self.is_frozen = False
+        self.training = False
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first layer. Ids and states are taken from any device; logits come back on the head's."""
+        return self.core.layout.devices[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embedding; without int8 or a mix of precisions that of all matrices. Vectors are float32 always."""
+        return self.core.emb.weight.dtype
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Reads ids with the weights as they are now, without gradients."""
+        return Engine(self.core)
+
+    def make_trainable(self, reason: str) -> None:
+        """Plain matrices from now on. `reason`: told to the person at the terminal, for generation gets slower.
+
+        Raises:
+            StrategyError: the weights are int8.
+        """
+        if self.is_trainable:
+            return
+        with torch.inference_mode(False), torch.no_grad():  # inference mode's tensors would be good for nothing else
+            make_dense(self.core, copies=self._is_mapped)
+            self.core.requires_grad_(not self.is_frozen)
+        self.is_trainable = True
+        self._renew()
+        say(
+            f"{reason}: the weights are as training wants them from now on, and generation is slower; saved and loaded"
+            " again, the model is fast again"
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """As in every module; training makes the weights trainable.
+
+        Raises:
+            StrategyError: training with int8 weights.
+        """
+        if mode:
+            self.make_trainable("train()")
+        return super().train(mode)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As in every module. Without gradients, packed weights stay packed whatever else is done with gradients on.
+
+        Raises:
+            StrategyError: gradients for int8 weights.
+        """
+        self.is_frozen = not requires_grad
+        if requires_grad:
+            self.make_trainable("requires_grad_()")
+        self.core.requires_grad_(requires_grad)
+        return self
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """What `parameters`, `named_parameters` and optimizers go through, also those of a module around this one."""
+        if not self.is_quantized:  # those have parameters to look at, and none to train
+            self.make_trainable("parameters()")
+        yield from super().named_modules(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The tensors of a checkpoint by their original names; saved by `torch.save`, it is a `.pth` to load.
+
+        Raises:
+            StrategyError: the weights are int8.
+        """
+        self.make_trainable("state_dict()")
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Takes original and Hugging Face names, and vectors of any shape. States made before are no longer of use.
+
+        Raises:
+            CheckpointError: tensors are missing, unknown, or of another shape.
+            StrategyError: the weights are int8.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()[1:]]
+            raise CheckpointError(f"state dict: {' '.join(lines)[:500]}; is it another model's?") from error
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.make_trainable("load_state_dict()")
+        shapes = self.core.config.tensor_shapes()
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            tensor = state_dict.pop(key)
+            name = to_original(key.removeprefix(prefix))
+            is_vector = isinstance(tensor, Tensor) and len(shapes.get(name, ())) == 1
+            state_dict[prefix + name] = tensor.flatten() if is_vector else tensor
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """To another device, another floating dtype, or both, as every module; vectors stay float32.
+
+        Raises:
+            CheckpointError: numbers too large for float16.
+            StrategyError: there is no such device, or the model cannot run there or in that dtype.
+        """
+        try:
+            torch._C._nn._parse_to(*args, **kwargs)  # a number is a device of the accelerator, if there is one
+        except RuntimeError as error:
+            raise self._unreachable(error) from error
+        return super().to(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `cuda`, `half` and their kin come down to, also those of a module around this one."""
+        self._check_target(fn)
+        if self.is_trainable or stays(self.core, fn):
+            super()._apply(lambda tensor: _moved(tensor, fn), recurse)  # type: ignore[no-untyped-call]
+            forget_places(self.core)
+        else:
+            with torch.inference_mode(False), torch.no_grad():
+                move_model(self.core, fn)
+        self._renew()
+        return self
+
+    def _check_target(self, fn: Callable[[Tensor], Tensor]) -> None:
+        try:
+            target = fn(torch.empty(1, dtype=self.dtype, device=self.device))
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise self._unreachable(error) from error
+        if target.device.type not in ("cpu", "cuda"):
+            raise StrategyError(f"the model cannot go to the device {target.device}: it runs on cpu and cuda")
+        if target.dtype not in DTYPES.values():
+            raise StrategyError(f"the model cannot run in {target.dtype}: expected float32, float16 or bfloat16")
+        if self.is_quantized and target.dtype != self.dtype:
+            raise StrategyError(
+                f"int8 weights do not become {target.dtype}; load the model again, with that dtype and without int8"
+            )
+
+    def _unreachable(self, error: Exception) -> StrategyError:
+        reason = str(error).splitlines()[0].rstrip(". ")
+        return StrategyError(
+            f"the model cannot go there: {reason}; it stays on {self.device}; `rwkv-engine info` tells what there is"
+        )
+
+    def _renew(self) -> None:
+        """After weights were replaced or moved."""
+        self.head = self.core.head
+        self.__dict__.pop("engine", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: an engine's locks and recordings are not."""
+        return {name: value for name, value in self.__dict__.items() if name != "engine"}
+
+
+def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Vectors keep their type."""
+    moved = fn(tensor)
+    return moved if tensor.ndim > 1 or moved.dtype == tensor.dtype else tensor.to(moved.device)

@@ -1,0 +1,153 @@
+"""What transformers' `from_pretrained` takes, as a strategy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rwkv_engine.core import Checkpoint, Strategy
+from rwkv_engine.core.strategy import DTYPES
+from rwkv_engine.errors import RequestError, StrategyError
+
+DType = str | torch.dtype | None
+DeviceMap = str | int | torch.device | Mapping[str, Any] | None
+
+_NAMES = {  # of precisions, as people write them
+    **{name: name for name in DTYPES},
+    **{str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()},
+    "float": "fp32",
+    "half": "fp16",
+}
+_AUTO = ("auto", "balanced", "balanced_low_0", "sequential")
+# What can be said to transformers and makes no difference here: anything is taken, and nothing done.
+HARMLESS = (
+    "attn_implementation",  # there is no attention
+    "low_cpu_mem_usage",  # it always is
+    "offload_folder",
+    "offload_state_dict",
+    "rescale_every",  # nothing is rescaled: hidden states are float32
+    "trust_remote_code",  # no code comes with a model
+    "use_safetensors",  # both kinds are read, and neither can run code
+)
+# What would make a difference, and why it cannot.
+REFUSED = {
+    "adapter_kwargs": "adapters are not supported",
+    "cache_dir": "the environment variable HF_HOME says where the hub cache is",
+    "config": "the numbers of a model are those of its tensors",
+    "force_download": "delete the model from the hub cache instead: hf cache delete",
+    "gguf_file": "no GGUF is read; take the .pth or the Hugging Face files it was made from",
+    "load_in_4bit": "int4 weights are not there yet; use load_in_8bit=True",
+    "max_memory": "say which layers go where: strategy='cuda fp16 *10 -> cpu fp32'",
+    "quantization_config": "use load_in_8bit=True, or strategy='cuda fp16i8'",
+    "state_dict": "call model.load_state_dict instead",
+    "subfolder": "give the path of the file: owner/name/FOLDER/FILE.pth",
+    "use_auth_token": "it is called token",
+    "variant": "name the file: owner/name/FILE.pth",
+}
+
+
+def check_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Refuses options that would change something and cannot, and those nobody knows.
+
+    Raises:
+        RequestError: naming the first one, with the reason or what is known.
+    """
+    for name, value in options.items():
+        if name in HARMLESS or (name in REFUSED and (value is None or value is False)):
+            continue
+        if name in REFUSED:
+            raise RequestError(f"from_pretrained: {name}={value!r}: {REFUSED[name]}")
+        expected = ", ".join(known)
+        raise RequestError(f"from_pretrained: no option {name!r}; expected {expected} (or {', '.join(HARMLESS)})")
+
+
+def strategy_for(
+    checkpoint: Checkpoint,
+    strategy: str | None,
+    dtype: DType,
+    torch_dtype: DType,
+    device_map: DeviceMap,
+    load_in_8bit: bool,
+) -> Strategy:
+    """The strategy, ready to be placed.
+
+    Args:
+        checkpoint: whose dtype "auto" means, and whose size tells what fits where.
+        strategy: ours, which says all of it; the others are for those who know transformers.
+        dtype, torch_dtype: two names of one thing; None is float32.
+        device_map: where; None is the CPU.
+        load_in_8bit: matrices in int8.
+
+    Raises:
+        StrategyError: no such precision or device here, or two that contradict each other.
+    """
+    if torch_dtype is not None and dtype is not None and _precision(dtype) != _precision(torch_dtype):
+        raise StrategyError(f"dtype={dtype} and torch_dtype={torch_dtype} are two names of one thing; give one")
+    dtype = dtype if dtype is not None else torch_dtype
+    if strategy is not None:
+        given = {"dtype": dtype, "device_map": device_map, "load_in_8bit": load_in_8bit or None}
+        if also := [name for name, value in given.items() if value is not None]:
+            raise StrategyError(f"strategy={strategy!r} says it all; leave {also[0]} out")
+        parsed = Strategy.parse(strategy)
+        parsed.check_runnable()
+        return parsed.resolve(checkpoint.config)
+    device = _device(device_map)
+    precision = None if dtype is None else _precision(dtype) or _stored(checkpoint)
+    if device == "auto":
+        text = str(Strategy.parse("auto").resolve(checkpoint.config, precision))
+    else:
+        text = f"{device} {precision or 'fp32'}"
+    if load_in_8bit:
+        text = re.sub(r"(fp32|fp16|bf16)\b", r"\1i8", text)
+    parsed = Strategy.parse(text)
+    try:
+        parsed.check_runnable()
+    except StrategyError as error:
+        reason = str(error).splitlines()[0].removeprefix("strategy: ")
+        raise StrategyError(f"device_map={device_map!r}: {reason}") from error
+    return parsed
+
+
+def _precision(dtype: str | torch.dtype) -> str | None:
+    """By our names; None for "auto"."""
+    name = str(dtype).removeprefix("torch.")
+    if name == "auto":
+        return None
+    if name not in _NAMES:
+        raise StrategyError(f"dtype: got {dtype}, expected auto, float32, float16 or bfloat16")
+    return _NAMES[name]
+
+
+def _stored(checkpoint: Checkpoint) -> str:
+    """The precision of the matrices in the file; int8's is that of what lies beside it."""
+    stored = checkpoint.read("emb.weight").dtype
+    names = [name for name, dtype in DTYPES.items() if dtype == stored]
+    name = names[0] if names else "fp32"
+    quantized = checkpoint.packing is not None and checkpoint.packing.is_quantised
+    return f"{name}i8" if quantized else name
+
+
+def _device(device_map: DeviceMap) -> str:
+    """As strategies name it, or "auto"."""
+    if isinstance(device_map, Mapping):
+        if set(device_map) != {""}:
+            raise StrategyError(
+                "device_map: modules cannot be placed one by one; give {'': device} for all, or say how many layers go"
+                " where: strategy='cuda:0 fp16 *10 -> cuda:1 fp16'"
+            )
+        return _device(device_map[""])
+    if device_map is None:
+        return "cpu"
+    if isinstance(device_map, int) and not isinstance(device_map, bool):
+        return f"cuda:{device_map}"
+    name = str(device_map)
+    if name in _AUTO:
+        return "auto"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise StrategyError(
+            f"device_map: got {device_map!r}, expected auto, cpu, cuda, cuda:N, N or {{'': one of these}}"
+        )
+    return name

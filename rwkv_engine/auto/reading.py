@@ -1,0 +1,154 @@
+"""How a call reads: with gradients whole, without them in chunks; rows with padding as if it were not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkv_engine.auto.padding import put_back, read_mask, texts_of
+from rwkv_engine.core import State
+from rwkv_engine.core.state_layouts import from_layout
+from rwkv_engine.errors import RequestError, StrategyError
+from rwkv_engine.models import Rwkv4
+from rwkv_engine.runtime import Engine
+from rwkv_engine.runtime.engine import CHUNK, check_tokens
+from rwkv_engine.runtime.ragged import read_ragged
+
+ALL, LAST = slice(None), slice(-1, None)
+
+
+class Reading:
+    """One call's."""
+
+    def __init__(self, core: Rwkv4, engine: Engine, with_gradients: bool):
+        self.core, self.engine, self.with_gradients = core, engine, with_gradients
+
+    def logits(
+        self, ids: Tensor, mask: Tensor | None, state: State, keep: slice | Tensor, layers: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, State]:
+        """Logits (B, N, V) of the places to keep; the hidden states of all if `layers`; the state after them."""
+        plain = mask is None and not layers and not self.with_gradients
+        if plain and isinstance(keep, slice) and keep in (ALL, LAST):
+            logits, state = self.engine.forward(ids, state, full_output=keep == ALL)
+            return (logits if keep == ALL else logits.unsqueeze(1)), None, state
+        features, state = self.features(ids, mask, state, layers)
+        last = features[:, :, -1] if layers else features
+        return self.core.head(last[:, keep]), features.unbind(2) if layers else None, state
+
+    def features(self, ids: Tensor, mask: Tensor | None, state: State, layers: bool) -> tuple[Tensor, State]:
+        """(B, T, C) after the last LayerNorm, or with all layers before it, (B, T, L + 1, C); zeros where masked."""
+
+        def read(tokens: Tensor, before: State) -> tuple[Tensor, State]:
+            return self._read(tokens, before, layers)
+
+        if mask is None:
+            return read(ids, state)
+        outputs, state = read_ragged(read, texts_of(ids, mask), state)
+        return put_back(outputs, mask), state
+
+    def _read(self, tokens: Tensor, state: State, layers: bool) -> tuple[Tensor, State]:
+        parts = []
+        for chunk in [tokens] if self.with_gradients else tokens.split(CHUNK, dim=1):
+            after: list[Tensor] | None = [] if layers else None
+            x, state = self.core.read(chunk, state, after)
+            x = self.core.ln_out(x)
+            parts.append(x if after is None else torch.stack([*(y.to(x.device) for y in after), x], dim=2))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), state
+
+
+def ids_of(input_ids: Any, attention_mask: Any, n_vocab: int) -> tuple[Tensor, Tensor | None]:
+    """Ids (B, T) int64 and their mask (B, T) bool, None where all are tokens.
+
+    Raises:
+        RequestError: what is not masked is no ids of this vocabulary, or the mask does not fit.
+    """
+    try:
+        ids = torch.as_tensor(input_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(
+            f"input_ids: expected integer ids (B, T), got {type(input_ids).__name__}: {error}"
+        ) from error
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim != 2 or ids.numel() == 0:
+        raise RequestError(f"input_ids: expected integer ids (B, T), got {ids.dtype} {tuple(ids.shape)}")
+    ids = ids.long()
+    mask = read_mask(ids, attention_mask)
+    check_tokens(ids if mask is None else ids[mask].unsqueeze(0), n_vocab)
+    return ids, mask
+
+
+def state_of(state: Any, core: Rwkv4, batch: int) -> State:
+    """The state to continue from, ours or transformers' list of five tensors; None: before the first token.
+
+    Raises:
+        RequestError: neither, or of another model or batch.
+    """
+    with torch.inference_mode(False):
+        if state is None:
+            return State.initial(core.config, batch).to(core.layout.home)
+        if isinstance(state, list | tuple):
+            state = from_layout(state, "transformers", core.config)
+        if not isinstance(state, State):
+            raise RequestError(
+                f"state: got {type(state).__name__}, expected what a call before returned (output.state), or"
+                " transformers' list of five tensors"
+            )
+        state.check(core.config, core.fingerprint, batch)
+        # What inference mode has made could not meet a gradient.
+        return state.clone() if state.att_shift.is_inference() else state
+
+
+def kept_places(logits_to_keep: int | Tensor, n: int) -> slice | Tensor:
+    """Which of n places logits are wanted of.
+
+    Raises:
+        RequestError: neither a number of last places nor a (N,) tensor of places.
+    """
+    if isinstance(logits_to_keep, Tensor):
+        places = logits_to_keep
+        if places.ndim == 1 and places.dtype in (torch.int32, torch.int64) and (places.abs() <= n - 1).all():
+            return places
+    elif isinstance(logits_to_keep, int) and logits_to_keep >= 0:
+        return slice(-logits_to_keep, None) if logits_to_keep else ALL
+    raise RequestError(
+        f"logits_to_keep: got {logits_to_keep!r}, expected how many last places to keep, 0 for all, or a (N,) tensor of"
+        f" places below {n}"
+    )
+
+
+def checked_labels(labels: Any, ids: Tensor, n_vocab: int, ignored: int) -> Tensor:
+    """Labels (B, T) int64.
+
+    Raises:
+        RequestError: of another shape than the ids, or no ids of this vocabulary.
+    """
+    given = torch.as_tensor(labels)
+    if given.shape != ids.shape or given.is_floating_point() or given.dtype == torch.bool:
+        raise RequestError(
+            f"labels: got {given.dtype} {tuple(given.shape)}, expected integers of the shape of input_ids,"
+            f" {tuple(ids.shape)}; they are shifted inside"
+        )
+    given = given.long()
+    wrong = given[(given != ignored) & ((given < 0) | (given >= n_vocab))]
+    if wrong.numel():
+        raise RequestError(
+            f"labels: got {int(wrong[0])}, expected ids below {n_vocab}, or {ignored} for what does not count"
+        )
+    return given
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise StrategyError("int8 weights have no gradient; load the model in a float type to train it")
+
+
+def refuse_gradient(output: Tensor) -> Tensor:
+    """The same output, whose `backward` says why there is none; torch would speak of a missing grad_fn."""
+    refused: Tensor = _Refusal.apply(output, torch.zeros((), requires_grad=True))  # type: ignore[no-untyped-call]
+    return refused

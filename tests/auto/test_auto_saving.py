@@ -1,0 +1,127 @@
+"""What is saved here transformers reads, and the other way round; what goes to the hub is what is saved."""
+
+from __future__ import annotations
+
+import json
+
+import oracle
+import pytest
+import torch
+from auto_models import SHAPE, difference, folder_of, ours, random_ids, theirs
+from checkpoints import as_torch
+
+from rwkv_engine import CheckpointError, RequestError, StrategyError
+from rwkv_engine.auto.saving import bytes_of
+from rwkv_engine.core import Checkpoint
+from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return folder_of(tmp_path)
+
+
+@pytest.fixture
+def _convert():
+    pytest.importorskip("rwkv_engine.convert", reason="conversion is not there")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.usefixtures("_convert")
+def test_transformers_reads_what_is_saved(trained, folder, tmp_path):
+    mine, ids = ours(folder), random_ids(2, 9)
+    mine.config.eos_token_id = 5
+    mine.generation_config["max_new_tokens"] = 7
+    if trained:
+        optimizer = torch.optim.SGD(mine.parameters(), lr=0.1)
+        mine(ids, labels=ids).loss.backward()
+        optimizer.step()
+    mine.save_pretrained(tmp_path / "out", max_shard_size="10KB")
+    assert mine.is_trainable == trained, "saving converts nothing"
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
+    with torch.no_grad():
+        expected = mine(ids).logits
+        assert difference(theirs(tmp_path / "out")(ids).logits, expected) < 1e-4
+        again = ours(tmp_path / "out")
+        assert difference(again(ids).logits, expected) < 1e-5
+    assert again.config.eos_token_id == 5
+    assert again.generation_config == {"max_new_tokens": 7}
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["rescale_every"] == 0
+    saved = Checkpoint.open(tmp_path / "out")
+    for name, tensor in checkpoint_tensors(mine.core):
+        assert torch.equal(saved.read(name), tensor), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_transformers_saves_is_read(dtype, folder, tmp_path):
+    peer = theirs(folder, dtype=getattr(torch, dtype))
+    peer.save_pretrained(tmp_path / "theirs")
+    mine, ids = ours(tmp_path / "theirs", dtype="auto"), random_ids(2, 9)
+    assert mine.dtype == getattr(torch, dtype)
+    with torch.no_grad():
+        reference = ours(folder, dtype=dtype)(ids).logits
+        # transformers rounds the vectors too, but for two of them.
+        assert difference(mine(ids).logits, reference) < (1e-6 if dtype == "float32" else 0.05)
+        assert difference(mine(ids).logits, peer(ids).logits) < (1e-4 if dtype == "float32" else 0.05)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32 *2 -> cpu fp16"])
+def test_tensors_of_a_placed_model_are_those_of_the_file(strategy, trainable, folder):
+    mine = ours(folder, strategy=strategy)
+    if trainable:
+        mine.train()
+    weights = as_torch(oracle.random_weights(SHAPE))
+    dtypes = checkpoint_dtypes(mine.core)
+    for name, tensor in checkpoint_tensors(mine.core):
+        assert tensor.dtype == dtypes[name] == (torch.float32 if tensor.ndim == 1 else tensor.dtype)
+        assert torch.equal(tensor, weights.pop(name).view(tensor.shape).to(tensor.dtype)), name
+    assert not weights
+
+
+@pytest.mark.usefixtures("_convert")
+def test_what_cannot_be_saved(folder, tmp_path):
+    with pytest.raises(StrategyError, match="no place for int8"):
+        ours(folder, load_in_8bit=True).save_pretrained(tmp_path / "out")
+    with pytest.raises(RequestError, match="pickles are not written"):
+        ours(folder).save_pretrained(tmp_path / "out", safe_serialization=False)
+    with pytest.raises(RequestError, match="max_shard_size: got 'much'"):
+        ours(folder).save_pretrained(tmp_path / "out", "much")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(CheckpointError, match="out"):
+        ours(folder).save_pretrained(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1GiB", 2**30), (1234, 1234), ("7KB", 7000), ("9B", 9)],
+)
+def test_sizes(size, expected):
+    assert bytes_of(size) == expected
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1GB", "1.5GB", "1TB", "GB", None])
+def test_no_sizes(size):
+    with pytest.raises(RequestError, match="max_shard_size: got"):
+        bytes_of(size)
+
+
+@pytest.mark.usefixtures("_convert")
+def test_what_is_pushed_is_what_is_saved(folder, tmp_path, monkeypatch):
+    hub_upload = pytest.importorskip("rwkv_engine.hub_upload", reason="uploading is not there")
+    sent = {}
+
+    def upload(folder, repo_id, **options):
+        sent.update({path.name: path.read_bytes() for path in folder.iterdir()}, repo_id=repo_id, **options)
+        return "https://hub/owner/name"
+
+    monkeypatch.setattr(hub_upload, "upload", upload)
+    mine = ours(folder)
+    assert mine.push_to_hub("owner/name", token="t", private=True, commit_message="m") == "https://hub/owner/name"
+    mine.save_pretrained(tmp_path / "out")
+    saved = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    options = {"repo_id": "owner/name", "token": "t", "private": True, "revision": None, "message": "m"}
+    assert sent == saved | options
