@@ -1,7 +1,7 @@
 """Blocks of code in pages of documentation: found, and taken apart as a reader would take them.
 
-A page is Markdown. A comment right above a block, `<!-- NAME: TEXT -->`, is a mark on it; `MARKS` lists them. A block of
-```text right behind one that runs is what that one prints.
+A page is Markdown. A comment right above a block, `<!-- NAME: TEXT -->`, is a mark on it; `MARKS` lists them. A block
+of ```text right behind one that runs is what that one prints.
 """
 
 from __future__ import annotations

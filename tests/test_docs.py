@@ -191,13 +191,6 @@ def test_readme_text_comes_by_line_30():
     assert readme[: readme.index("```text")].count("\n") + 1 <= 30
 
 
-def test_readme_python_leaves_what_it_says(folder, run):
-    blocks = blocks_of("README.md", (ROOT / "README.md").read_text(encoding="utf-8"))
-    block = next(block for block in blocks if block.language == "python")
-    assert len(run(block, {})) > 200
-    assert (folder / "fox.state").is_file()
-
-
 def test_the_picture_is_drawn_anew():
     spec = importlib.util.spec_from_file_location("draw_plan", ROOT / "tools" / "draw_plan.py")
     draw_plan = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
 """Draws docs/plan.svg: where strategies put the layers of a model, as `Strategy` says it, not as somebody remembers.
 
-    python tools/draw_plan.py
+python tools/draw_plan.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RAVEN_1B5 = ModelConfig(n_layer=24, n_embd=2048, n_att=2048, n_ffn=8192, n_vocab
 STRATEGIES = (
     "cpu fp32",
     "cuda fp16 *10 -> cpu fp32",
-    "cuda:0 fp16i8 *8 -> cuda:0 fp16 *8 -> cuda:1 fp16 *6 -> cpu fp32",
+    "cuda:0 fp16i8 *8 -> cuda:0 fp16 *8 -> cuda:1 fp16 *5 -> cpu fp32",
 )
 # Of each device and precision; dark enough for white letters.
 COLOURS = {
@@ -36,7 +36,7 @@ def picture() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" rx="6" fill="#fff"/>',
         text(LEFT, 26, "A 1B5 model: 24 layers, the embedding with the first, and the head", size=15, weight="bold"),
-        text(LEFT, 46, "Bytes are those of the weights. Each activation passes from left to right.", fill="#555"),
+        text(LEFT, 46, "Bytes are those of the weights. A token passes through the layers from left to right.", fill="#555"),
     ]
     for i, strategy in enumerate(STRATEGIES):
         parts += plan(strategy, TOP + STEP * i)
@@ -54,7 +54,8 @@ def plan(strategy: str, y: int) -> list[str]:
         for i in range(first, first + len(share)):
             label = str(i) if i < RAVEN_1B5.n_layer else "head"
             x = LEFT + CELL * i
-            parts.append(f'<rect x="{x + 1}" y="{y + 20}" width="{CELL - 2}" height="{HEIGHT}" rx="3" fill="{colour}"/>')
+            box = f'x="{x + 1}" y="{y + 20}" width="{CELL - 2}" height="{HEIGHT}" rx="3"'
+            parts.append(f'<rect {box} fill="{colour}"/>')
             parts.append(text(x + CELL // 2, y + 42, label, fill="#fff", anchor="middle"))
         x = LEFT + CELL * first + 1
         words = (f"{device}, {precision}", f"layers {layers}", size)
