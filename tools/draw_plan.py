@@ -36,7 +36,7 @@ def picture() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" rx="6" fill="#fff"/>',
         text(LEFT, 26, "A 1B5 model: 24 layers, the embedding with the first, and the head", size=15, weight="bold"),
-        text(LEFT, 46, "Bytes are those of the weights. A token passes through the layers from left to right.", fill="#555"),
+        text(LEFT, 46, "Bytes are those of the weights. A token passes from left to right.", fill="#555"),
     ]
     for i, strategy in enumerate(STRATEGIES):
         parts += plan(strategy, TOP + STEP * i)

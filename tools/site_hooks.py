@@ -48,7 +48,8 @@ def command_reference(group: click.Group, program: str) -> Iterator[str]:
         yield f"\n## {name}\n\n```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
         yield inspect.cleandoc(command.help or "")
         yield "\n| option | |\n|---|---|"
-        for parameter in command.get_params(context):
-            if record := parameter.get_help_record(context):
+        for parameter in command.params:  # without --help, which all of them have
+            record = parameter.get_help_record(context)
+            if record and isinstance(parameter, click.Option):
                 options, text = record
                 yield f"| `{options}` | {text.replace('|', chr(92) + '|')} |"
