@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 LOG = logging.getLogger("mkdocs.hooks.site")
-COMMANDS = "<!-- commands -->"
+COMMANDS = "<!-- COMMANDS: tools/site_hooks.py writes them when the site is built -->"
 # What a browser fetches by itself; links that a reader clicks may lead anywhere.
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
