@@ -75,7 +75,6 @@ def folder(files, tmp_path, monkeypatch) -> Path:
     shutil.copytree(files, here, copy_function=os.link)
     monkeypatch.chdir(here)
     monkeypatch.setattr(verification, "PEERS", {})  # tests/cli/test_verify.py asks them
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return here
 
 
