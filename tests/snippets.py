@@ -1,0 +1,125 @@
+"""Blocks of code in pages of documentation: found, and taken apart as a reader would take them.
+
+A page is Markdown. A comment right above a block, `<!-- NAME: TEXT -->`, is a mark on it; `MARKS` lists them. A block
+of ```text right behind one that runs is what that one prints.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+# What a mark says of the block below it.
+MARKS = {
+    "not run": "why not, one of REASONS and more",
+    "needs": "a module; skipped while there is none",
+    "fails": "the exit code of its last command",
+    "run": "all of it is run by .ci/run, here only what is ours",
+    "test": "all of it is run by .ci/run",
+}
+REASONS = ("needs a network", "needs a GPU", "takes minutes", "installs")
+RUNNABLE = ("python", "sh")
+_OPENING = re.compile(r"^( *)```(\w*) *(.*)$")
+_MARK = re.compile(r"^ *<!-- ([a-z ]+?)(?:: (.*))? -->$")
+_TITLE = re.compile(r'title="([^"]+)"')
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block.
+
+    Attributes:
+        page: its path.
+        line: of its first line of code.
+        language: what stands behind the fence.
+        title: of a block that quotes a file, the file's path.
+        code: without the indentation of the fence.
+        marks: texts by name.
+        shown: what it prints, as the page says; None if the page does not.
+    """
+
+    page: str
+    line: int
+    language: str
+    title: str
+    code: str
+    marks: dict[str, str] = field(default_factory=dict)
+    shown: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a shell: its words, and the files it reads from and writes to, if any."""
+
+    words: list[str]
+    reads: str | None = None
+    writes: str | None = None
+
+
+def blocks_of(page: str, text: str) -> list[Block]:
+    """All blocks of a page, in order."""
+    found: list[Block] = []
+    marks: dict[str, str] = {}
+    adjoining = False  # only blank lines since the last block
+    lines = enumerate(text.splitlines(), start=1)
+    for number, line in lines:
+        if mark := _MARK.match(line):
+            assert mark[1] in MARKS, f"{page}:{number}: got <!-- {mark[1]} -->, expected one of {', '.join(MARKS)}"
+            marks[mark[1]] = mark[2] or ""
+            adjoining = False
+        elif opening := _OPENING.match(line):
+            indent, language, rest = opening.groups()
+            code = "".join(_inside(f"{page}:{number}", indent, lines))
+            if language == "text" and adjoining and not marks and found[-1].language in RUNNABLE:
+                found[-1] = replace(found[-1], shown=code)
+            else:
+                title = _TITLE.search(rest)
+                found.append(Block(page, number + 1, language, title[1] if title else "", code, marks))
+            marks, adjoining = {}, True
+        elif line.strip():
+            assert not marks, f"{page}:{number}: a mark with no block below it"
+            adjoining = False
+    return found
+
+
+def _inside(where: str, indent: str, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    for _, line in lines:
+        if line.strip() == "```":
+            return
+        yield line.removeprefix(indent) + "\n"
+    raise AssertionError(f"{where}: a block that never ends")
+
+
+def commands_of(code: str) -> Iterator[Command]:
+    """The commands of a shell block, without comments."""
+    for line in code.replace("\\\n", " ").splitlines():
+        reader = shlex.shlex(line, posix=True, punctuation_chars=True)
+        reader.whitespace_split = True
+        words: list[str] = []
+        for word in [*reader, "&&"]:
+            if word != "&&":
+                words.append(word)
+            elif words:
+                yield _redirected(words)
+                words = []
+
+
+def _redirected(words: list[str]) -> Command:
+    files = {}
+    for sign in "<>":
+        if sign in words:
+            at = words.index(sign)
+            files[sign] = words[at + 1]
+            del words[at : at + 2]
+    return Command(words, files.get("<"), files.get(">"))
+
+
+def excerpts_of(code: str) -> list[str]:
+    """What a block that quotes a file has of it; a line of dots stands for what is left out."""
+    parts = re.split(r"^[ /#]*\.\.\.\n", code, flags=re.MULTILINE)
+    return [part.strip("\n") for part in parts if part.strip()]

@@ -1,0 +1,55 @@
+"""What mkdocs asks while it builds the site: the reference of the command line, and that no other host is needed.
+
+`mkdocs-click` would write the reference too; 0.9 prints `Sentinel.UNSET` for every option without a default, with any
+click since 8.3.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+LOG = logging.getLogger("mkdocs.hooks.site")
+COMMANDS = "<!-- COMMANDS: tools/site_hooks.py writes them when the site is built -->"
+# What a browser fetches by itself; links that a reader clicks may lead anywhere.
+FETCHED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preconnect|preload|icon))[^>]*\bhref=["']?(?:https?:)?//[^"'\s>]+"""
+)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs for each page; one of them has a place for the commands."""
+    if COMMANDS not in markdown:
+        return markdown
+    from rwkv_engine.cli import commands  # imports torch
+
+    return markdown.replace(COMMANDS, "\n".join(command_reference(commands, "rwkv-engine")))
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Called by mkdocs when all pages are written. A warning fails a strict build."""
+    for page in sorted(Path(config["site_dir"]).rglob("*.html")):
+        for found in FETCHED.finditer(page.read_text(encoding="utf-8")):
+            LOG.warning("%s: fetches from another host: %s", page.name, found[0])
+
+
+def command_reference(group: click.Group, program: str) -> Iterator[str]:
+    """Lines of Markdown: for each command a heading, how it is called, what it does, its options."""
+    top = click.Context(group, info_name=program)
+    for name, command in sorted(group.commands.items()):
+        context = click.Context(command, info_name=name, parent=top)
+        yield f"\n## {name}\n\n```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
+        yield inspect.cleandoc(command.help or "")
+        yield "\n| option | |\n|---|---|"
+        for parameter in command.params:  # without --help, which all of them have
+            record = parameter.get_help_record(context)
+            if record and isinstance(parameter, click.Option):
+                options, text = record
+                yield f"| `{options}` | {text.replace('|', chr(92) + '|')} |"
