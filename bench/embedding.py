@@ -96,21 +96,21 @@ def looked_at(model: RWKV, text: str) -> Vectors:
     n_layer = model.config.n_layer
     wkv = of_state(state).view(n_layer, -1)
     att, ffn = state.att_shift[0], state.ffn_shift[0]
-    found = {"tokens counted": torch.bincount(ids[0], minlength=model.config.n_vocab).sqrt()}
-    found |= {f"mean, residual after layer {i}": means[i] for i in range(n_layer)}
-    found |= {f"last, residual after layer {i}": after[i][0, -1] for i in range(n_layer)}
-    found |= {f"state, wkv of layer {i}": wkv[i] for i in range(n_layer)}
-    found |= {f"state, att_shift of layer {i}": att[i] for i in range(n_layer)}
-    found |= {f"state, ffn_shift of layer {i}": ffn[i] for i in range(n_layer)}
-    found["state, wkv of all layers"] = wkv.flatten()
-    found["state, wkv of all layers, each of length 1"] = F.normalize(wkv, dim=1).flatten()
-    found["state, wkv of the upper half"] = wkv[n_layer // 2 :].flatten()
-    found["state, wkv of the upper half, each of length 1"] = F.normalize(wkv[n_layer // 2 :], dim=1).flatten()
-    found["state, wkv of inner layers"] = wkv[1:-1].flatten()
-    found["state, all shifts"] = torch.cat([att, ffn]).flatten()
-    found["state, shifts of the last layer"] = torch.cat([att[-1], ffn[-1]])
-    found["state, everything"] = torch.cat([wkv.flatten(), att.flatten(), ffn.flatten()])
-    return found
+    vectors = {"tokens counted": torch.bincount(ids[0], minlength=model.config.n_vocab).sqrt()}
+    vectors |= {f"mean, residual after layer {i}": means[i] for i in range(n_layer)}
+    vectors |= {f"last, residual after layer {i}": after[i][0, -1] for i in range(n_layer)}
+    vectors |= {f"state, wkv of layer {i}": wkv[i] for i in range(n_layer)}
+    vectors |= {f"state, att_shift of layer {i}": att[i] for i in range(n_layer)}
+    vectors |= {f"state, ffn_shift of layer {i}": ffn[i] for i in range(n_layer)}
+    vectors["state, wkv of all layers"] = wkv.flatten()
+    vectors["state, wkv of all layers, each of length 1"] = F.normalize(wkv, dim=1).flatten()
+    vectors["state, wkv of the upper half"] = wkv[n_layer // 2 :].flatten()
+    vectors["state, wkv of the upper half, each of length 1"] = F.normalize(wkv[n_layer // 2 :], dim=1).flatten()
+    vectors["state, wkv of inner layers"] = wkv[1:-1].flatten()
+    vectors["state, all shifts"] = torch.cat([att, ffn]).flatten()
+    vectors["state, shifts of the last layer"] = torch.cat([att[-1], ffn[-1]])
+    vectors["state, everything"] = torch.cat([wkv.flatten(), att.flatten(), ffn.flatten()])
+    return vectors
 
 
 def measure(model: RWKV, tales: list[list[str]], progress: Callable[[int, int], None]) -> list[dict]:

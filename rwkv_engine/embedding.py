@@ -105,11 +105,11 @@ def embed(
     lengths = [len(text) for text in texts]
     done = 0
     for group in _groups(lengths, batch_size, engine.chunk):
-        for vector, n_read in _read(engine, [texts[i] for i in group], pooling):
+        for so_far, n_read in _read(engine, [texts[i] for i in group], pooling):
             done += n_read
             if progress:
                 progress(done, sum(lengths))
-        vectors[group] = vector.cpu()
+        vectors[group] = so_far.cpu()
     if not vectors.isfinite().all():
         wrong = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
         raise RequestError(f"texts[{wrong}]: the hidden states are not finite (NaN or Inf); is the checkpoint damaged?")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import numpy as np
@@ -10,7 +9,6 @@ import oracle
 import pytest
 import torch
 from checkpoints import save_pth
-from conftest import ROOT
 from models.test_precision import error
 from oracle import Shape
 

@@ -97,7 +97,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        source = open(file, "rb")
+        source = open(file, "rb")  # noqa: SIM115 - closed below
     except (OSError, ValueError) as error:
         raise RequestError(f"{file}: the lines cannot be read: {error}") from error
     with source:
@@ -116,7 +116,7 @@ def _lines(file: str, source: BinaryIO, skip_empty: bool) -> Iterator[Line]:
         if text.strip():
             yield number, text
         elif not skip_empty:
-            raise RequestError(f"{file}, line {number}: expected a text, got a blank line; --skip-empty leaves them out")
+            raise RequestError(f"{file}, line {number}: is blank, expected a text; --skip-empty leaves it out")
 
 
 def _next(file: str, source: BinaryIO) -> bytes:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import torch
 from checkpoints import save_pth
 from oracle import Shape
 
-from rwkv_engine.cli import embed as command
 
 LINES = ["Once upon a time there was a king.", "He had a fée for a daughter.", " ", "A\ffox\u2028and a hen.", "No", "x" * 300]
 TEXTS = [line for line in LINES if line.strip()]
@@ -29,7 +29,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def few_at_once(monkeypatch):
-    monkeypatch.setattr(command, "BATCHES", 1)
+    monkeypatch.setattr(importlib.import_module("rwkv_engine.cli.embed"), "BATCHES", 1)  # the package names the command
 
 
 def rows_of(jsonl: str) -> tuple[list[int], list[str], np.ndarray]:
@@ -67,7 +67,7 @@ def test_blank_lines_are_left_out_if_that_is_asked_for(call, tmp_path, tales):
     code, _, errors = call("embed", "tales", str(path))
     assert (code, errors) == (
         1,
-        f"rwkv-engine: error: {path}, line 1: expected a text, got a blank line; --skip-empty leaves them out\n",
+        f"rwkv-engine: error: {path}, line 1: is blank, expected a text; --skip-empty leaves it out\n",
     )
     code, text, _ = call("embed", "tales", str(path), "--skip-empty")
     numbers, texts, _ = rows_of(text)
@@ -103,7 +103,7 @@ def test_the_strategy_and_the_model_are_those_asked_for(call, file, tales, tmp_p
         (b"", [], r"lines\.txt: expected at least one line of text, got none"),
         (b"\n\n", ["--skip-empty"], r"lines\.txt: expected at least one line of text, got none"),
         (b"a\nb\ncaf\xe9\n", [], r"lines\.txt, line 3: expected UTF-8 text: "),
-        (b"a\n \t\n", [], r"lines\.txt, line 2: expected a text, got a blank line"),
+        (b"a\n \t\n", [], r"lines\.txt, line 2: is blank, expected a text"),
         (b"a\n", ["--strategy", "cpu fp8"], r"strategy: "),
         (b"a\n", ["-o", "{folder}/missing/out.npy"], r"out\.npy: cannot be written: there is no folder "),
         (b"a\n", ["-o", "{folder}/out.npy/folder.jsonl/.."], r"expected a name that ends in"),
@@ -132,10 +132,9 @@ def test_a_folder_is_no_output(call, file, tmp_path):
 
 
 STOPPED = """
-import os, resource, sys
+import importlib, os, resource, sys
 from rwkv_engine import cli, pipeline
-from rwkv_engine.cli import embed
-embed.BATCHES = 1
+importlib.import_module("rwkv_engine.cli.embed").BATCHES = 1
 real, calls = pipeline.RWKV.embed, []
 def third_stops(*arguments):
     calls.append(1)
