@@ -40,20 +40,24 @@ def dimension(config: ModelConfig, pooling: str) -> int:
     """
     if pooling not in POOLINGS:
         raise RequestError(f"pooling: got {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    return config.n_layer * config.n_att if pooling == "state" else config.n_embd
+    return (config.n_layer - config.n_layer // 2) * config.n_att if pooling == "state" else config.n_embd
 
 
 def of_state(state: State) -> Tensor:
-    """What B texts left in the recurrence: A / B, the mean of the values v_t weighted by e^{k_t} and their decay.
+    """What N texts left in the recurrence: A / B, the mean of the values v_t weighted by e^{k_t} and their decay.
+
+    Of the upper half of the layers, and of the middle one where their number is odd: there texts told more of
+    themselves than in the lower layers or in the token shifts, which know the last token only.
 
     Args:
-        state: of any text, such as that of a stream; nothing has to be read again.
+        state: of any texts, such as that of a stream; nothing has to be read again.
 
     Returns:
-        (B, L A) float32, first layer first, on the state's device; zeros before the first token.
+        (N, D) float32, lowest layer first, on the state's device; zeros before the first token.
     """
-    weighted = state.wkv_num / state.wkv_den
-    return torch.where(state.wkv_den > 0, weighted, 0).flatten(1)
+    upper = slice(state.wkv_den.shape[1] // 2, None)
+    num, den = state.wkv_num[:, upper], state.wkv_den[:, upper]
+    return torch.where(den > 0, num / den, 0).flatten(1)
 
 
 def ids_of(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Tensor]:
@@ -94,7 +98,7 @@ def embed(
         progress: called with the tokens read so far and in all.
 
     Returns:
-        (N, D) float32 on the CPU, with D = C, and L A for "state".
+        (N, D) float32 on the CPU; D is `dimension`.
 
     Raises:
         RequestError: a value out of range, or hidden states that are not finite.
@@ -104,12 +108,15 @@ def embed(
         raise RequestError(f"batch_size: got {batch_size!r}, expected a positive integer")
     lengths = [len(text) for text in texts]
     done = 0
+
+    def tell(n_read: int) -> None:
+        nonlocal done
+        done += n_read
+        if progress:
+            progress(done, sum(lengths))
+
     for group in _groups(lengths, batch_size, engine.chunk):
-        for so_far, n_read in _read(engine, [texts[i] for i in group], pooling):
-            done += n_read
-            if progress:
-                progress(done, sum(lengths))
-        vectors[group] = so_far.cpu()
+        vectors[group] = _read(engine, [texts[i] for i in group], pooling, tell).float().cpu()
     if not vectors.isfinite().all():
         wrong = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
         raise RequestError(f"texts[{wrong}]: the hidden states are not finite (NaN or Inf); is the checkpoint damaged?")
@@ -131,8 +138,8 @@ def _groups(lengths: Sequence[int], batch_size: int, chunk: int) -> Iterator[lis
         yield group
 
 
-def _read(engine: Engine, texts: Sequence[Tensor], pooling: str) -> Iterator[tuple[Tensor, int]]:
-    """Reads texts, longest first, chunk by chunk; after each the vectors so far, (N, D), and how many tokens it had.
+def _read(engine: Engine, texts: Sequence[Tensor], pooling: str, tell: Callable[[int], None]) -> Tensor:
+    """Vectors (N, D), float64, of texts, longest first, read chunk by chunk; tells how many tokens a chunk had.
 
     Chunks begin at the same tokens of a text whatever is read beside it, and are summed one by one in float64: so not
     even the order of a sum depends on other texts.
@@ -153,4 +160,5 @@ def _read(engine: Engine, texts: Sequence[Tensor], pooling: str) -> Iterator[tup
                 vector += rows.sum(dim=0, dtype=torch.float64) / len(text)
         else:
             vectors[: len(parts)] = of_state(state).double() if pooling == "state" else torch.stack(hidden).double()
-        yield vectors.float(), sum(map(len, parts))
+        tell(sum(map(len, parts)))
+    return vectors

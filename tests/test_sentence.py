@@ -96,7 +96,10 @@ def test_mistakes_are_told(tales, tmp_path):
         RwkvEmbedding(tales).preprocess(["a", ""])
     with pytest.raises(CheckpointError, match="no saved RwkvEmbedding can be read here"):
         RwkvEmbedding.load(str(tmp_path))
-    for content, message in (("{", "no saved RwkvEmbedding"), ("{}", "expected a JSON object of max_seq_length, model")):
+    for content, message in (
+        ("{", "no saved RwkvEmbedding"),
+        ("{}", "expected a JSON object of max_seq_length"),
+    ):
         (tmp_path / CONFIG).write_text(content)
         with pytest.raises(CheckpointError, match=message):
             RwkvEmbedding.load(str(tmp_path))

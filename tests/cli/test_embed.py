@@ -15,8 +15,14 @@ import torch
 from checkpoints import save_pth
 from oracle import Shape
 
-
-LINES = ["Once upon a time there was a king.", "He had a fée for a daughter.", " ", "A\ffox\u2028and a hen.", "No", "x" * 300]
+LINES = [
+    "There was a king.",
+    "He had a fée for a daughter.",
+    " ",
+    "A\ffox\u2028and a hen.",
+    "No",
+    "x" * 300,
+]
 TEXTS = [line for line in LINES if line.strip()]
 
 

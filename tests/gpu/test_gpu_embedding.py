@@ -9,18 +9,20 @@ import torch
 from checkpoints import save_pth
 from conftest import require_gpu
 from models.test_precision import error
+from test_embedding import SHAPE, expected_of
 
 from rwkv_engine import RWKV, Checkpoint, Strategy
 from rwkv_engine.embedding import POOLINGS, embed
 from rwkv_engine.runtime import Engine, load_model
-from test_embedding import SHAPE, expected_of
 
 pytestmark = pytest.mark.gpu
 require_gpu()
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("strategy", ["gpu fp32", "gpu bf16", "gpu fp16", "gpu fp32 *1 -> cpu fp32", "cpu fp32 *1 -> gpu fp32"])
+@pytest.mark.parametrize(
+    "strategy", ["gpu fp32", "gpu bf16", "gpu fp16", "gpu fp32 *1 -> cpu fp32", "cpu fp32 *1 -> gpu fp32"]
+)
 def test_vectors_are_the_oracles(strategy, pooling, gpu, tmp_path):
     path = save_pth(oracle.random_weights(SHAPE), tmp_path / "m.pth")
     generator = torch.Generator().manual_seed(1)
