@@ -1,15 +1,17 @@
-"""Which vectors find the other half of a tale?
+"""Which vectors find the other half of a text?
 
     python -m bench.embedding --data FOLDER --json bench/results/embedding-tales.json
 
-Every tale of a text is cut in two at the paragraph nearest its middle, its title left out. For each half all other
-halves are put in order of their distance; how often the first one is the other half of the same tale (`recall`), at
-which place that half is on average (`rank`), and how often two halves of one tale are nearer than two of different ones
-(`auc`). By chance: recall 1 / (2 N - 1), rank N, auc 1/2.
+Texts are cut in two. For each first half all second halves are put in order of their distance, and the other way round:
+how often the nearest is the other half of the same text (`recall`), at which place that half is on average (`rank`),
+and how often it is nearer than a half of another text (`auc`). By chance, of N texts: 1 / N, (N + 1) / 2, and 1/2. First
+halves are not compared with first halves: all of those end in the middle of a story, and vectors of the end would find
+nothing but that.
 
-`held out` is a text the model was not trained on. `read in training` has more tales, so less is left to luck, but the
-model has seen them. `centred`: minus the mean of all vectors, which needs more than one text. `tokens counted` is what a
-model has to beat: frequencies of tokens, no model at all; names alone tell many tales apart.
+`tales`: the tales of a text that the model was not trained on, halves of thousands of tokens. `passages`: parts of them of
+about 800 characters, of which many come from one tale, which makes them alike. `centred`: minus the mean of all vectors,
+for which one needs more than one text. `tokens counted`, the square roots of how often each token occurs, is what a
+model has to beat: names alone tell tales apart.
 """
 
 from __future__ import annotations
@@ -27,17 +29,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rwkv_engine import RWKV
-from rwkv_engine.embedding import POOLINGS, of_state
+from rwkv_engine.embedding import POOLINGS
+from rwkv_engine.runtime.engine import CHUNK
 
-SOURCES = {"held out": "fairy_tales_valid.txt", "read in training": "fairy_tales_train.txt"}
+FILE = "fairy_tales_valid.txt"
 SHORTEST = 4000  # characters of a tale
-MOST = 200  # tales of one source
-Vectors = dict[str, Tensor]
+PASSAGE = 800  # characters, and what is missing of its last paragraph
+MOST = 250  # passages
+Text = list[str]  # paragraphs
 
 
-def tales_in(text: str) -> list[list[str]]:
+def tales_in(text: str) -> list[Text]:
     """The paragraphs of each tale: lines that follow a title, which is one without a small letter."""
-    tales: list[list[str]] = [[]]
+    tales: list[Text] = [[]]
     for line in text.splitlines():
         if any(c.isalpha() for c in line) and line == line.upper():
             tales.append([])
@@ -46,90 +50,93 @@ def tales_in(text: str) -> list[list[str]]:
     return [tale for tale in tales if len(tale) > 1 and sum(map(len, tale)) >= SHORTEST]
 
 
-def halves(paragraphs: list[str]) -> tuple[str, str]:
-    """A tale cut at the end of the paragraph nearest its middle."""
+def passages_of(tales: list[Text]) -> list[Text]:
+    """Paragraphs that follow each other, at least two of them."""
+    passages: list[Text] = []
+    for tale in tales:
+        begin, size = 0, 0
+        for i, paragraph in enumerate(tale):
+            size += len(paragraph)
+            if size >= PASSAGE:
+                passages.append(tale[begin : i + 1])
+                begin, size = i + 1, 0
+    return [passage for passage in passages if len(passage) > 1][:MOST]
+
+
+def halves(paragraphs: Text) -> tuple[str, str]:
+    """A text cut at the end of the paragraph nearest its middle."""
     lengths = torch.tensor([len(p) for p in paragraphs]).cumsum(0)
     cut = 1 + int((lengths[:-1] - lengths[-1] / 2).abs().argmin())
     return "\n".join(paragraphs[:cut]), "\n".join(paragraphs[cut:])
 
 
-def found(vectors: Tensor, distance: str = "cosine") -> dict[str, float]:
-    """How well rows 2i and 2i + 1 of (2 N, D) find each other."""
+def found(first: Tensor, second: Tensor, distance: str = "cosine") -> dict[str, float]:
+    """How well rows (N, D) of first and second halves find each other."""
+    first, second = first.double(), second.double()
     if distance == "cosine":
-        unit = F.normalize(vectors.double(), dim=1)
-        near = unit @ unit.t()
+        near = F.normalize(first, dim=1) @ F.normalize(second, dim=1).t()
     else:
-        near = -torch.cdist(vectors.double(), vectors.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    own = torch.arange(len(vectors))
-    near[own, own] = -torch.inf
-    same = near[own, own ^ 1]
-    ranks = 1 + (near > same[:, None]).sum(dim=1)
-    others = torch.ones_like(near, dtype=torch.bool)
-    others[own, own] = others[own, own ^ 1] = False
-    apart = near[others].sort().values
-    # Where a same-tale pair is in the order of all others; halves for ties.
-    below = torch.searchsorted(apart, same) + torch.searchsorted(apart, same, right=True)
+        near = -torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+    others = ~torch.eye(len(near), dtype=torch.bool)
+    places = []
+    for rows in (near, near.t()):
+        same = rows.diag()[:, None]
+        # Those as near as the other half count for a half: vectors that are all alike find nothing.
+        places.append(1 + (rows > same).sum(dim=1) + ((rows == same) & others).sum(dim=1) / 2)
+    place = torch.cat(places)
+    nearer = (near.diag()[:, None] - near[others]).sign()
     return {
-        "recall": (ranks == 1).double().mean().item(),
-        "rank": ranks.double().mean().item(),
-        "auc": (below.double() / (2 * len(apart))).mean().item(),
+        "recall": (place == 1).double().mean().item(),
+        "rank": place.double().mean().item(),
+        "auc": (nearer.double().mean().item() + 1) / 2,
     }
 
 
-def centred(vectors: Tensor) -> Tensor:
-    """Minus their mean."""
-    return vectors - vectors.mean(dim=0)
-
-
 @torch.no_grad()
-def looked_at(model: RWKV, text: str) -> Vectors:
-    """Everything one might take for a text's vector, by name."""
-    rwkv, state = model.engine.model, model.engine.initial_state()
+def looked_at(model: RWKV, text: str) -> dict[str, Tensor]:
+    """What else one might take for a text's vector, by name."""
     ids = torch.tensor([model.tokenizer.encode(text)])
-    sums: list[Tensor] = []
-    for chunk in ids.split(256, dim=1):
+    state, sums = model.engine.initial_state(), []
+    for chunk in ids.split(CHUNK, dim=1):
         after: list[Tensor] = []
-        _, state = rwkv.read(chunk, state, after)
-        parts = torch.stack([x[0].double().sum(0) for x in after])
-        sums.append(parts)
+        _, state = model.engine.model.read(chunk, state, after)
+        sums.append(torch.stack([x[0].double().sum(0) for x in after]))
     means = torch.stack(sums).sum(0) / ids.shape[1]
-    n_layer = model.config.n_layer
-    wkv = of_state(state).view(n_layer, -1)
+    wkv = (state.wkv_num / state.wkv_den)[0]
     att, ffn = state.att_shift[0], state.ffn_shift[0]
     vectors = {"tokens counted": torch.bincount(ids[0], minlength=model.config.n_vocab).sqrt()}
-    vectors |= {f"mean, residual after layer {i}": means[i] for i in range(n_layer)}
-    vectors |= {f"last, residual after layer {i}": after[i][0, -1] for i in range(n_layer)}
-    vectors |= {f"state, wkv of layer {i}": wkv[i] for i in range(n_layer)}
-    vectors |= {f"state, att_shift of layer {i}": att[i] for i in range(n_layer)}
-    vectors |= {f"state, ffn_shift of layer {i}": ffn[i] for i in range(n_layer)}
-    vectors["state, wkv of all layers"] = wkv.flatten()
-    vectors["state, wkv of all layers, each of length 1"] = F.normalize(wkv, dim=1).flatten()
-    vectors["state, wkv of the upper half"] = wkv[n_layer // 2 :].flatten()
-    vectors["state, wkv of the upper half, each of length 1"] = F.normalize(wkv[n_layer // 2 :], dim=1).flatten()
-    vectors["state, wkv of inner layers"] = wkv[1:-1].flatten()
-    vectors["state, all shifts"] = torch.cat([att, ffn]).flatten()
-    vectors["state, shifts of the last layer"] = torch.cat([att[-1], ffn[-1]])
-    vectors["state, everything"] = torch.cat([wkv.flatten(), att.flatten(), ffn.flatten()])
-    return vectors
+    for i in range(model.config.n_layer):
+        vectors[f"mean, residual after layer {i}"] = means[i]
+        vectors[f"last, residual after layer {i}"] = after[i][0, -1]
+        vectors[f"state, wkv of layer {i}"] = wkv[i]
+        vectors[f"state, att_shift of layer {i}"] = att[i]
+        vectors[f"state, ffn_shift of layer {i}"] = ffn[i]
+    upper = F.normalize(wkv[len(wkv) // 2 :], dim=1)
+    return vectors | {
+        "state, wkv of all layers": wkv.flatten(),
+        "state, wkv of the upper half, each layer of length 1": upper.flatten(),
+        "state, all shifts": torch.cat([att, ffn]).flatten(),
+        "state, everything": torch.cat([wkv.flatten(), att.flatten(), ffn.flatten()]),
+    }
 
 
-def measure(model: RWKV, tales: list[list[str]], progress: Callable[[int, int], None]) -> list[dict]:
+def measure(model: RWKV, texts: list[Text], progress: Callable[[int, int], None]) -> list[dict]:
     """One row for each vector and distance, the best recall first."""
-    texts = [half for tale in tales for half in halves(tale)]
+    cut = [halves(text) for text in texts]
+    pieces = [first for first, _ in cut] + [second for _, second in cut]
     columns: dict[str, list[Tensor]] = {}
-    for i, text in enumerate(texts):
-        for name, vector in looked_at(model, text).items():
+    for i, piece in enumerate(pieces):
+        for name, vector in looked_at(model, piece).items():
             columns.setdefault(name, []).append(vector)
-        progress(i + 1, len(texts))
-    vectors = {name: torch.stack(rows) for name, rows in columns.items()}
-    vectors |= {f"embed(pooling={pooling!r})": model.embed(texts, pooling) for pooling in POOLINGS}
+        progress(i + 1, len(pieces))
+    vectors = {f"embed(pooling={pooling!r})": model.embed(pieces, pooling) for pooling in POOLINGS}
+    vectors |= {name: torch.stack(rows).float() for name, rows in columns.items()}
     rows = []
     for name, matrix in vectors.items():
-        for is_centred in (False, True):
-            for distance in ("cosine", "euclidean"):
-                scores = found(centred(matrix) if is_centred else matrix, distance)
-                what = {"vector": name, "dimension": matrix.shape[1], "distance": distance, "centred": is_centred}
-                rows.append(what | {key: round(value, 4) for key, value in scores.items()})
+        for centred, distance in ((False, "cosine"), (False, "euclidean"), (True, "cosine")):
+            scores = found(*(matrix - matrix.mean(dim=0) if centred else matrix).chunk(2), distance)
+            what = {"vector": name, "dimension": matrix.shape[1], "distance": distance, "centred": centred}
+            rows.append(what | {key: round(value, 4) for key, value in scores.items()})
     return sorted(rows, key=lambda row: (-row["recall"], row["rank"]))
 
 
@@ -137,29 +144,32 @@ def show(title: str, rows: list[dict]) -> None:
     table = Table("vector", "D", "distance", "recall", "rank", "auc", title=title, box=box.MARKDOWN)
     for row in rows:
         distance = row["distance"] + (", centred" if row["centred"] else "")
-        scores = (f"{row[key]:.3f}" for key in ("recall", "rank", "auc"))
-        table.add_row(row["vector"], str(row["dimension"]), distance, *scores)
+        table.add_row(
+            row["vector"], str(row["dimension"]), distance, *(f"{row[k]:.3f}" for k in ("recall", "rank", "auc"))
+        )
     Console(width=130).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help=f"folder with {' and '.join(SOURCES.values())}")
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {FILE}")
     parser.add_argument("--model", default="tales")
     parser.add_argument("--strategy", default="cpu fp32")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = RWKV.from_pretrained(args.model, args.strategy)
-    report = {"model": args.model, "strategy": args.strategy, "sources": {}}
-    for source, file in SOURCES.items():
-        tales = tales_in((args.data / file).read_text(encoding="utf-8"))[:MOST]
-        n = len(tales)
-        rows = measure(model, tales, lambda done, total: print(f"\r{done} of {total}", end="", flush=True))
-        chance = {"recall": round(1 / (2 * n - 1), 4), "rank": n, "auc": 0.5}
-        report["sources"][source] = {"file": file, "tales": n, "chance": chance, "rows": rows}
-        show(f"{source}: {n} tales", rows)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    tales = tales_in((args.data / FILE).read_text(encoding="utf-8"))
+    report = {"model": args.model, "strategy": args.strategy, "text": FILE}
+    for kind, texts in (("tales", tales), ("passages", passages_of(tales))):
+        rows = measure(model, texts, lambda done, total: print(f"\r{done} of {total}", end="", flush=True))
+        n = len(texts)
+        chance = {"recall": round(1 / n, 4), "rank": (n + 1) / 2, "auc": 0.5}
+        report[kind] = {"texts": n, "chance": chance, "rows": [json.dumps(row) for row in rows]}
+        show(f"\n{kind}: {n} texts, by chance {chance}", rows)
+    if args.json:  # a row a line
+        args.json.write_text(
+            json.dumps(report, indent=1).replace('"{', "{").replace('}"', "}").replace('\\"', '"') + "\n"
+        )
 
 
 if __name__ == "__main__":
