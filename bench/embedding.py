@@ -2,16 +2,16 @@
 
     python -m bench.embedding --data FOLDER --json bench/results/embedding-tales.json
 
-Texts are cut in two. For each first half all second halves are put in order of their distance, and the other way round:
-how often the nearest is the other half of the same text (`recall`), at which place that half is on average (`rank`),
-and how often it is nearer than a half of another text (`auc`). By chance, of N texts: 1 / N, (N + 1) / 2, and 1/2. First
-halves are not compared with first halves: all of those end in the middle of a story, and vectors of the end would find
-nothing but that.
+Texts are cut in two. For each first half all second halves are put in order of their distance, and the other way
+round: how often the nearest is the other half of the same text (`recall`), at which place that half is on average
+(`rank`), and how often it is nearer than a half of another text (`auc`). By chance, of N texts: 1 / N, (N + 1) / 2 and
+1/2. First halves are not compared with first halves: all of those end in the middle of a story, and vectors of the end
+would find nothing but that.
 
-`tales`: the tales of a text that the model was not trained on, halves of thousands of tokens. `passages`: parts of them of
-about 800 characters, of which many come from one tale, which makes them alike. `centred`: minus the mean of all vectors,
-for which one needs more than one text. `tokens counted`, the square roots of how often each token occurs, is what a
-model has to beat: names alone tell tales apart.
+`tales`: the tales of a text that the model was not trained on, halves of thousands of tokens. `passages`: parts of them
+of about 800 characters, of which many come from one tale, which makes them alike. `centred`: minus the mean of all
+vectors, for which one needs more than one text. `tokens counted`, the square roots of how often each token occurs, is
+what a model has to beat: names alone tell tales apart.
 """
 
 from __future__ import annotations
