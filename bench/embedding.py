@@ -8,10 +8,10 @@ round: how often the nearest is the other half of the same text (`recall`), at w
 1/2. First halves are not compared with first halves: all of those end in the middle of a story, and vectors of the end
 would find nothing but that.
 
-`tales`: the tales of a text that the model was not trained on, halves of thousands of tokens. `passages`: parts of them
-of about 800 characters, of which many come from one tale, which makes them alike. `centred`: minus the mean of all
-vectors, for which one needs more than one text. `tokens counted`, the square roots of how often each token occurs, is
-what a model has to beat: names alone tell tales apart.
+`tales`: the tales of a book that the model was not trained on, and its preface, halves of thousands of tokens.
+`passages`: parts of them of about 800 characters, of which many come from one tale, which makes them alike. `centred`:
+minus the mean of all vectors, for which one needs more than one text. `tokens counted`, the square roots of how often
+each token occurs, is what a model has to beat: names alone tell tales apart.
 """
 
 from __future__ import annotations

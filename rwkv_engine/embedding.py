@@ -5,7 +5,14 @@ recurrence, see `ops.wkv4`:
 
     mean:   (h_1 + ... + h_T) / T
     last:   h_T
-    state:  A / B after the last token, see `of_state`
+    state:  A / B after the last token, of the upper layers, see `of_state`
+
+`mean` is the default, for it did best where it was measured (`python -m bench.embedding`): of 30 texts of thousands of
+tokens, cut in two, `tales` found the other one for 68 % of the halves, with `state` for 13 %, with `last` for 5 %; by
+chance it were 3 %. What a state remembers fades within hundreds of tokens: with halves of a hundred tokens `state` is
+nearly as good as `mean` (the right half is nearer than another at 65 and 67 % of all comparisons, with `last` at 54 %).
+Taking the mean of all vectors away from each brought a little more. `tales` has 4 M parameters: to count tokens, without
+a model, found more than any of its vectors.
 
 A vector depends on its text alone, not on what is read beside it: on the CPU with kernels to the last bit, elsewhere as
 far as products of another size round alike.

@@ -167,7 +167,8 @@ class RWKV:
 
         Args:
             texts: one, or N of any lengths, in any order; each is read alone, whatever is read beside it.
-            pooling: "mean" of the tokens' hidden states, the "last" token's, or what the "state" remembers.
+            pooling: "mean" of the tokens' hidden states, the best one measured; the "last" token's; or what the "state"
+                remembers.
             normalize: make every vector one of length 1, so that products of two are cosines.
             batch_size: texts read at once at most.
             progress: called with the tokens read so far and in all.

