@@ -10,9 +10,9 @@ recurrence, see `ops.wkv4`:
 `mean` is the default, for it did best where it was measured (`python -m bench.embedding`): of 30 texts of thousands of
 tokens, cut in two, `tales` found the other one for 68 % of the halves, with `state` for 13 %, with `last` for 5 %; by
 chance it were 3 %. What a state remembers fades within hundreds of tokens: with halves of a hundred tokens `state` is
-nearly as good as `mean` (the right half is nearer than another at 65 and 67 % of all comparisons, with `last` at 54 %).
-Taking the mean of all vectors away from each brought a little more. `tales` has 4 M parameters: to count tokens, without
-a model, found more than any of its vectors.
+nearly as good as `mean` (the right half is nearer than another in 65 and 67 % of all cases, with `last` in 54 %).
+Taking the mean of all vectors away from each brought a little more. `tales` has 4 M parameters: to count tokens, with
+no model, found more than any of its vectors.
 
 A vector depends on its text alone, not on what is read beside it: on the CPU with kernels to the last bit, elsewhere as
 far as products of another size round alike.
@@ -29,11 +29,11 @@ from torch.nn import functional as F
 from rwkv_engine.core import ModelConfig, State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.runtime import Engine
+from rwkv_engine.runtime.loader import Progress
 from rwkv_engine.runtime.ragged import read_ragged
 from rwkv_engine.text import Tokenizer
 
 POOLINGS = ("mean", "last", "state")
-Progress = Callable[[int, int], None]
 # Tokens read at once at most, of all texts together, so that activations stay small: in the 1B5 shape the largest
 # ones, of channel mixing, have 67 MB then.
 ROWS = 2048

@@ -15,6 +15,8 @@ import torch
 from checkpoints import save_pth
 from oracle import Shape
 
+from rwkv_engine import RWKV
+
 LINES = [
     "There was a king.",
     "He had a fée for a daughter.",
@@ -35,7 +37,16 @@ def file(tmp_path):
 
 @pytest.fixture
 def few_at_once(monkeypatch):
+    """Lines are held two at a time; what is held is appended to the list."""
+    held, real = [], RWKV.embed
+
+    def watched(model, texts, *arguments, **options):
+        held.append(list(texts))
+        return real(model, texts, *arguments, **options)
+
+    monkeypatch.setattr(RWKV, "embed", watched)
     monkeypatch.setattr(importlib.import_module("rwkv_engine.cli.embed"), "BATCHES", 1)  # the package names the command
+    return held
 
 
 def rows_of(jsonl: str) -> tuple[list[int], list[str], np.ndarray]:
@@ -61,6 +72,7 @@ def test_a_file_in_windows_of_lines_holds_the_same(suffix, call, file, tales, tm
     options = ["--pooling", "last", "--normalize", "--batch-size", "2"]
     code, text, errors = call("embed", "tales", file, "-o", str(output), *options)
     assert (code, text, errors) == (0, "", f"{output}: 5 lines, 224 numbers each\n")
+    assert few_at_once == [TEXTS[:2], TEXTS[2:4], TEXTS[4:]]
     vectors = np.load(output) if suffix == ".npy" else rows_of(output.read_text())[2]
     assert (vectors.dtype, vectors.shape) == (np.float32, (5, 224))
     assert np.allclose(vectors, tales.embed(TEXTS, "last", normalize=True).numpy(), rtol=1e-5, atol=1e-6)
