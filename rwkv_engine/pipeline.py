@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
+from rwkv_engine.embedding import embed, ids_of
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.generation import Sampler, SamplingParams, TextStream, TokenStream
 from rwkv_engine.generation.params import SamplingOptions
@@ -153,6 +154,37 @@ class RWKV:
         ids = self.encode_prompt(prompt)
         tokens = TokenStream(self.engine, ids, sampler, max_new_tokens, state, sample)
         return TextStream(tokens, self.tokenizer, len(ids))
+
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        pooling: str = "mean",
+        normalize: bool = False,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Texts as vectors, which are near where texts are alike; see `embedding`.
+
+        Args:
+            texts: one, or N of any lengths, in any order; each is read alone, whatever is read beside it.
+            pooling: "mean" of the tokens' hidden states, the best one measured; the "last" token's; or what the "state"
+                remembers.
+            normalize: make every vector one of length 1, so that products of two are cosines.
+            batch_size: texts read at once at most.
+            progress: called with the tokens read so far and in all.
+
+        Returns:
+            (D,) of one text, (N, D) of several; float32, on the CPU. D is `embedding.dimension`.
+
+        Raises:
+            RequestError: what is no text, an empty one, a value out of range, or hidden states that are not finite.
+            TokenizerError: the model has no tokenizer.
+        """
+        if isinstance(texts, str):
+            return self.embed([texts], pooling, normalize, batch_size, progress)[0]
+        if not isinstance(texts, Iterable):
+            raise RequestError(f"texts: expected a text or several, got {type(texts).__name__}")
+        return embed(self.engine, ids_of(self.tokenizer, texts), pooling, normalize, batch_size, progress)
 
     @functools.cached_property
     def _blank_or_digit(self) -> frozenset[int]:

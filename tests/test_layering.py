@@ -17,10 +17,10 @@ RANKS = [
     {"core", "ops", "text", "hub", "hub_upload"},
     {"models"},
     {"runtime"},
-    {"generation"},
+    {"embedding", "generation"},  # below pipeline: RWKV.embed calls it
     {"pipeline"},
-    {"chat", "convert", "quantize", "embedding", "evaluation", "packing", "verification"},
-    {"auto", "benchmark", "compat"},
+    {"chat", "convert", "quantize", "evaluation", "packing", "verification"},
+    {"auto", "benchmark", "compat", "sentence"},
     {"cli", "server"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -11,6 +11,7 @@ from rwkv_engine._version import __version__
 from rwkv_engine.cli.bench import bench_command
 from rwkv_engine.cli.chat import chat
 from rwkv_engine.cli.convert import convert
+from rwkv_engine.cli.embed import embed
 from rwkv_engine.cli.evaluate import evaluate_text
 from rwkv_engine.cli.generate import generate
 from rwkv_engine.cli.info import info
@@ -29,6 +30,7 @@ def commands() -> None:
 commands.add_command(bench_command)
 commands.add_command(chat)
 commands.add_command(convert)
+commands.add_command(embed)
 commands.add_command(evaluate_text)
 commands.add_command(generate)
 commands.add_command(info)

@@ -1,0 +1,209 @@
+"""Vectors of texts against the float64 oracle; each text alone, whatever is read beside it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from checkpoints import save_pth
+from models.test_precision import error
+from oracle import Shape
+
+from rwkv_engine import RWKV, Checkpoint, RequestError, State, Strategy, TokenizerError, _extension, embedding
+from rwkv_engine.embedding import POOLINGS, dimension, embed, of_state
+from rwkv_engine.runtime import Engine, load_model
+
+SHAPE = Shape(n_layer=3, n_embd=32, n_att=48, n_ffn=80, n_vocab=256)  # reads bytes
+LENGTHS = [3, 1, 70, 3, 600, 2, 256, 257, 40, 1]
+STRATEGIES = [
+    "cpu fp32",
+    "cpu bf16",
+    "cpu fp16",
+    "cpu fp32i8",
+    "cpu bf16i8",
+    "cpu fp32 *1 -> cpu bf16 *1 -> cpu fp32i8",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_pth(oracle.random_weights(SHAPE), tmp_path_factory.mktemp("m") / "m.pth")
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return RWKV.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(SHAPE.n_vocab, (length,), generator=generator) for length in LENGTHS]
+
+
+def expected_of(text: list[int], pooling: str) -> np.ndarray:
+    """By the equations, in float64."""
+    weights = oracle.random_weights(SHAPE)
+    _, seen = oracle.forward(weights, text)
+    if pooling == "state":
+        return (seen["sum_v"] / seen["sum_1"])[SHAPE.n_layer // 2 :].ravel()
+    exact = {name: weights[name].astype(np.float64) for name in ("ln_out.weight", "ln_out.bias")}
+    hidden = np.array([oracle.layer_norm(x, exact, "ln_out") for x in seen["residual"][:, -1]])
+    return hidden.mean(axis=0) if pooling == "mean" else hidden[-1]
+
+
+def read_at_once(model: RWKV, text: torch.Tensor, pooling: str) -> torch.Tensor:
+    """The same from one call of the model: no chunks, no batch."""
+    rwkv = model.engine.model
+    with torch.no_grad():
+        hidden, state = rwkv.read(text[None], model.engine.initial_state())
+        hidden = rwkv.ln_out(hidden[0])
+    if pooling == "state":
+        return of_state(state)[0]
+    return hidden.double().mean(dim=0).float() if pooling == "mean" else hidden[-1]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_vectors_are_the_oracles(pooling, model, checkpoint, ids):
+    expected = np.array([expected_of(text.tolist(), pooling) for text in ids])
+    plain = load_model(Checkpoint.open(checkpoint), Strategy.parse("cpu fp32"), trainable=True)
+    theirs = error(embed(Engine(plain), ids, pooling), expected)
+    vectors = embed(model.engine, ids, pooling)
+    assert vectors.shape == (len(ids), dimension(model.config, pooling))
+    assert (vectors.dtype, vectors.device.type) == (torch.float32, "cpu")
+    assert 0 < error(vectors, expected) < 2 * theirs < 1e-5
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_reads_a_text_as_if_alone(strategy, pooling, checkpoint, ids):
+    model = RWKV.from_pretrained(checkpoint, strategy)
+    vectors = embed(model.engine, ids, pooling)
+    expected = torch.stack([read_at_once(model, text, pooling) for text in ids])
+    assert torch.allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+    # And the strategy is the one asked for: coarser ones are near, not equal.
+    exact = np.array([expected_of(text.tolist(), pooling) for text in ids])
+    assert (error(vectors, exact) > 1e-4) == (strategy != "cpu fp32")
+    assert error(vectors, exact) < 0.05
+
+
+@pytest.mark.skipif(_extension.status().kind == "reference", reason="torch's products round by their size")
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32i8"])
+def test_no_bit_depends_on_what_else_is_read(strategy, pooling, checkpoint, ids):
+    engine = RWKV.from_pretrained(checkpoint, strategy).engine
+    alone = torch.cat([embed(engine, [text], pooling) for text in ids])
+    for batch_size in (2, 3, 32):
+        assert torch.equal(embed(engine, ids, pooling, batch_size=batch_size), alone)
+    order = [7, 2, 9, 0, 4, 3, 8, 1, 6, 5]
+    assert torch.equal(embed(engine, [ids[i] for i in order], pooling), alone[order])
+    assert torch.equal(embed(engine, ids[2:5], pooling), alone[2:5])
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_chunks_of_any_length_read_the_same_text(pooling, model, ids):
+    whole = embed(model.engine, ids, pooling)
+    for chunk in (1, 7, 256, 10_000):
+        vectors = embed(Engine(model.engine.model, chunk), ids, pooling)
+        assert torch.allclose(vectors, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_no_more_is_held_than_a_few_chunks_and_no_logits(pooling, model, ids, monkeypatch):
+    rwkv = model.engine.model
+    shapes, read = [], rwkv.read
+
+    def watched(tokens, *arguments):
+        shapes.append(tuple(tokens.shape))
+        return read(tokens, *arguments)
+
+    def no_logits(x):
+        raise AssertionError("logits are not needed")
+
+    monkeypatch.setattr(rwkv, "read", watched)
+    monkeypatch.setattr(rwkv.head, "forward", no_logits)
+    monkeypatch.setattr(embedding, "ROWS", 300)
+    steps = []
+    embed(model.engine, ids, pooling, batch_size=4, progress=lambda *step: steps.append(step))
+    assert max(rows for rows, _ in shapes) <= 4
+    assert max(rows * length for rows, length in shapes) <= 300
+    assert sum(rows * length for rows, length in shapes) == sum(LENGTHS), "nothing is padded, nothing read twice"
+    assert [done for done, _ in steps] == sorted({done for done, _ in steps})
+    assert steps[-1] == (sum(LENGTHS), sum(LENGTHS))
+
+
+def test_texts_come_back_in_their_order(tales):
+    texts = ["The king had three sons.", "Fée", "A fox.", "The king had three sons.", "x" * 1000]
+    vectors = tales.embed(texts, batch_size=2)
+    assert vectors.shape == (5, tales.config.n_embd)
+    assert torch.allclose(vectors[0], vectors[3], rtol=1e-5, atol=1e-6)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert torch.allclose(tales.embed(text), vector, rtol=1e-5, atol=1e-6)
+    assert tales.embed(text).shape == (tales.config.n_embd,)
+    assert tales.embed([]).shape == (0, tales.config.n_embd)
+    assert torch.equal(tales.embed(iter(texts)), tales.embed(tuple(texts)))
+
+
+def test_normalized_vectors_have_length_1(tales):
+    texts = ["The king had three sons.", "A fox."]
+    for pooling in POOLINGS:
+        vectors, unit = tales.embed(texts, pooling), tales.embed(texts, pooling, normalize=True)
+        assert not torch.allclose(vectors.norm(dim=1), torch.ones(2), atol=1e-3)
+        assert torch.allclose(unit.norm(dim=1), torch.ones(2), atol=1e-6)
+        assert torch.allclose(unit * vectors.norm(dim=1, keepdim=True), vectors, atol=1e-5)
+
+
+def test_the_state_of_a_stream_is_an_embedding_for_free(tales):
+    stream = tales.stream("Once upon a time", max_new_tokens=20, seed=1)
+    text = "Once upon a time" + "".join(stream)
+    # Tokens written one by one are read by other kernels, and text encodes anew what was written token by token.
+    free, _ = of_state(stream.state)[0], None
+    assert torch.nn.functional.cosine_similarity(free, tales.embed(text, "state"), dim=0) > 0.99
+    _, state = tales.forward(tales.tokenizer.encode(text))
+    assert torch.allclose(of_state(state)[0], tales.embed(text, "state"), rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_before_the_first_token_is_zeros_and_no_nan(tales):
+    vectors = of_state(State.initial(tales.config, 2))
+    assert torch.equal(vectors, torch.zeros(2, dimension(tales.config, "state")))
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ("", {}, r"texts\[0\]: is empty, expected at least one token"),
+        (["a", ""], {}, r"texts\[1\]: is empty"),
+        (["a", None], {}, r"texts\[1\]: expected text, got None"),
+        (["a", b"b"], {}, r"texts\[1\]: expected text, got b'b'"),
+        (b"ab", {}, r"texts\[0\]: expected text, got 97"),
+        (["\ud800" * 1000], {}, r"texts\[0\]: expected text, got '(\\ud800)+"),
+        (5, {}, "texts: expected a text or several, got int"),
+        (None, {}, "texts: expected a text or several, got NoneType"),
+        ("a", {"pooling": "max"}, "pooling: got 'max', expected one of mean, last, state"),
+        ("a", {"batch_size": 0}, "batch_size: got 0, expected a positive integer"),
+        ("a", {"batch_size": 2.5}, "batch_size: got 2.5, expected a positive integer"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_embedded_is_refused_in_one_line(texts, options, message, tales):
+    with pytest.raises(RequestError, match=message) as raised:
+        tales.embed(texts, **options)
+    assert len(str(raised.value)) < 250
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_without_a_tokenizer_says_so(source):
+    with pytest.raises(TokenizerError, match="give one"):
+        RWKV.from_pretrained(source).embed("a")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_what_is_not_finite_is_no_vector(pooling, model, ids, monkeypatch):
+    norm = model.engine.model.ln_out
+    real = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda x: real(x) * (math.inf if x.shape[0] == 1 else 1))
+    with pytest.raises(RequestError, match=r"texts\[4\]: the hidden states are not finite"):
+        embed(model.engine, ids, pooling)
