@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from rwkv_engine.auto.config import RwkvConfig, read_json
@@ -24,7 +23,9 @@ from rwkv_engine.auto.reading import (
     checked_labels,
     ids_of,
     kept_places,
+    mean_loss,
     refuse_gradient,
+    refuse_inputs,
     state_of,
 )
 from rwkv_engine.auto.saving import Saving
@@ -161,18 +162,18 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         Raises:
             RequestError: no such ids, mask, labels or state.
         """
-        _refuse(inputs_embeds, output_attentions)
+        refuse_inputs(inputs_embeds, output_attentions)
         n_vocab = self.core.config.n_vocab
         ids, mask = ids_of(input_ids, attention_mask, n_vocab)
         keep = kept_places(logits_to_keep, ids.shape[1])
         if labels is not None:
-            if keep != ALL:
+            if keep is not ALL:
                 raise RequestError("logits_to_keep: the loss needs all logits; leave it out, or the labels")
             labels = next_labels(checked_labels(labels, ids, n_vocab, IGNORED), mask)
         before = state_of(state, self.core, len(ids))
         with self._reading(before) as reading:
             logits, hidden, after = reading.logits(ids, mask, before, keep, bool(output_hidden_states))
-            loss = None if labels is None else _loss(logits, labels, num_items_in_batch)
+            loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
         if self.is_quantized and torch.is_grad_enabled():
             logits, loss = refuse_gradient(logits), None if loss is None else refuse_gradient(loss)
         output = CausalLMOutput.of(
@@ -192,7 +193,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         return_dict: bool | None = None,
     ) -> BaseOutput | tuple[Any, ...]:
         """The model without its head: arguments as for `forward`, `last_hidden_state` (B, T, C) in place of logits."""
-        _refuse(inputs_embeds, output_attentions)
+        refuse_inputs(inputs_embeds, output_attentions)
         ids, mask = ids_of(input_ids, attention_mask, self.core.config.n_vocab)
         before = state_of(state, self.core, len(ids))
         with self._reading(before) as reading:
@@ -232,21 +233,6 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
     def _returned(self, after: State, given: Any, use_cache: bool | None) -> State | None:
         caches = self.config.use_cache and not self.training if use_cache is None else use_cache
         return after if caches or given is not None else None
-
-
-def _refuse(inputs_embeds: Any, output_attentions: Any) -> None:
-    if inputs_embeds is not None:
-        raise RequestError("inputs_embeds: expected ids, as input_ids; this model looks embeddings up itself")
-    if output_attentions:
-        raise RequestError("output_attentions: this model has no attention weights; see output_hidden_states")
-
-
-def _loss(logits: Tensor, targets: Tensor, n: int | Tensor | None) -> Tensor:
-    """Mean cross-entropy of the targets that count, or their sum over `n`."""
-    reduction = "mean" if n is None else "sum"
-    rows, places = logits.flatten(0, 1), targets.flatten().to(logits.device)
-    loss = F.cross_entropy(rows, places, ignore_index=IGNORED, reduction=reduction)
-    return loss if n is None else loss / (n.to(loss.device) if isinstance(n, Tensor) else n)
 
 
 class AutoModelForCausalLM:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from rwkv_engine.auto.padding import put_back, read_mask, texts_of
+from rwkv_engine.auto.padding import IGNORED, put_back, read_mask, texts_of
 from rwkv_engine.core import State
 from rwkv_engine.core.state_layouts import from_layout
 from rwkv_engine.errors import RequestError, StrategyError
@@ -136,6 +137,26 @@ def checked_labels(labels: Any, ids: Tensor, n_vocab: int, ignored: int) -> Tens
             f"labels: got {int(wrong[0])}, expected ids below {n_vocab}, or {ignored} for what does not count"
         )
     return given
+
+
+def refuse_inputs(inputs_embeds: Any, output_attentions: Any) -> None:
+    """Arguments of transformers' models that mean nothing to this one.
+
+    Raises:
+        RequestError: one of them was given.
+    """
+    if inputs_embeds is not None:
+        raise RequestError("inputs_embeds: expected ids, as input_ids; this model looks embeddings up itself")
+    if output_attentions:
+        raise RequestError("output_attentions: this model has no attention weights; see output_hidden_states")
+
+
+def mean_loss(logits: Tensor, targets: Tensor, n: int | Tensor | None) -> Tensor:
+    """Mean cross-entropy of the targets that count, or their sum over `n`."""
+    reduction = "mean" if n is None else "sum"
+    rows, places = logits.flatten(0, 1), targets.flatten().to(logits.device)
+    loss = F.cross_entropy(rows, places, ignore_index=IGNORED, reduction=reduction)
+    return loss if n is None else loss / (n.to(loss.device) if isinstance(n, Tensor) else n)
 
 
 class _Refusal(torch.autograd.Function):
