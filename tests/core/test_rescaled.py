@@ -13,7 +13,7 @@ from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError
 from rwkv_engine.convert import to_hugging_face, to_pth
-from rwkv_engine.core.rescaled import looks_divided, staircase
+from rwkv_engine.core.rescaled import goes_down, looks_divided, staircase
 from rwkv_engine.packing import pack
 from rwkv_engine.pipeline import EMBEDDED
 
@@ -34,22 +34,19 @@ def directory(weights, folder, every, shape=SHAPE):
     return folder
 
 
-def verdicts(n_layer, every, spread, is_divided, n=150):
-    """How often it is taken for divided, of `n` models whose layers vary by a factor of 1 +- spread, over a trend."""
+def verdicts(n_layer, every, spread, is_divided, n=150, first=1.0, last=1.0):
+    """How often it is taken for divided, of `n` models whose layers vary by a factor of 1 +- spread, over a trend; the
+    first and the last by another factor besides."""
     rng, seen = np.random.default_rng(n_layer * 100 + every), 0
     for _ in range(n):
         layers = np.arange(n_layer)
         own = np.log2(1 + rng.uniform(-spread, spread, (2, n_layer)))
+        own[:, 0] += np.log2(first)
+        own[:, -1] += np.log2(last)
         trend = rng.normal(0, 1, (2, 1)) * layers / n_layer
         y = own + trend - is_divided * (layers // every)
-        seen += judged(torch.from_numpy(y), every)
+        seen += goes_down(torch.from_numpy(y), every)
     return seen / n
-
-
-def judged(y, every):
-    """As `looks_divided` does, of matrices of one row and one column."""
-    slope, error = staircase(y, every)
-    return 0.5 < slope < 1.5 and slope > (3 + 10 / max(1, y.numel() - 7)) * error
 
 
 # Layers, R, spread; the largest share of whole models taken for divided, and of divided ones missed.
@@ -57,7 +54,7 @@ RATES = [
     (24, 6, 0.4, 0.01, 0.06),
     (32, 6, 0.4, 0.01, 0.02),
     (40, 6, 0.4, 0.01, 0.01),
-    (12, 6, 0.4, 0.01, 0.7),
+    (12, 6, 0.4, 0.01, 0.75),
     (12, 6, 0.2, 0.0, 0.01),
     (24, 6, 0.2, 0.0, 0.0),
     (8, 2, 0.1, 0.0, 0.0),
@@ -68,6 +65,13 @@ RATES = [
 def test_rates_over_layers_of_every_size(n_layer, every, spread, wrong, missed):
     assert verdicts(n_layer, every, spread, False) <= wrong
     assert verdicts(n_layer, every, spread, True) >= 1 - missed
+
+
+@pytest.mark.parametrize(("first", "last"), [(3, 1), (1 / 3, 1), (1, 1 / 3), (3, 1 / 3), (1 / 3, 3)])
+@pytest.mark.parametrize("n_layer", [12, 24])
+def test_first_and_last_layers_may_be_unlike_all_others(first, last, n_layer):
+    assert verdicts(n_layer, 6, 0.2, False, 50, first, last) == 0
+    assert verdicts(n_layer, 6, 0.2, True, 50, first, last) == 1
 
 
 def test_a_staircase_is_measured_beside_any_curve():
