@@ -90,7 +90,7 @@ class TwoForms(nn.Module):
         return super().train(mode)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """As in every module. Without gradients, packed weights stay packed whatever else is done with gradients on.
+        """As in every module. Once it is False, calls with gradients on leave packed weights packed.
 
         Raises:
             StrategyError: gradients for int8 weights.

@@ -49,8 +49,9 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
     `torch.inference_mode()`, are fast, and there are no gradients. They become plain trainable matrices, with the same
     numbers and for good, when someone asks for `parameters()`, `state_dict()` or `train()`, or calls the model with
     gradients on, as they are outside `torch.no_grad()`; a line on standard error says so. From then on `generate` uses
-    what is trained, and is slower; saving and loading the model makes it fast again. `requires_grad_(False)`, said
-    before, keeps the weights packed whatever is called. int8 weights are refused where they would be trained.
+    what is trained, and is slower; saving and loading the model makes it fast again. After
+    `requires_grad_(False)`, calls with gradients on leave them packed. int8 weights are refused where they would be
+    trained.
     `model.device` and `model.dtype` tell where it is without asking for a parameter.
 
     **Masked tokens are not there.** With an `attention_mask`, each row is read as if it were alone and without them,
