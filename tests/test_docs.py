@@ -30,7 +30,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 SMALLER = {
     "bench": {
         "--shape": ["2,32,256"],
-        "--compare": [""],
+        "--compare": ["rwkv"],
         "--rounds": ["1"],
         "--starts": ["1"],
         "--decode": ["2"],
