@@ -290,3 +290,19 @@ def test_tensors_come_in_any_order_and_must_be_those_announced(weights, source):
         with pytest.raises(ValueError, match="announced"):
             write_directory(folder, config, wrong, torch.float32)
     assert (folder / "model.safetensors").stat().st_ino == before
+
+
+def test_world_and_byte_models(tmp_path):
+    """transformers reads neither kind of tokenizer; we find the one beside the weights, and need none for bytes."""
+    lines = [f"{i + 1} {bytes([i])!r} 1" for i in range(256)] + ["257 ' the' 4"]
+    (tmp_path / "rwkv_vocab_v20230424.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    source = save_pth(oracle.random_weights(Shape(n_vocab=512)), tmp_path / "m.pth")
+    done = to_hugging_face(source, tmp_path / "hf")
+    assert done.tokenizer.endswith("v20230424.txt, which transformers cannot read and rwkv_engine can")
+    assert "tokenizer_config.json" not in done.files
+    assert RWKV.from_pretrained(tmp_path / "hf").tokenizer.encode("in the") == [106, 111, 257]
+    (tmp_path / "bytes").mkdir()
+    source = save_pth(oracle.random_weights(Shape(n_vocab=256)), tmp_path / "bytes" / "m.pth")
+    done = to_hugging_face(source, tmp_path / "hf")
+    assert done.tokenizer == "no tokenizer: tokens are bytes"
+    assert not (tmp_path / "hf" / "rwkv_vocab_v20230424.txt").exists()

@@ -114,11 +114,7 @@ MISTAKES = [  # options, exit code, what is said
     ("--repo_id owner/name --output_dir {folder}/hf", 2, "Missing option '--checkpoint-file'"),
     ("--output_dir {folder}/hf", 2, "Missing option '--checkpoint-file'"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --quantise", 2, "No such option"),
-    (
-        "--checkpoint_file {source} --output_dir {folder}/hf --size 2B",
-        2,
-        "'2B' is not one of 169M, 430M, 1B5, 3B, 7B, 14B",
-    ),
+    ("--checkpoint_file {source} --output_dir {folder}/hf --size 2B", 2, "'2B' is not one of 169M, 430M, 1B5, 3B, 7B"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --push_to_hub", 2, "go together"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --model_name a/b", 2, "go together"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --push_to_hub --model_name b", 2, "expected OWNER/NAME"),
