@@ -64,6 +64,7 @@ def never_ending(ours, prompts, n):
 def test_greedy_over_64_tokens(ours, theirs, prompts):
     got = both(ours, theirs, prompts, max_new_tokens=64, eos_token_id=None)
     assert got.shape == (5, 7 + 64)
+    assert both(ours, theirs, prompts, eos_token_id=None).shape == (5, 7 + 20)
     assert min(len(set(row)) for row in got[:, 40:].tolist()) > 10, "texts that repeat themselves would show little"
 
 
@@ -130,14 +131,14 @@ def test_processors_and_criteria_of_transformers(ours, theirs, prompts, transfor
             return (input_ids[:, -2:] == pair).all(dim=1)
 
     pair = never_ending(ours, prompts, 12)[1, 4:6]
-    options = {"max_new_tokens": 12, "eos_token_id": 0, "pad_token_id": 0}
+    end = never_ending(ours, prompts, 12)[3, 2].item()
+    options = {"max_new_tokens": 12, "eos_token_id": end, "pad_token_id": 0}
     bigrams = transformers.LogitsProcessorList([transformers.NoRepeatNGramLogitsProcessor(2)])
     both(ours, theirs, prompts, logits_processor=bigrams, **options)
     got = both(ours, theirs, prompts, stopping_criteria=transformers.StoppingCriteriaList([AfterTwo()]), **options)
     assert got[1, 7 + 6 :].eq(0).all(), "it ended there"
-    one = ours.generate(
-        prompts[1:2], stopping_criteria=[lambda ids, scores: ids[0, -2:].tolist() == pair.tolist()], **options
-    )
+    plainly = [lambda ids, scores: ids[0, -2:].tolist() == pair.tolist()]
+    one = ours.generate(prompts[1:2], stopping_criteria=plainly, max_new_tokens=12, eos_token_id=None)
     assert torch.equal(one[0, -2:], pair), "a plain answer will do"
 
 
@@ -273,10 +274,9 @@ def test_stop_strings_are_those_of_transformers(tales, transformers):
     inputs = tokenizer(openings, return_tensors="pt", max_length=4)
     ids = inputs.input_ids
     plain = tokenizer.batch_decode(model.generate(ids, max_new_tokens=40)[:, 4:])
-    halves = [
-        next(word for word in text.split()[5:] if len(word) > 3)[1:] for text in plain
-    ]  # a string may begin and end inside of tokens
-    for strings, pieces in ((halves, ids), (halves[1], ids[1:]), (["no such string", halves[0]], ids[:1])):
+    # A string may begin and end inside of tokens.
+    halves = [next(word for word in text.split()[5:] if len(word) > 3)[1:] for text in plain]
+    for strings, pieces in ((halves, ids), (halves[1], ids[1:]), (["no such string", "Once", halves[0]], ids[:1])):
         options = {"max_new_tokens": 40, "stop_strings": strings, "pad_token_id": 0}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
