@@ -92,8 +92,8 @@ class AutoConfig:
         """Reads them from a config.json, else from the shapes of the tensors.
 
         Args:
-            name_or_path: whatever `RWKV.from_pretrained` takes, or a folder with a config.json. A hub id is downloaded
-                whole, for the model is what comes next.
+            name_or_path: whatever `RWKV.from_pretrained` takes, or a folder with a config.json. Of a hub id the weights
+                are downloaded only if there is none.
             revision: of a hub id: branch, tag or commit.
             token: for a private or gated repository.
             local_files_only: take a hub id from the hub cache and ask no server.
@@ -101,7 +101,9 @@ class AutoConfig:
         Raises:
             CheckpointError: no RWKV-4 model is there.
         """
-        path = locate(name_or_path, revision, token, local_files_only)
+        path = locate(name_or_path, revision, token, local_files_only, weights=False)
+        if path.is_dir() and not (path / "config.json").is_file():
+            path = locate(name_or_path, revision, token, local_files_only)
         settings = read_json(path / "config.json")
         if settings and not list(path.glob("*.safetensors")) + list(path.glob("*.bin")) + list(path.glob("*.pth")):
             kind = settings.get("model_type")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.auto.options import Options
+from rwkv_engine.auto.reading import state_of
 from rwkv_engine.auto.scores import Processor, Scores
 from rwkv_engine.auto.stopping import Criterion, Stopping
 from rwkv_engine.auto.writing import Streamer, Writing
@@ -59,7 +60,7 @@ class Generation:
         attention_mask: Tensor | None = None,
         *,
         inputs: Tensor | None = None,
-        state: State | None = None,
+        state: State | Sequence[Tensor] | None = None,
         generation_config: Any = None,
         streamer: Streamer | None = None,
         tokenizer: Any = None,
@@ -79,7 +80,7 @@ class Generation:
             attention_mask: (B, T), 0 where there is padding, left or right; by default what
                 equals `pad_token_id` before and after a text, if that is given and ends no text.
             inputs: another name of `input_ids`.
-            state: of B texts that the prompts continue.
+            state: of B texts that the prompts continue, ours or transformers' list of five tensors.
             generation_config: a dictionary, or transformers' `GenerationConfig`.
             streamer: has `put` and `end`, such as `TextStreamer`.
             tokenizer: for `stop_strings`.
@@ -103,7 +104,7 @@ class Generation:
         width = ids.shape[1]
         most = asked.most(width)
         texts = self._texts(ids, _mask(attention_mask, ids, asked))
-        state = _begun(engine, state, len(texts))
+        before = state_of(state, engine.model, len(texts))
         sampler = Sampler(asked.params(_seed(seed, generator) if asked.do_sample else 0))
 
         # Prompts are read once, however many texts begin with them.
@@ -113,7 +114,7 @@ class Generation:
         stopping = Stopping(asked, each, tokenizer, criteria)
         if asked.padding is None and stopping.is_possible and len(each) > 1:
             raise RequestError("pad_token_id: got None, expected a token to fill up texts that end before others")
-        firsts, after = read_ragged(engine.forward, texts, state)
+        firsts, after = read_ragged(engine.forward, texts, before)
         logits, begun = (
             torch.stack(firsts)[repeated.to(firsts[0].device)],
             after.rows(repeated.to(after.position.device)),
@@ -165,16 +166,6 @@ def _mask(mask: Any, ids: Tensor, asked: Options) -> Tensor | None:
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise RequestError(f"attention_mask: got {got}, expected a tensor {tuple(ids.shape)}, as the ids")
     return mask
-
-
-def _begun(engine: Engine, state: Any, n: int) -> State:
-    """The state of n texts before their prompts."""
-    if state is None:
-        return engine.initial_state(n)
-    if not isinstance(state, State):
-        raise RequestError(f"state: got {type(state).__name__}, expected the State of an earlier call")
-    state.check(engine.model.config, engine.model.fingerprint, n)
-    return state
 
 
 def _seed(seed: int | None, generator: torch.Generator | None) -> int:

@@ -14,6 +14,7 @@ from writer import Recorder, Writer, padded
 
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.auto.tokenizer import AutoTokenizer
+from rwkv_engine.core.state_layouts import to_layout
 
 SHAPE = Shape(n_layer=4, n_embd=24, n_att=24, n_vocab=77)
 
@@ -258,6 +259,8 @@ def test_the_state_of_one_call_goes_into_the_next(ours, prompts):
         whole = torch.cat([row[: state.position[i]], more[i]])
         alone = ours.generate(whole[None], max_new_tokens=6, **options)[0, len(whole) :]
         assert got[i, 2 : 2 + len(alone)].tolist() == alone.tolist()
+    theirs = to_layout(state, "transformers")
+    assert torch.equal(ours.generate(more, state=theirs, max_new_tokens=6, **options), got), "as transformers has it"
 
 
 def test_a_text_from_nothing_begins_with_bos(ours, theirs):
@@ -311,7 +314,8 @@ def test_stop_strings_are_those_of_transformers(tales, transformers):
         ({"stop_strings": "x"}, "stop_strings: got tokenizer=NoneType"),
         ({"stop_strings": [""], "tokenizer": None}, "stop_strings: got ''"),
         ({"eos_token_id": None, "stopping_criteria": [lambda ids, scores: False]}, "pad_token_id: got None"),
-        ({"state": [1]}, "state: got list"),
+        ({"state": {}}, "state: got dict"),
+        ({"state": [1]}, "layout transformers: got 1 tensors, expected 5"),
         ({"attention_mask": torch.ones(5, 6)}, "attention_mask: got"),
         ({"attention_mask": [[1]]}, "attention_mask: got list"),
     ],
