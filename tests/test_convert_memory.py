@@ -47,8 +47,7 @@ def large():
     return {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("kind", ["pth", "safetensors"])
-@pytest.mark.parametrize("output", ["hf", "out.pth"])
+@pytest.mark.parametrize(("kind", "output"), [("pth", "hf"), ("safetensors", "out.pth")])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_converting_holds_one_tensor(kind, output, dtype, large, tmp_path, run_python):
     source = tmp_path / f"m.{kind}"
