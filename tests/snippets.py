@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 # What a mark says of the block below it.
 MARKS = {
     "not run": "why not, one of REASONS and more",
-    "needs": "a module; skipped while there is none",
     "fails": "the exit code of its last command",
     "run": "all of it is run by .ci/run, here only what is ours",
     "test": "all of it is run by .ci/run",

@@ -143,7 +143,7 @@ def quotes(block: Block) -> bool:
 def test_every_block_of_a_page_runs(name, run):
     text = (ROOT / name).read_text(encoding="utf-8")
     blocks = blocks_of(name, text)
-    marked, checked, missing = 0, 0, set()
+    marked, checked = 0, 0
     namespace = {"__name__": name}
     for block in blocks:
         if "not run" in block.marks or "test" in block.marks:
@@ -151,9 +151,6 @@ def test_every_block_of_a_page_runs(name, run):
         elif block.title:
             assert quotes(block), f"{block}: {block.title} has changed, quote it anew"
             checked += 1
-        elif (module := block.marks.get("needs")) and not is_there(module):
-            missing.add(module)
-            marked += 1
         elif block.language in RUNNABLE:
             printed = run(block, namespace)
             assert block.shown is None or is_shown(block.shown, printed), (
@@ -166,13 +163,6 @@ def test_every_block_of_a_page_runs(name, run):
     shown = sum(block.shown is not None for block in blocks)
     fences = len(re.findall(r"^ *```", text, re.MULTILINE))
     assert 2 * (marked + checked + shown) == fences, f"{name}: blocks were overlooked"
-    if missing:
-        pytest.skip(f"{name}: blocks that need {', '.join(sorted(missing))}, which is not there")
-
-
-def is_there(module: str) -> bool:
-    parent = module.rpartition(".")[0]
-    return (not parent or is_there(parent)) and importlib.util.find_spec(module) is not None
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from rwkv_engine import hub_upload
 from rwkv_engine.auto.config import RwkvConfig
+from rwkv_engine.convert import bytes_of, save_hugging_face
 from rwkv_engine.errors import RequestError, StrategyError
 from rwkv_engine.models import Rwkv4
 from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 class Saving:
@@ -40,8 +39,6 @@ class Saving:
             RequestError: no such size, or unsafe serialization.
             StrategyError: the weights are int8, for which the format has no place.
         """
-        from rwkv_engine.convert import save_hugging_face
-
         if self.is_quantized:
             raise StrategyError(
                 "save_pretrained: the Hugging Face format has no place for int8 weights; load the model in a float"
@@ -87,21 +84,9 @@ class Saving:
         Raises:
             RwkvError: as `save_pretrained`; or the hub refused it, or cannot be reached.
         """
-        from rwkv_engine.hub_upload import upload
-
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             self.save_pretrained(folder, max_shard_size)
-            return upload(folder, repo_id, token=token, private=private, revision=revision, message=commit_message)
-
-
-def bytes_of(size: int | str) -> int:
-    """`500MB`, `2GB`, `1GiB` or a number of bytes.
-
-    Raises:
-        RequestError: none of them.
-    """
-    found = re.fullmatch(r"([1-9]\d*) *([KMG]I?|)B?", str(size).strip().upper())
-    if not found:
-        raise RequestError(f"max_shard_size: got {size!r}, expected bytes, or a size such as '500MB' or '2GB'")
-    return int(found[1]) * _UNITS[found[2]]
+            return hub_upload.upload(
+                folder, repo_id, token=token, private=private, revision=revision, message=commit_message
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +17,14 @@ from rwkv_engine.hub import download, parse_id
 from rwkv_engine.pipeline import locate
 from rwkv_engine.runtime.loader import Progress
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _ONLY_DIRECTORY = ("tokenizer_file", "push_to_hub", "model_name", "is_chat")
 
 
 def _bytes(context: click.Context, option: click.Parameter, value: str) -> int:
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?([KMGT]I?B)", value.upper())
-    number = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-    if number < 1:
-        raise click.BadParameter(f"{value!r}: expected a size such as 5GB, 500MB or 2GiB")
-    return number
+    try:
+        return conversion.bytes_of(value)
+    except RwkvError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:

@@ -11,7 +11,6 @@ from raven import LINES, save_raven
 
 from rwkv_engine import RWKV
 
-auto = pytest.importorskip("rwkv_engine.auto.model", reason="AutoModelForCausalLM is not there").__package__
 NAME = "RWKV/rwkv-raven-1b5"
 PROMPT = "\n" + LINES[0]
 
@@ -64,7 +63,7 @@ def continued(home, strategy: str, n: int = 40) -> str:
 def test_text_is_generated(options, strategy, move, run, home):
     code = f"""
 import torch
-from {auto} import AutoModelForCausalLM, AutoTokenizer
+from rwkv_engine.auto import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({NAME!r}{options}){move}
 tokenizer = AutoTokenizer.from_pretrained({NAME!r})
 inputs = tokenizer({PROMPT!r}, return_tensors="pt"){move}
@@ -76,7 +75,7 @@ print(tokenizer.decode(output[0].tolist(), skip_special_tokens=True))
 
 def test_device_map_auto_takes_what_there_is(run):
     code = f"""
-from {auto} import AutoModelForCausalLM, AutoTokenizer
+from rwkv_engine.auto import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({NAME!r}, device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained({NAME!r})
 inputs = tokenizer({PROMPT!r}, return_tensors="pt").to(model.device)
@@ -88,7 +87,7 @@ print(model.generate(**inputs, max_new_tokens=12, eos_token_id=None).shape[1] - 
 def test_every_argument_of_generate(run):
     code = f"""
 import torch
-from {auto} import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from rwkv_engine.auto import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 model = AutoModelForCausalLM.from_pretrained({NAME!r})
 tokenizer = AutoTokenizer.from_pretrained({NAME!r}, padding_side="left")
 inputs = tokenizer([{LINES[0]!r}, {LINES[1][:30]!r}], return_tensors="pt", padding=True)
@@ -112,7 +111,7 @@ def blocks_of(card: Path) -> list[str]:
 
 
 def ours(code: str) -> str:
-    changed = code.replace("from transformers import", f"from {auto} import")
+    changed = code.replace("from transformers import", "from rwkv_engine.auto import")
     assert changed != code
     return changed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 
 import pytest
@@ -10,10 +9,10 @@ import torch
 from conftest import require_gpu
 from raven import LINES, save_raven
 
+from rwkv_engine import auto
+
 pytestmark = pytest.mark.gpu
 require_gpu()
-pytest.importorskip("rwkv_engine.auto.model", reason="AutoModelForCausalLM is not there")
-auto = importlib.import_module("rwkv_engine.auto")
 NAME = "RWKV/rwkv-raven-1b5"
 PROMPT = "\n" + LINES[0]
 
