@@ -19,8 +19,8 @@ HERE = Path(__file__).resolve().parent
 
 def module(name):
     # Not `import rwkv_engine.NAME`: that would import the package, and with it all that it depends on.
-    spec = importlib.util.spec_from_file_location(name, HERE / "rwkv_engine" / f"{name}.py")
-    loaded = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(f"rwkv_engine_{name}", HERE / "rwkv_engine" / "native" / f"{name}.py")
+    loaded = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
 
@@ -32,7 +32,7 @@ def relative(paths):
 def cuda_extensions(build):
     from torch.utils import cpp_extension
 
-    toolkit = module("_toolkit")
+    toolkit = module("toolkit")
     machine = toolkit.machine()
     problem = toolkit.why_not(machine, for_gpus=bool(machine.gpus))
     if problem:
@@ -61,7 +61,7 @@ def ahead_of_time():
         return {}
     if not shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]):
         return {}
-    build = module("_build")
+    build = module("build")
     extensions = [
         CppExtension(
             name=f"rwkv_engine._prebuilt.{build.library_name(level)}",

@@ -23,12 +23,13 @@ from rich.table import Table
 
 from bench.gpu_machine import copy_bandwidth, facts, median_seconds, require_gpu
 from bench.gpu_peers import PREFILLS, Rates, peer_rates
-from rwkv_engine import RWKV, ModelConfig, Strategy, _extension_cuda
+from rwkv_engine import RWKV, ModelConfig, Strategy
 from rwkv_engine.benchmark.shapes import SHAPES
 from rwkv_engine.benchmark.subject import GREEDY, random_ids
 from rwkv_engine.benchmark.synthetic import write_synthetic
 from rwkv_engine.benchmark.traffic import bytes_per_token
 from rwkv_engine.core.state import State
+from rwkv_engine.native import cuda_kernels
 from rwkv_engine.runtime.decoder import Decoder
 from rwkv_engine.runtime.graph import eager
 
@@ -100,7 +101,7 @@ def main() -> None:
     require_gpu()
     config, strategies = SHAPES[args.shape], args.strategy or ["cuda fp16", "cuda fp16i8"]
     bandwidth = copy_bandwidth()
-    kernels = _extension_cuda.status()
+    kernels = cuda_kernels.status()
     report: dict = {
         "machine": facts() | {"copy_gb_per_second": bandwidth, "kernels": f"{kernels.kind}: {kernels.reason}"},
         "shape": asdict(config),

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from rwkv_engine import _toolkit
 from rwkv_engine.benchmark.stopwatch import seconds
+from rwkv_engine.native import toolkit
 
 COPIED = 1 << 31  # bytes, far more than any cache
 SIDE = 8192  # of the matrices
@@ -18,7 +18,7 @@ SIDE = 8192  # of the matrices
 
 def require_gpu() -> None:
     """Ends the program with one line where there is none."""
-    problem = _toolkit.gpu_problem()
+    problem = toolkit.gpu_problem()
     if problem:
         sys.exit(f"this measures a GPU, and there is none that torch can use: {problem}")
 
@@ -41,7 +41,7 @@ def facts() -> dict[str, object]:
         "free_gb": round(free / 1e9, 1),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "nvcc": str(_toolkit.find_nvcc()),
+        "nvcc": str(toolkit.find_nvcc()),
         "python": platform.python_version(),
     }
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.text import WorldTokenizer
 from rwkv_engine.text.byte_trie import byte_trie_reference
 
@@ -71,7 +71,7 @@ def main() -> None:
     build = seconds(lambda: world.encode(""))
     reference = byte_trie_reference({i: b for i in range(world.n_vocab) if (b := world.token_bytes(i))})
     part = text[:SLOW_BYTES]
-    compiled = _extension.python_module("byte_trie") is not None
+    compiled = cpu_kernels.python_module("byte_trie") is not None
     encoders = [
         *([Encoder("rwkv_engine", world.encode, text)] if compiled else []),
         Encoder("rwkv_engine, plain Python", lambda s: reference(s.encode()), part),
@@ -92,7 +92,7 @@ def main() -> None:
     per_token = len(text.encode()) / len(encoders[0].encode(text))
     print(f"{per_token:.2f} bytes a token; the file is read in {load:.2f} s, the trie built in {build:.2f} s")
     if args.json:
-        status = _extension.status()
+        status = cpu_kernels.status()
         report = {
             "machine": {"processor": platform.machine(), "python": platform.python_version(), "level": status.level},
             "text": {"name": args.text.name if args.text else "README.md", "bytes": len(text.encode())},

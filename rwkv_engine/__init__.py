@@ -1,7 +1,8 @@
 """The engine for RWKV-4 language models. Importing it compiles nothing."""
 
 from rwkv_engine._version import __version__
-from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.errors import (
     CheckpointError,
     ExtensionError,

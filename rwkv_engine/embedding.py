@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 from rwkv_engine.core import ModelConfig, State
 from rwkv_engine.errors import RequestError
+from rwkv_engine.progress import Progress
 from rwkv_engine.runtime import Engine
-from rwkv_engine.runtime.loader import Progress
 from rwkv_engine.runtime.ragged import read_ragged
 from rwkv_engine.text import Tokenizer
 

@@ -17,8 +17,8 @@ from rwkv_engine.core import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation import Sampler, SamplingParams, TokenStream
 from rwkv_engine.pipeline import RWKV
+from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.engine import CHUNK
-from rwkv_engine.runtime.loader import Progress
 
 # What a text of the model's own begins from: id 0 ends a text in every RWKV-4 vocabulary that has an end of text.
 BEGINNING = 0

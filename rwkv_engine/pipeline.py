@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.embedding import embed, ids_of
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.generation import Sampler, SamplingParams, TextStream, TokenStream
 from rwkv_engine.generation.params import SamplingOptions
-from rwkv_engine.hub import download, parse_id
+from rwkv_engine.hub.download import download, parse_id
+from rwkv_engine.progress import Progress
 from rwkv_engine.runtime import Engine, load_model
-from rwkv_engine.runtime.loader import Progress
 from rwkv_engine.text import Tokenizer, check_fits, end_as_trained, find_tokenizer, load_tokenizer
 from rwkv_engine.text.find import KINDS
 

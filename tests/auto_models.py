@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_hugging_face
+from checkpoint_files import save_hugging_face
 from oracle import Shape
 from torch import Tensor
 

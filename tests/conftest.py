@@ -9,13 +9,18 @@ from pathlib import Path
 
 import oracle
 import pytest
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
+
+from rwkv_engine.notices import show_notices
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # Shells start background jobs with Ctrl-C ignored, which the programs that tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+show_notices()  # as the command line does, so that tests read notices from standard error
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,14 +43,14 @@ DEVICE = os.environ.get("RWKV_TEST_DEVICE", "cuda")
 
 def require_gpu() -> None:
     """Skips a module, with the reason, where there is no GPU; loads the kernels where there is one."""
-    from rwkv_engine import _extension_cuda, _toolkit
+    from rwkv_engine.native import cuda_kernels, toolkit
 
     if not DEVICE.startswith("cuda"):
         return
-    problem = _toolkit.gpu_problem()
+    problem = toolkit.gpu_problem()
     if problem:
         pytest.skip(f"needs a GPU: {problem}", allow_module_level=True)
-    _extension_cuda.status()
+    cuda_kernels.status()
 
 
 @pytest.fixture
@@ -108,14 +113,14 @@ def copy_tree(to: Path) -> Path:
 def few_sources(tmp_path_factory) -> Path:
     """The tree with the sources of two kernels alone, one of each kind of binding, and two instruction levels, for
     tests of how libraries come to be: that all of them compile is seen elsewhere, and here would take minutes."""
-    from rwkv_engine import _extension
+    from rwkv_engine.native import cpu_kernels
 
     tree = copy_tree(tmp_path_factory.mktemp("few") / "rwkv_engine")
     for source in (tree / "csrc").rglob("*.cpp"):
         if not source.name.startswith(("wkv4", "byte_trie")):
             source.unlink()
-    with open(tree / "rwkv_engine" / "_build.py", "a") as file:
-        kept = {_extension.processor_level(), "portable"}
+    with open(tree / "rwkv_engine" / "native" / "build.py", "a") as file:
+        kept = {cpu_kernels.processor_level(), "portable"}
         file.write(f"\nLEVELS = {{level: flags for level, flags in LEVELS.items() if level in {kept}}}\n")
     return tree
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import oracle
-from checkpoints import save_hugging_face
+from checkpoint_files import save_hugging_face
 from oracle import Shape
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 

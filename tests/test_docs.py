@@ -14,7 +14,7 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
-from checkpoints import save_hugging_face
+from checkpoint_files import save_hugging_face
 from conftest import ROOT
 from oracle import Shape
 from snippets import REASONS, RUNNABLE, Block, Command, blocks_of, commands_of, excerpts_of

@@ -8,12 +8,13 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from models.test_precision import error
 from oracle import Shape
 
-from rwkv_engine import RWKV, Checkpoint, RequestError, State, Strategy, TokenizerError, _extension, embedding
+from rwkv_engine import RWKV, Checkpoint, RequestError, State, Strategy, TokenizerError, embedding
 from rwkv_engine.embedding import POOLINGS, dimension, embed, of_state
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.runtime import Engine, load_model
 
 SHAPE = Shape(n_layer=3, n_embd=32, n_att=48, n_ffn=80, n_vocab=256)  # reads bytes
@@ -90,7 +91,7 @@ def test_every_strategy_reads_a_text_as_if_alone(strategy, pooling, checkpoint, 
     assert error(vectors, exact) < 0.05
 
 
-@pytest.mark.skipif(_extension.status().kind == "reference", reason="torch's products round by their size")
+@pytest.mark.skipif(cpu_kernels.status().kind == "reference", reason="torch's products round by their size")
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32i8"])
 def test_no_bit_depends_on_what_else_is_read(strategy, pooling, checkpoint, ids):

@@ -10,18 +10,18 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "rwkv_engine"
 RANKS = [
-    {"errors", "_build", "_toolkit", "_version"},
-    {"_jit", "hub_failures", "hub_resume"},
-    {"_extension"},
-    {"_extension_cuda"},
-    {"core", "ops", "text", "hub", "hub_upload"},
+    {"errors", "notices", "progress", "_version"},
+    {"native", "storage"},
+    {"core", "hub", "ops", "text"},
+    {"checkpoints"},
     {"models"},
     {"runtime"},
     {"embedding", "generation"},  # below pipeline: RWKV.embed calls it
     {"pipeline"},
-    {"chat", "convert", "quantize", "evaluation", "packing", "verification"},
+    {"chat", "convert", "evaluation", "verification"},
     {"auto", "benchmark", "compat", "sentence"},
     {"cli", "server"},
+    {"hub_upload", "packing"},  # names of release 0.2
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem not in ("__init__", "__main__"))

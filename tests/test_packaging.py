@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, copy_tree
 
-from rwkv_engine import _build, _extension
+from rwkv_engine.native import build, cpu_kernels
 
 GENERATE = ["-m", "rwkv_engine", "generate", "Once upon a time", "--max-new-tokens", "8", "--temperature", "0"]
 LOCATE = ["-c", "import rwkv_engine; print(rwkv_engine.__file__)"]
@@ -120,16 +120,16 @@ def test_plain_checkout(source, environment):
 def test_ahead_of_time(few_sources, environment, tmp_path, monkeypatch):
     """Without build isolation torch is there, and the wheel carries compiled kernels that are used as they are."""
     pip(environment, "install", "--no-deps", "--no-build-isolation", few_sources, cwd=tmp_path)
-    monkeypatch.setattr(_build, "PACKAGE", few_sources / "rwkv_engine")
+    monkeypatch.setattr(build, "PACKAGE", few_sources / "rwkv_engine")
     libraries = (tmp_path / "environment").glob("lib/python*/site-packages/rwkv_engine/_prebuilt/*")
-    levels = {_extension.processor_level(), "portable"}
-    assert {path.name for path in libraries} == {f"{_build.library_name(level)}.so" for level in levels}
+    levels = {cpu_kernels.processor_level(), "portable"}
+    assert {path.name for path in libraries} == {f"{build.library_name(level)}.so" for level in levels}
 
     cache = tmp_path / "cache"
     output = run(environment, "-m", "rwkv_engine", "info", cwd=tmp_path, XDG_CACHE_HOME=str(cache))
     assert "built when the package was installed" in output
-    assert _extension.processor_level() in output
-    trie = "from rwkv_engine import _extension; print(_extension.python_module('byte_trie').ByteTrie.__name__)"
+    assert cpu_kernels.processor_level() in output
+    trie = "from rwkv_engine import cpu_kernels; print(cpu_kernels.python_module('byte_trie').ByteTrie.__name__)"
     assert run(environment, "-c", trie, cwd=tmp_path, XDG_CACHE_HOME=str(cache)) == "ByteTrie\n"
     assert not cache.exists()
     assert run(environment, *GENERATE, cwd=tmp_path).startswith("Once upon a time")

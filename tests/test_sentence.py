@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 
 from rwkv_engine import RWKV, CheckpointError, RequestError

@@ -2,7 +2,7 @@
 
     python -m tools.check_cuda
 
-nvcc compiles every kernel for all of `_build.ARCHITECTURES`; what ptxas says about registers and spills is printed,
+nvcc compiles every kernel for all of `build.ARCHITECTURES`; what ptxas says about registers and spills is printed,
 and a spill in a kernel of decoding is an error. The C++ compiler reads every binding against whatever torch is here: of
 CUDA's headers torch's CPU build lacks one, which is generated empty. Warnings are errors. Without nvcc nothing is
 checked, and that is said; `--require` makes it an error.
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from torch.utils import cpp_extension
 
-from rwkv_engine import _build, _toolkit
+from rwkv_engine.native import build, toolkit
 
 # Files whose kernels decode: a register spilled there is memory traffic where memory is the whole cost.
 NO_SPILLS = ("linear", "*_mixing_step")
@@ -46,18 +46,18 @@ class Use:
 def includes(toolkit: Path) -> list[str]:
     """As torch's just-in-time build has them."""
     folders = [*cpp_extension.include_paths("cpu"), str(toolkit / "include"), sysconfig.get_path("include")]
-    return [f"-I{_build.source_root()}", *(part for folder in folders for part in ("-isystem", folder))]
+    return [f"-I{build.source_root()}", *(part for folder in folders for part in ("-isystem", folder))]
 
 
-def kernel_command(nvcc: _toolkit.Nvcc, source: Path, architectures: tuple[int, ...], target: Path) -> list[str]:
+def kernel_command(nvcc: toolkit.Nvcc, source: Path, architectures: tuple[int, ...], target: Path) -> list[str]:
     torchs = [*TORCH_DEFINES, *includes(nvcc.root), *cpp_extension.COMMON_NVCC_FLAGS, "--compiler-options", "-fPIC"]
-    return [str(nvcc.path), *torchs, *_build.nvcc_flags(architectures), "-c", str(source), "-o", str(target)]
+    return [str(nvcc.path), *torchs, *build.nvcc_flags(architectures), "-c", str(source), "-o", str(target)]
 
 
-def binding_command(nvcc: _toolkit.Nvcc, source: Path, target: Path) -> list[str]:
+def binding_command(nvcc: toolkit.Nvcc, source: Path, target: Path) -> list[str]:
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     torchs = [*TORCH_DEFINES, *includes(nvcc.root), "-fPIC", "-std=c++20"]
-    return [*compiler, *torchs, *_build.CUDA_BINDING_FLAGS, "-c", str(source), "-o", str(target)]
+    return [*compiler, *torchs, *build.CUDA_BINDING_FLAGS, "-c", str(source), "-o", str(target)]
 
 
 def uses(report: str) -> list[Use]:
@@ -104,7 +104,7 @@ def run(command: list[str]) -> tuple[str, bool]:
     return result.stdout + result.stderr, result.returncode == 0
 
 
-def check(nvcc: _toolkit.Nvcc, sources: list[Path], jobs: int) -> list[str]:
+def check(nvcc: toolkit.Nvcc, sources: list[Path], jobs: int) -> list[str]:
     """What is wrong, one text for each failure; prints the table."""
     wrong, rows = [], []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
@@ -116,7 +116,7 @@ def check(nvcc: _toolkit.Nvcc, sources: list[Path], jobs: int) -> list[str]:
             target = Path(folder, f"{source.name}.o")
             if source.suffix == ".cu":
                 strict = ["-Xptxas=-v", "-Werror=all-warnings", "-Xcompiler=-Werror"]
-                return run([*kernel_command(nvcc, source, _build.ARCHITECTURES, target), *strict])
+                return run([*kernel_command(nvcc, source, build.ARCHITECTURES, target), *strict])
             return run([*binding_command(nvcc, source, target), "-Werror", "-fsyntax-only", f"-isystem{folder}"])
 
         for source, (output, succeeded) in zip(sources, pool.map(compile_one, sources), strict=True):
@@ -141,14 +141,14 @@ def main() -> int:
     parser.add_argument("--require", action="store_true", help="fail where there is no nvcc")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
     args = parser.parse_args()
-    nvcc = _toolkit.find_nvcc()
+    nvcc = toolkit.find_nvcc()
     if nvcc is None or not nvcc.architectures:
         print(
             f"the CUDA kernels are not compiled here: {nvcc or 'no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda'}"
         )
         return 1 if args.require else 0
-    print(f"{nvcc} for {', '.join(f'sm_{a}' for a in _build.ARCHITECTURES)}", flush=True)
-    wrong = check(nvcc, _build.cuda_sources(), args.jobs)
+    print(f"{nvcc} for {', '.join(f'sm_{a}' for a in build.ARCHITECTURES)}", flush=True)
+    wrong = check(nvcc, build.cuda_sources(), args.jobs)
     for text in wrong:
         print(f"error: {text}", file=sys.stderr)
     return 1 if wrong else 0

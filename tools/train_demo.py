@@ -23,11 +23,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwkv_engine.core.atomic import replace_atomically
+from rwkv_engine.checkpoints.names import to_hugging_face
 from rwkv_engine.core.config import ModelConfig
-from rwkv_engine.core.names import to_hugging_face
 from rwkv_engine.core.state import State
 from rwkv_engine.models import Rwkv4
+from rwkv_engine.storage.atomic import replace_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -1,5 +1,5 @@
 // ByteTrie for Python: convert, let go of the interpreter, call. The library of the operators is by this file a Python
-// module too; `_extension.python_module` imports it. No torch here: the headers of pybind11 are all that is compiled.
+// module too; `cpu_kernels.python_module` imports it. No torch here: the headers of pybind11 are all that is compiled.
 #include <pybind11/pybind11.h>
 
 #include <utility>

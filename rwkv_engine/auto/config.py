@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rwkv_engine.core import Checkpoint, ModelConfig
-from rwkv_engine.core.files import damage_reported
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.files import damage_reported
+from rwkv_engine.core import ModelConfig
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.pipeline import locate
 

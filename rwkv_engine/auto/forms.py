@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from rwkv_engine._jit import say
-from rwkv_engine.core.names import to_original
+from rwkv_engine.checkpoints.names import to_original
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.errors import CheckpointError, StrategyError
 from rwkv_engine.models import Rwkv4
 from rwkv_engine.models.dense import is_quantized, make_dense
+from rwkv_engine.notices import log
 from rwkv_engine.runtime import Engine
 from rwkv_engine.runtime.moving import forget_places, move_model, stays
 
@@ -74,7 +74,7 @@ class TwoForms(nn.Module):
             self.core.requires_grad_(not self.is_frozen)
         self.is_trainable = True
         self._renew()
-        say(
+        log.warning(
             f"{reason}: the weights are as training wants them from now on, and generation is slower; saved and loaded"
             " again, the model is fast again"
         )

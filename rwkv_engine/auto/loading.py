@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from rwkv_engine.core import Checkpoint, Strategy
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.core import Strategy
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.errors import RequestError, StrategyError
 

@@ -29,7 +29,8 @@ from rwkv_engine.auto.reading import (
     state_of,
 )
 from rwkv_engine.auto.saving import Saving
-from rwkv_engine.core import Checkpoint, State
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.core import State
 from rwkv_engine.core.state import FIELDS
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Rwkv4

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rwkv_engine.auto.padding import IGNORED, put_back, read_mask, texts_of
 from rwkv_engine.core import State
-from rwkv_engine.core.state_layouts import from_layout
+from rwkv_engine.core.rwkv4_layouts import from_layout
 from rwkv_engine.errors import RequestError, StrategyError
 from rwkv_engine.models import Rwkv4
 from rwkv_engine.runtime import Engine

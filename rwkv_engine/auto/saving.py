@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rwkv_engine import hub_upload
 from rwkv_engine.auto.config import RwkvConfig
 from rwkv_engine.convert import bytes_of, save_hugging_face
 from rwkv_engine.errors import RequestError, StrategyError
+from rwkv_engine.hub import upload
 from rwkv_engine.models import Rwkv4
 from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
 
@@ -87,6 +87,6 @@ class Saving:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             self.save_pretrained(folder, max_shard_size)
-            return hub_upload.upload(
+            return upload.upload(
                 folder, repo_id, token=token, private=private, revision=revision, message=commit_message
             )

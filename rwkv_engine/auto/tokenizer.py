@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_engine.auto.rwkv_tokenizer import SPECIAL, RwkvTokenizer
-from rwkv_engine.core import Checkpoint
+from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.pipeline import locate
 from rwkv_engine.text import Tokenizer, find_tokenizer, load_tokenizer

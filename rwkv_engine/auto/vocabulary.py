@@ -11,8 +11,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from rwkv_engine.core.atomic import replace_atomically
 from rwkv_engine.errors import RequestError
+from rwkv_engine.storage.atomic import replace_atomically
 from rwkv_engine.text import BpeTokenizer, ByteTokenizer, Tokenizer, WorldTokenizer
 from rwkv_engine.text.byte_characters import CHARACTER_OF, in_characters
 from rwkv_engine.text.find import WORLD_FILE

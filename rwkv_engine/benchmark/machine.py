@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from rwkv_engine import _extension
 from rwkv_engine._version import __version__
+from rwkv_engine.native import cpu_kernels
 
 
 def facts() -> dict[str, Any]:
     """Processor, memory, GPUs, versions, the command, and when."""
-    kernels = _extension.status()
+    kernels = cpu_kernels.status()
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

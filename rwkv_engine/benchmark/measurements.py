@@ -12,7 +12,7 @@ import torch
 from rwkv_engine.benchmark.memory import MemoryWatch
 from rwkv_engine.benchmark.stopwatch import Clock, seconds
 from rwkv_engine.benchmark.subject import Subject
-from rwkv_engine.runtime.loader import Progress
+from rwkv_engine.progress import Progress
 
 # Tokens of a text in which the share of zeros is counted.
 SEEN = 64

@@ -11,7 +11,8 @@ import torch
 
 from rwkv_engine.benchmark.shapes import parse_shape
 from rwkv_engine.benchmark.synthetic import write_synthetic
-from rwkv_engine.core import Checkpoint, ModelConfig, Strategy
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.core import ModelConfig, Strategy
 
 
 @dataclass(frozen=True)

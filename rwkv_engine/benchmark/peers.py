@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from rwkv_engine._jit import say
-from rwkv_engine._toolkit import find_nvcc
-from rwkv_engine.core import Checkpoint, ModelConfig, Strategy
-from rwkv_engine.core.names import to_hugging_face
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.names import to_hugging_face
+from rwkv_engine.core import ModelConfig, Strategy
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.errors import RequestError
+from rwkv_engine.native.toolkit import find_nvcc
+from rwkv_engine.notices import log
 from rwkv_engine.verification.peer_models import load_rwkv, rwkv_tensors
 
 PEERS = ("rwkv", "transformers")
@@ -63,7 +64,7 @@ def _build_kernel() -> bool:
         except ModuleNotFoundError:
             raise
         except Exception as error:
-            say(f"rwkv without its CUDA kernel, which cannot be built: {error}"[:500])
+            log.warning(f"rwkv without its CUDA kernel, which cannot be built: {error}"[:500])
     return hasattr(sys.modules.get("rwkv.model"), "cuda_wkv")
 
 

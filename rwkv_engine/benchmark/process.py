@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from rwkv_engine.errors import BenchmarkError
-from rwkv_engine.runtime.loader import Progress
+from rwkv_engine.progress import Progress
 
 # The worker finds the same packages as this process, wherever that was started.
 START = (

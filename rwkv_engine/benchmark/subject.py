@@ -9,18 +9,18 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from rwkv_engine._extension import status as cpu_kernels
-from rwkv_engine._extension_cuda import status as cuda_kernels
 from rwkv_engine._version import __version__
 from rwkv_engine.core import State
 from rwkv_engine.evaluation import write
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.models.rwkv4 import Block
+from rwkv_engine.native.cpu_kernels import status as cpu_kernels
+from rwkv_engine.native.cuda_kernels import status as cuda_kernels
 from rwkv_engine.pipeline import RWKV
+from rwkv_engine.progress import Progress
 from rwkv_engine.runtime import Decoder
 from rwkv_engine.runtime.decoder import BUCKETS
-from rwkv_engine.runtime.loader import Progress
 from rwkv_engine.verification.activations import watched
 
 GREEDY = Draw.of(SamplingParams(temperature=0))

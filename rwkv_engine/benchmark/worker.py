@@ -12,12 +12,14 @@ from rwkv_engine.benchmark.measurements import Measurements
 from rwkv_engine.benchmark.memory import MemoryWatch
 from rwkv_engine.benchmark.subject import Ours, Subject
 from rwkv_engine.errors import RwkvError
-from rwkv_engine.runtime.loader import Progress
+from rwkv_engine.notices import show_notices
+from rwkv_engine.progress import Progress
 
 
 def main(engine: str, path: str, strategy: str) -> None:
     """Answers are `{"answer": ...}`, `{"error": "one line"}`, and before these any number of `{"progress": [m, n]}`."""
     answers = os.fdopen(os.dup(1), "w")
+    show_notices()
     os.dup2(2, 1)  # whatever a program prints is no answer
 
     def say(**message: Any) -> None:

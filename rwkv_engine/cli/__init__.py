@@ -19,6 +19,7 @@ from rwkv_engine.cli.pack import pack
 from rwkv_engine.cli.quantize import quantize
 from rwkv_engine.cli.verify import verify
 from rwkv_engine.errors import RwkvError
+from rwkv_engine.notices import show_notices
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +42,7 @@ commands.add_command(verify)
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 1 an error of ours, 2 wrong usage, 130 interrupted."""
+    show_notices()
     try:
         commands.main(standalone_mode=False)
         sys.stdout.flush()

@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from rwkv_engine import packing
 from rwkv_engine.benchmark.bench import Tell, bench
 from rwkv_engine.benchmark.lineup import check_memory, lineup, runnable
 from rwkv_engine.benchmark.models import BenchModel, given_model, synthetic_model
@@ -26,9 +25,10 @@ from rwkv_engine.benchmark.shapes import SHAPES, parse_shape
 from rwkv_engine.benchmark.summary import as_json
 from rwkv_engine.benchmark.table import headline, tables
 from rwkv_engine.cli.options import hub_options, progress_bar, stderr
-from rwkv_engine.core.atomic import replace_atomically
+from rwkv_engine.convert import pack as packing
 from rwkv_engine.errors import RequestError
 from rwkv_engine.pipeline import locate
+from rwkv_engine.storage.atomic import replace_atomically
 
 FILE_WIDTH = 200  # of tables, in columns, where there is no terminal to fit them to
 

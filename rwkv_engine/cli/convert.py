@@ -13,9 +13,9 @@ from rwkv_engine import convert as conversion
 from rwkv_engine.cli.options import hub_options, progress_bar, stderr
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.errors import RwkvError
-from rwkv_engine.hub import download, parse_id
+from rwkv_engine.hub.download import download, parse_id
 from rwkv_engine.pipeline import locate
-from rwkv_engine.runtime.loader import Progress
+from rwkv_engine.progress import Progress
 
 _ONLY_DIRECTORY = ("tokenizer_file", "push_to_hub", "model_name", "is_chat")
 
@@ -135,7 +135,7 @@ def _with_bar(console: Console, run: Callable[[Progress], conversion.Converted])
 
 def _pushed(folder: Path, names: tuple[str, ...], repository: str) -> str:
     """Uploads what was written, and nothing else that lies there; tells where it is."""
-    from rwkv_engine.hub_upload import upload
+    from rwkv_engine.hub.upload import upload
 
     with tempfile.TemporaryDirectory() as staged:
         for name in names:

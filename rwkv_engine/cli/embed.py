@@ -17,10 +17,10 @@ from rich.console import Console
 from torch import Tensor
 
 from rwkv_engine.cli.options import load, loading_options, progress_bar, stderr
-from rwkv_engine.core.atomic import replace_atomically
 from rwkv_engine.embedding import POOLINGS, dimension
 from rwkv_engine.errors import RequestError
-from rwkv_engine.runtime.loader import Progress
+from rwkv_engine.progress import Progress
+from rwkv_engine.storage.atomic import replace_atomically
 
 # Batches of lines held at once: the more, the nearer the lengths of those that are read together.
 BATCHES = 16

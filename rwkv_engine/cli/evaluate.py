@@ -16,7 +16,7 @@ from rwkv_engine.cli.options import load, loading_options, model_option, progres
 from rwkv_engine.errors import RequestError
 from rwkv_engine.evaluation import compare, evaluate, text_ids, write
 from rwkv_engine.pipeline import RWKV
-from rwkv_engine.runtime.loader import Progress
+from rwkv_engine.progress import Progress
 
 Result = TypeVar("Result")
 Report = dict[str, str | int | float]

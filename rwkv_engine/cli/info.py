@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 import torch
 
-from rwkv_engine import _extension, _extension_cuda, _toolkit
 from rwkv_engine._version import __version__
+from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.cli.options import hub_options
-from rwkv_engine.core import Checkpoint, Strategy
+from rwkv_engine.core import Strategy
 from rwkv_engine.errors import TokenizerError
+from rwkv_engine.native import cpu_kernels, cuda_kernels, toolkit
 from rwkv_engine.pipeline import EMBEDDED, locate
 from rwkv_engine.text import find_tokenizer
 
@@ -36,7 +37,7 @@ def info(model: str | None, strategy: str, revision: str | None, offline: bool) 
 
 
 def _machine_rows() -> list[tuple[str, str]]:
-    status = _extension.status()
+    status = cpu_kernels.status()
     return [
         ("rwkv_engine", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
@@ -44,8 +45,8 @@ def _machine_rows() -> list[tuple[str, str]]:
         ("kernels", _kernels(status)),
         ("why", status.reason),
         ("library", str(status.path or "-")),
-        ("processor", f"{platform.machine()}, runs kernels up to {_extension.processor_level()}"),
-        ("threads", f"{torch.get_num_threads()}, {', '.join(_extension.openmp_runtimes()) or 'no OpenMP runtime'}"),
+        ("processor", f"{platform.machine()}, runs kernels up to {cpu_kernels.processor_level()}"),
+        ("threads", f"{torch.get_num_threads()}, {', '.join(cpu_kernels.openmp_runtimes()) or 'no OpenMP runtime'}"),
         *_gpu_rows(),
         ("strategies", "cpu and cuda:N in fp32, bf16 and fp16, each with i8 behind it, mixes of them, auto"),
         ("models", ", ".join(EMBEDDED)),
@@ -53,7 +54,7 @@ def _machine_rows() -> list[tuple[str, str]]:
 
 
 def _gpu_rows() -> list[tuple[str, str]]:
-    problem = _toolkit.gpu_problem()
+    problem = toolkit.gpu_problem()
     if problem:
         return [("gpu", f"none that torch can use: {problem}")]
     gpus = []
@@ -62,11 +63,11 @@ def _gpu_rows() -> list[tuple[str, str]]:
         major, minor = torch.cuda.get_device_capability(i)
         name = torch.cuda.get_device_name(i)
         gpus.append(("gpu", f"cuda:{i}, {name}, sm_{major}{minor}, {total} of memory, {free} free"))
-    status = _extension_cuda.status()
+    status = cuda_kernels.status()
     return [
         *gpus,
         ("driver", _driver()),
-        ("cuda toolkit", str(_toolkit.find_nvcc() or "no nvcc found")),
+        ("cuda toolkit", str(toolkit.find_nvcc() or "no nvcc found")),
         ("torch's cuda", torch.version.cuda or "none"),
         ("cuda kernels", _kernels(status)),
         ("cuda why", status.reason),
@@ -74,7 +75,7 @@ def _gpu_rows() -> list[tuple[str, str]]:
     ]
 
 
-def _kernels(status: _extension.Status) -> str:
+def _kernels(status: cpu_kernels.Status) -> str:
     return ", ".join(filter(None, (KERNELS[status.kind], status.level)))
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from rwkv_engine import packing
 from rwkv_engine.cli.options import hub_options, progress_bar, stderr
+from rwkv_engine.convert import pack as packing
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.pipeline import locate
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from rwkv_engine import pipeline
-from rwkv_engine.core import Checkpoint, Strategy
-from rwkv_engine.core.state_layouts import from_layout, to_layout
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.core import Strategy
+from rwkv_engine.core.rwkv4_layouts import from_layout, to_layout
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.runtime import Engine, load_model
 

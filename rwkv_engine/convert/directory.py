@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rwkv_engine.checkpoints.names import shape_in_file, to_hugging_face
+from rwkv_engine.checkpoints.shards import write_shards
 from rwkv_engine.core import ModelConfig
-from rwkv_engine.core.atomic import replace_directory_atomically
-from rwkv_engine.core.names import shape_in_file, to_hugging_face
-from rwkv_engine.core.shards import write_shards
 from rwkv_engine.errors import CheckpointError
+from rwkv_engine.storage.atomic import replace_directory_atomically
 
 SHARD_SIZE = 5_000_000_000
 # Weights of any kind: left where they are, they could be taken for those of the new model.

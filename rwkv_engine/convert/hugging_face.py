@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from rwkv_engine.checkpoints.files import damage_reported
 from rwkv_engine.convert.card import MARK, model_card
 from rwkv_engine.convert.directory import SHARD_SIZE, check_directory, save_hugging_face
-from rwkv_engine.convert.source import Converted, Progress, Source
+from rwkv_engine.convert.source import Converted, Source
 from rwkv_engine.convert.tokenizer_files import FILES, chosen_tokenizer, tokenizer_files
-from rwkv_engine.core.files import damage_reported
+from rwkv_engine.progress import Progress
 
 # Of the configurations of another directory, what the tensors do not tell.
 _TAKEN_OVER = ("context_length", "bos_token_id", "eos_token_id")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from rwkv_engine.convert.source import Converted, Progress, Source
-from rwkv_engine.core.pth import write_pth
+from rwkv_engine.checkpoints.pth import write_pth
+from rwkv_engine.convert.source import Converted, Source
 from rwkv_engine.errors import CheckpointError
+from rwkv_engine.progress import Progress
 
 
 def to_pth(

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rwkv_engine._jit import say
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.names import shape_in_file
+from rwkv_engine.checkpoints.packed import DTYPES
+from rwkv_engine.checkpoints.rescaled import divided_note, divisor_exponent, looks_divided
+from rwkv_engine.checkpoints.shards import Shapes
 from rwkv_engine.convert.sizes import check_size
-from rwkv_engine.core import Checkpoint
-from rwkv_engine.core.names import shape_in_file
-from rwkv_engine.core.packed import DTYPES
-from rwkv_engine.core.rescaled import divided_note, divisor_exponent, looks_divided
-from rwkv_engine.core.shards import Shapes
 from rwkv_engine.errors import CheckpointError
+from rwkv_engine.notices import log
 from rwkv_engine.ops.int8 import in_floats
+from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.loader import check_finite
 
-Progress = Callable[[int, int], None]
 # Exponentials are made of these; transformers keeps them in float32 whatever the rest is in.
 KEPT = ("att.time_decay", "att.time_first")
 # Rows of an int8 matrix widened at a time.
@@ -64,7 +64,9 @@ class Source:
             check_size(model, self.checkpoint.config, size)
         self._undone = _undone(self.checkpoint, undo_rescale)
         if self.checkpoint.packing and self.checkpoint.packing.is_quantised:
-            say(f"{model}: packed, {self.checkpoint.packing}; its int8 weights are rounded already, and stay so")
+            log.warning(
+                f"{model}: packed, {self.checkpoint.packing}; its int8 weights are rounded already, and stay so"
+            )
         self.shapes: Shapes = {
             name: (self._dtype(name, dtype), shape_in_file(name, shape))
             for name, shape in self.checkpoint.config.tensor_shapes().items()

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rwkv_engine.core.atomic import replace_atomically
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.errors import RequestError
+from rwkv_engine.storage.atomic import replace_atomically
 
 # The first token's own weight is e^(u+k) against e^max: with -1e30 the empty past counts for exactly nothing.
 EMPTY_MAX = -1e30

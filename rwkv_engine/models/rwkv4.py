@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_engine.core.config import ModelConfig
-from rwkv_engine.core.layout import Layout
+from rwkv_engine.core.device_map import Layout
 from rwkv_engine.core.state import FIELDS, LayerState, State
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.ops import (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define, refuse_gradients
 from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.linear import linear_reference
@@ -63,7 +63,7 @@ def channel_mixing_step(
     Raises:
         RuntimeError: shapes or dtypes that do not fit, or an argument that wants a gradient: there is none.
     """
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_r, key, receptance, value, shift)
     refuse_gradients(*arguments)
     return torch.ops.rwkv_engine.channel_mixing_step(*arguments, slots, list(scales))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define, kernels_serve
 
 GATE_RESIDUAL_SCHEMA = "gate_residual(Tensor? x, Tensor r, Tensor y) -> Tensor"
@@ -23,7 +23,7 @@ def gate_residual(x: Tensor | None, r: Tensor, y: Tensor) -> Tensor:
     """
     if not kernels_serve(r, y, x):
         return gate_residual_reference(x, r, y)
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.gate_residual(x, r, y)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
 from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.tiles import untile
@@ -35,7 +35,7 @@ def linear_many(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None =
     Raises:
         RuntimeError: shapes or dtypes that do not fit.
     """
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.linear_many(x, weight, outputs, scales)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define, kernels_serve
 
 LN_SHIFT_SCHEMA = (
@@ -39,7 +39,7 @@ def ln_shift(
     """
     if not kernels_serve(x, ln_weight, ln_bias, mixes, shift):
         return ln_shift_reference(x, ln_weight, ln_bias, eps, mixes, shift)
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.ln_shift(x, ln_weight, ln_bias, eps, mixes, shift)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
 
 PHILOX_UNIFORM_SCHEMA = "philox_uniform(Tensor seeds, Tensor samples, Tensor positions) -> Tensor"
@@ -31,7 +31,7 @@ def philox_uniform(seeds: Tensor, samples: Tensor, positions: Tensor) -> Tensor:
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.philox_uniform(seeds, samples, positions)
 
 

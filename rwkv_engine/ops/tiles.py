@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
 
 TILE_SCHEMA = "tile(Tensor weight, Tensor(a!) tiles) -> ()"
@@ -21,7 +21,7 @@ ROWS = GROUPS = 16
 
 def tile(weight: Tensor, tiles: Tensor) -> None:
     """Writes a matrix (N, K), float32, bfloat16 or float16, into tiles of `tiled_shape` and the same dtype."""
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     torch.ops.rwkv_engine.tile(weight, tiles)
 
 
@@ -33,7 +33,7 @@ def tiled_shape(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[int, int
 
 def untile(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
     """What `tile` was given: (outputs, inputs)."""
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.untile(tiles, outputs, inputs)
 
 

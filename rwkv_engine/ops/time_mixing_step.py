@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define, refuse_gradients
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.slots import replace_rows, rows_of
@@ -72,7 +72,7 @@ def time_mixing_step(
     Raises:
         RuntimeError: shapes or dtypes that do not fit, or an argument that wants a gradient: there is none.
     """
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     arguments = (x, ln_weight, ln_bias, eps, mix_k, mix_v, mix_r, decay, first, key, value, receptance, output)
     refuse_gradients(*arguments, shift, num, den, max)
     return torch.ops.rwkv_engine.time_mixing_step(*arguments, shift, num, den, max, slots, list(scales))

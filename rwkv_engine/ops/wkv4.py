@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define, register_gradient
 
 WKV4_SCHEMA = (
@@ -45,7 +45,7 @@ def wkv4(
     Raises:
         RuntimeError: an argument's shape, dtype or device does not fit k's.
     """
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.wkv4(decay, first, k, v, num, den, max)
 
 

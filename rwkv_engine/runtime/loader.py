@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from rwkv_engine import _extension, _extension_cuda
-from rwkv_engine._jit import say
-from rwkv_engine.core.checkpoint import Checkpoint
-from rwkv_engine.core.packed import ALIGNMENT
-from rwkv_engine.core.rescaled import divided_note, looks_divided
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.packed import ALIGNMENT
+from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
 from rwkv_engine.core.strategy import Placement, Strategy
 from rwkv_engine.errors import CheckpointError, StrategyError
 from rwkv_engine.models import ARCHITECTURES, Rwkv4
 from rwkv_engine.models.arrange import Arranged, arrange, arranged_shape, form_of
 from rwkv_engine.models.weights import InputMajor, Tiled
-
-Progress = Callable[[int, int], None]
+from rwkv_engine.native import cpu_kernels, cuda_kernels
+from rwkv_engine.notices import log
+from rwkv_engine.progress import Progress
 
 
 def load_model(
@@ -48,7 +47,7 @@ def load_model(
         raise StrategyError(f"strategy: {strategy}: {formats.pop()} weights have no gradient; train in fp32 or bf16")
     fingerprint = checkpoint.fingerprint()
     if looks_divided(checkpoint):
-        say(divided_note(checkpoint))
+        log.warning(divided_note(checkpoint))
     with torch.device("meta"):
         model = ARCHITECTURES[config.version](config, fingerprint)
     # Without kernels tiles are only in the way, but where int8 lies in them. Asking loads those of a GPU, of which
@@ -68,7 +67,7 @@ def load_model(
             if checkpoint.packing and not said:
                 wanted = "training" if trainable else str(strategy) if packed else "plain torch"
                 note = rounding_note(checkpoint, placements)
-                say(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
+                log.warning(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
                 said = True
             placed = converted(checkpoint, name, form, dtype, placement.device)
         put(model, name, shape, form, placed)
@@ -87,7 +86,7 @@ def rounding_note(checkpoint: Checkpoint, placements: Sequence[Placement]) -> st
 
 def has_kernels(device: str) -> bool:
     """Whether compiled kernels serve a device; asking loads them."""
-    kernels = _extension_cuda if device.startswith("cuda") else _extension
+    kernels = cuda_kernels if device.startswith("cuda") else cpu_kernels
     return kernels.status().kind != "reference"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 
 Encode = Callable[[bytes], list[int]]
 
@@ -17,7 +17,7 @@ def byte_trie(tokens: dict[int, bytes]) -> Encode:
         tokens: the bytes of each id; no two the same, none empty, and all 256 single bytes among them, so that there is
             a match everywhere.
     """
-    compiled = _extension.python_module("byte_trie")
+    compiled = cpu_kernels.python_module("byte_trie")
     if compiled is None:
         return byte_trie_reference(tokens)
     trie = compiled.ByteTrie(tokens)

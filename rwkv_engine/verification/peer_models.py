@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_engine.core import Checkpoint
+from rwkv_engine.checkpoints import Checkpoint
 
 
 def rwkv_tensors(path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv_engine.core import Checkpoint, ModelConfig, State, Strategy
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.core.state import FIELDS
 from rwkv_engine.errors import CheckpointError, TokenizerError
 from rwkv_engine.runtime import Engine, load_model
@@ -24,7 +25,7 @@ from rwkv_engine.verification.check import TOLERANCES, Check, judged, relative_d
 from rwkv_engine.verification.memory import peak_memory
 from rwkv_engine.verification.peers import PEERS, check_peer
 
-Progress = Callable[[str, int, int], None]
+StageProgress = Callable[[str, int, int], None]
 # Of the model card of RWKV-4 Raven.
 PROMPT = (
     "\nIn a shocking finding, scientist discovered a herd of dragons living in a remote, previously unexplored valley,"
@@ -57,7 +58,7 @@ class Written:
 
 
 def verify(
-    path: Path, strategy: str = "cpu fp32", tokenizer: str | Path | None = None, progress: Progress | None = None
+    path: Path, strategy: str = "cpu fp32", tokenizer: str | Path | None = None, progress: StageProgress | None = None
 ) -> Iterator[Check]:
     """Reads a checkpoint, runs it, and tells what was found, check by check as they finish.
 
@@ -168,7 +169,7 @@ def _prompt(tokenizer: Tokenizer | None, config: ModelConfig) -> list[int]:
     return torch.randint(config.n_vocab, (50,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def _write(engine: Engine, prompt: list[int], tell: Progress) -> Written:
+def _write(engine: Engine, prompt: list[int], tell: StageProgress) -> Written:
     """The likeliest tokens, one at a time."""
     tell("reading", 0, 0)
     logits, begin = engine.forward(torch.tensor([prompt]))

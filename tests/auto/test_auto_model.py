@@ -10,14 +10,14 @@ import oracle
 import pytest
 import torch
 from auto_models import SHAPE, difference, folder_of, ours, random_ids, same_state, theirs
-from checkpoints import save_packed, save_pth
+from checkpoint_files import save_packed, save_pth
 from models.test_precision import DTYPES, TOKENS, error, plain_torch
 from models.test_precision import SHAPE as WIDE
 from oracle import Shape
 
 from rwkv_engine import RWKV, CheckpointError, ModelConfig, RequestError, State, StrategyError
 from rwkv_engine.auto import AutoConfig, AutoModelForCausalLM
-from rwkv_engine.core.state_layouts import to_layout
+from rwkv_engine.core.rwkv4_layouts import to_layout
 from rwkv_engine.models.weights import Dense
 from rwkv_engine.runtime import Engine
 from rwkv_engine.runtime.engine import CHUNK
@@ -209,7 +209,8 @@ def test_dtypes(options, dtype, tmp_path):
 def test_device_map_auto_fills_what_is_there(tmp_path, monkeypatch):
     """With and without a dtype, and in int8; two GPUs that are not there are asked for by name."""
     from rwkv_engine.auto.loading import strategy_for
-    from rwkv_engine.core import Checkpoint, strategy
+    from rwkv_engine.checkpoints import Checkpoint
+    from rwkv_engine.core import strategy
 
     checkpoint = Checkpoint.open(save_pth(oracle.random_weights(SHAPE), tmp_path / "m.pth"))
 

@@ -8,7 +8,7 @@ from auto_models import SHAPE, difference, folder_of, ours, random_ids, same_sta
 from torch.nn import functional as F
 
 from rwkv_engine import RequestError
-from rwkv_engine.core.names import to_hugging_face
+from rwkv_engine.checkpoints.names import to_hugging_face
 from rwkv_engine.runtime.engine import CHUNK
 
 T = 21

@@ -8,11 +8,11 @@ import oracle
 import pytest
 import torch
 from auto_models import SHAPE, difference, folder_of, ours, random_ids, theirs
-from checkpoints import as_torch
+from checkpoint_files import as_torch
 
 from rwkv_engine import CheckpointError, RequestError, StrategyError
+from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.convert import bytes_of
-from rwkv_engine.core import Checkpoint
 from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
 
 
@@ -117,7 +117,7 @@ def test_what_is_pushed_is_what_is_saved(folder, tmp_path, monkeypatch):
         sent.update({path.name: path.read_bytes() for path in folder.iterdir()}, repo_id=repo_id, **options)
         return "https://hub/owner/name"
 
-    monkeypatch.setattr("rwkv_engine.hub_upload.upload", upload)
+    monkeypatch.setattr("rwkv_engine.hub.upload.upload", upload)
     mine = ours(folder)
     assert mine.push_to_hub("owner/name", token="t", private=True, commit_message="m") == "https://hub/owner/name"
     mine.save_pretrained(tmp_path / "out")

@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_hugging_face, save_pth
+from checkpoint_files import save_hugging_face, save_pth
 from hub_server import HubServer
 from huggingface_hub import constants
 from oracle import Shape

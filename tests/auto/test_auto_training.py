@@ -9,12 +9,12 @@ import oracle
 import pytest
 import torch
 from auto_models import SHAPE, difference, folder_of, ours, random_ids, theirs
-from checkpoints import as_torch, save_packed, save_pth
+from checkpoint_files import as_torch, save_packed, save_pth
 from oracle import Shape
 from torch.nn import functional as F
 
 from rwkv_engine import RWKV, CheckpointError, StrategyError
-from rwkv_engine.core.names import to_hugging_face
+from rwkv_engine.checkpoints.names import to_hugging_face
 from rwkv_engine.core.state import FIELDS
 from rwkv_engine.models.weights import Dense, InputMajor
 

@@ -8,13 +8,13 @@ from collections import Counter
 import oracle
 import pytest
 import torch
-from checkpoints import save_hugging_face
+from checkpoint_files import save_hugging_face
 from oracle import Shape
 from writer import Recorder, Writer, padded
 
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.auto.tokenizer import AutoTokenizer
-from rwkv_engine.core.state_layouts import to_layout
+from rwkv_engine.core.rwkv4_layouts import to_layout
 
 SHAPE = Shape(n_layer=4, n_embd=24, n_att=24, n_vocab=77)
 

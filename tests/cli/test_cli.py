@@ -11,13 +11,13 @@ import time
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from conftest import ROOT
 from oracle import Shape
 from test_toolkit import fake_nvcc
 
 import rwkv_engine
-from rwkv_engine import _extension_cuda
+from rwkv_engine.native import cuda_kernels
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -226,9 +226,9 @@ def test_info_tells_of_gpus_and_of_what_was_built_for_them(call, monkeypatch, tm
         "mem_get_info": [(139_000_000_000, 150_100_000_000), (1_000_000_000, 16_900_000_000)].__getitem__,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    _extension_cuda.status.cache_clear()
+    cuda_kernels.status.cache_clear()
     code, text, errors = call("info")
-    _extension_cuda.status.cache_clear()
+    cuda_kernels.status.cache_clear()
     assert code == 0
     for name, value in {
         "gpu": "cuda:0, NVIDIA H200, sm_90, 150.1 GB of memory, 139.0 GB free",

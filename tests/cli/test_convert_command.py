@@ -10,7 +10,7 @@ import types
 
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from conftest import ROOT
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError
@@ -89,7 +89,7 @@ def uploads(monkeypatch):
         sent.append((repo_id, sorted(p.name for p in folder.iterdir() if p.read_bytes())))
         return f"https://hub/{repo_id}"
 
-    monkeypatch.setitem(sys.modules, "rwkv_engine.hub_upload", types.SimpleNamespace(upload=upload))
+    monkeypatch.setitem(sys.modules, "rwkv_engine.hub.upload", types.SimpleNamespace(upload=upload))
     return sent
 
 

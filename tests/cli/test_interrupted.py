@@ -11,7 +11,8 @@ from rwkv_engine import RWKV
 
 INTERRUPTED = """
 import os, resource, sys
-from rwkv_engine import cli, packing
+from rwkv_engine import cli
+from rwkv_engine.convert import pack as packing
 real = packing.{command}
 def until_half(*arguments):
     *others, progress = arguments

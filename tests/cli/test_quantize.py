@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from checkpoints import save_hugging_face, save_pth
+from checkpoint_files import save_hugging_face, save_pth
 
 from rwkv_engine import RWKV, Checkpoint
 from rwkv_engine.models.int8 import quantized

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import oracle
 import pytest
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 
 from rwkv_engine.verification import run

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import oracle
 import pytest
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 
 from rwkv_engine import Checkpoint

@@ -9,14 +9,14 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_hugging_face, save_pth
+from checkpoint_files import save_hugging_face, save_pth
 from oracle import Shape
 from peer_package import rwkv_package
 
 import rwkv_engine
 from rwkv_engine import CheckpointError, RequestError, StrategyError
 from rwkv_engine.compat import RWKV
-from rwkv_engine.core.state_layouts import from_layout
+from rwkv_engine.core.rwkv4_layouts import from_layout
 
 SHAPE = Shape(n_layer=3, n_embd=64, n_att=64, n_ffn=160, n_vocab=120)
 TOKENS = np.random.default_rng(1).integers(0, SHAPE.n_vocab, 70).tolist()

@@ -5,7 +5,7 @@ import os
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 
 from rwkv_engine import RWKV, RequestError, State

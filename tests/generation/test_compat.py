@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 
 from rwkv_engine import Checkpoint
 from rwkv_engine.generation import Sampler, SamplingParams

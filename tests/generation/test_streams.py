@@ -8,7 +8,7 @@ import random
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Shape

@@ -6,12 +6,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from conftest import require_gpu
 from oracle import Shape
 
 from rwkv_engine.compat import PIPELINE, RWKV
-from rwkv_engine.core.state_layouts import from_layout, to_layout
+from rwkv_engine.core.rwkv4_layouts import from_layout, to_layout
 
 require_gpu()
 pytestmark = pytest.mark.gpu

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from conftest import require_gpu
 from models.test_precision import error
 from test_embedding import SHAPE, expected_of

@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import as_torch, save_pth
+from checkpoint_files import as_torch, save_pth
 from conftest import require_gpu
 from gpu.devices import on
 from models.test_precision import SHAPE, TOKENS, error, plain_torch, read

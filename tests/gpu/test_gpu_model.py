@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from conftest import require_gpu
 from models.test_precision import DTYPES, SHAPE, TOKENS, error, plain_torch, read
 from torch import Tensor

@@ -12,7 +12,7 @@ from ops.test_mixing_steps import DTYPES, KINDS, SIZES, Half, channel_half, exac
 from ops.test_prefill_ops import normal, shifts, tiled
 from torch import Tensor
 
-from rwkv_engine import _build, _extension, _extension_cuda
+from rwkv_engine.native import build, cpu_kernels, cuda_kernels
 from rwkv_engine.ops import (
     channel_mixing_step,
     gate_residual,
@@ -43,15 +43,15 @@ def half_on(device: str, half: Half) -> Half:
 
 
 def test_the_kernels_are_compiled(cuda):
-    status = _extension_cuda.status()
+    status = cuda_kernels.status()
     assert status.kind in ("prebuilt", "jit"), status.reason
 
 
-@pytest.mark.parametrize("name", {schema.partition("(")[0]: None for schema in _build.schemas()})
+@pytest.mark.parametrize("name", {schema.partition("(")[0]: None for schema in build.schemas()})
 def test_every_operator_has_a_kernel(name, gpu):
     if name == "linear_many" and gpu != "cpu":
         pytest.skip("torch's products serve it on GPUs")
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     key = gpu.partition(":")[0].upper()
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rwkv_engine::{name}", key)
 

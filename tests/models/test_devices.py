@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from rwkv_engine import RWKV, State
 from rwkv_engine.core import ModelConfig
-from rwkv_engine.core.layout import Layout
+from rwkv_engine.core.device_map import Layout
 from rwkv_engine.core.state import FIELDS
 from rwkv_engine.models import Rwkv4
 from rwkv_engine.models.arrange import arranged_shape, form_of

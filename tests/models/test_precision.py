@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import as_torch, save_pth
+from checkpoint_files import as_torch, save_pth
 from oracle import Shape
 from torch import Tensor
 from torch.nn import functional as F

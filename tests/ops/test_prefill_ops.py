@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops import gate_residual, linear_many, ln_shift, squared_relu
 from rwkv_engine.ops.gate_residual import gate_residual_reference
 from rwkv_engine.ops.linear_many import dense_product, linear_many_reference
@@ -163,7 +163,7 @@ def test_gradients_are_the_references(name):
 
 def test_opcheck():
     ops = torch.ops.rwkv_engine
-    _extension.ensure_loaded()
+    cpu_kernels.ensure_loaded()
     torch.library.opcheck(ops.ln_shift.default, shifts(2, 3, 8))
     torch.library.opcheck(ops.squared_relu.default, (normal(3, 4),))
     torch.library.opcheck(ops.gate_residual.default, (None, normal(3, 4), normal(3, 4)))

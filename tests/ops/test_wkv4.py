@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rwkv_engine import _extension
 from rwkv_engine.core.state import EMPTY_MAX
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops.wkv4 import wkv4, wkv4_backward_reference, wkv4_reference
 
 SIZES = [(1, 1, 8), (1, 2, 1), (3, 129, 19), (2, 2, 2056), (1, 129, 8), (16, 5, 32)]
 needs_kernels = pytest.mark.skipif(
-    _extension.status().kind == "reference", reason=f"no compiled kernels here: {_extension.status().reason}"
+    cpu_kernels.status().kind == "reference", reason=f"no compiled kernels here: {cpu_kernels.status().reason}"
 )
 
 

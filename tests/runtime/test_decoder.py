@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 from tape import tape
 

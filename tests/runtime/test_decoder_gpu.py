@@ -5,7 +5,7 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from conftest import require_gpu
 from oracle import Shape
 

@@ -3,17 +3,17 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
-from checkpoints import as_torch, save_hugging_face, save_pth, save_safetensors
+from checkpoint_files import as_torch, save_hugging_face, save_pth, save_safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError, State, Strategy, StrategyError
+from rwkv_engine.convert.pack import pack
 from rwkv_engine.core import ModelConfig
 from rwkv_engine.models.int8 import quantized
 from rwkv_engine.models.weights import InputMajor, Tiled
 from rwkv_engine.ops.int8 import in_floats
-from rwkv_engine.packing import pack
 from rwkv_engine.runtime import load_model
 
 SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)

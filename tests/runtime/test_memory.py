@@ -8,12 +8,12 @@ import sys
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 from safetensors.torch import save_file
 
 from rwkv_engine import ModelConfig
-from rwkv_engine.packing import pack
+from rwkv_engine.convert.pack import pack
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -33,9 +33,10 @@ def watch():
 
 import torch
 from pathlib import Path
-from rwkv_engine import RWKV, _extension
-from rwkv_engine.packing import pack
-_extension.status()  # finding the kernels takes some memory of its own
+from rwkv_engine import RWKV
+from rwkv_engine.native import cpu_kernels
+from rwkv_engine.convert.pack import pack
+cpu_kernels.status()  # finding the kernels takes some memory of its own
 before = {name: kilobytes(name) for name in peak}
 thread = threading.Thread(target=watch); thread.start()
 placed = 0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 
 from rwkv_engine import RWKV, RequestError, State

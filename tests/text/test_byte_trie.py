@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkv_engine import _extension
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.text.byte_trie import byte_trie, byte_trie_reference
 
 BYTES = {byte + 1: bytes([byte]) for byte in range(256)}
 FEW_BYTES = st.lists(st.sampled_from(b"ab \x00\xff"), max_size=30).map(bytes)
 needs_kernels = pytest.mark.skipif(
-    _extension.python_module("byte_trie") is None, reason=f"nothing compiled here: {_extension.status().reason}"
+    cpu_kernels.python_module("byte_trie") is None, reason=f"nothing compiled here: {cpu_kernels.status().reason}"
 )
 
 
@@ -67,7 +67,7 @@ def test_a_token_of_any_length_and_a_text_of_any_length():
 @needs_kernels
 def test_other_threads_run_meanwhile():
     """The main thread counts while another encodes: it could not if the interpreter were held."""
-    trie = _extension.python_module("byte_trie").ByteTrie(BYTES)
+    trie = cpu_kernels.python_module("byte_trie").ByteTrie(BYTES)
     thread = threading.Thread(target=trie.encode, args=(bytes(50_000_000),))
     turns = 0
     thread.start()

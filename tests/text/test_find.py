@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import oracle
 import pytest
-from checkpoints import save_pth
+from checkpoint_files import save_pth
 from oracle import Shape
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models

@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoints import save_hugging_face, save_pth, save_safetensors
+from checkpoint_files import save_hugging_face, save_pth, save_safetensors
 from oracle import Shape
 
 from rwkv_engine import RWKV, State, StrategyError

@@ -1,0 +1,239 @@
+"""An RWKV-4 checkpoint: its tensors by their original names, checked against each other, read one at a time.
+
+Formats: BlinkDL `.pth` (zip, mapped; legacy, read whole), `.safetensors` with original or Hugging Face names, and
+Hugging Face directories (`config.json` with single or sharded safetensors or `pytorch_model.bin`), and packed files
+(`packed`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkv_engine.checkpoints.files import (
+    Contents,
+    StoredTensor,
+    damage_reported,
+    read_directory,
+    read_file,
+    shown,
+    some,
+)
+from rwkv_engine.checkpoints.names import to_original
+from rwkv_engine.checkpoints.packed import KEY, Packing, unpack
+from rwkv_engine.core.config import TENSORS_PER_LAYER, ModelConfig
+from rwkv_engine.errors import CheckpointError
+from rwkv_engine.storage.mapped import release_pages
+
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Checkpoint:
+    """An RWKV-4 checkpoint whose names, shapes and sizes agree with each other.
+
+    Attributes:
+        path: what was opened.
+        config: the model's numbers, from the tensor shapes.
+        packing: what a packed file tells of itself; None for all others.
+        rescale_every: of a Hugging Face directory, after how many layers transformers halves the residual stream; or 0.
+    """
+
+    def __init__(self, path: Path, contents: Contents):
+        self.path = path
+        self.packing: Packing | None = None
+        self.rescale_every = 0
+        tensors, settings = contents.tensors, contents.settings
+        if KEY in contents.metadata:
+            with damage_reported(path):
+                self.packing, tensors = unpack(path, tensors, contents.metadata[KEY])
+            settings = self.packing.config
+        found = _canonical(path, tensors, settings)
+        self.config = _checked_config(path, {name: t.shape for name, t in found.items()}, settings)
+        self._shapes = self.config.tensor_shapes()
+        self._tensors = {name: found[name] for name in self._shapes}
+        if self.packing is None:
+            self.rescale_every = _rescale_every(path, contents.settings)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """Opens a file or a directory; reads names and shapes, no weights (a legacy `.pth` is read whole).
+
+        Raises:
+            CheckpointError: nothing there, no checkpoint, damaged, another architecture, or numbers that disagree.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls(path, read_directory(path))
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file or directory")
+        return cls(path, read_file(path))
+
+    @property
+    def names(self) -> list[str]:
+        """Original names of all tensors, in the order of `ModelConfig.tensor_shapes`."""
+        return list(self._tensors)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as stored (its dtype), vectors one-dimensional. Call `release` when it has been copied.
+
+        Of a packed file, matrices are copies, put back row after row; quantised ones are int8, see `read_scales`.
+
+        Raises:
+            CheckpointError: it is not a floating-point tensor, or the file is damaged.
+        """
+        return self._numbers(name, self._tensors[name].read).reshape(self._shapes[name])
+
+    def read_scales(self, name: str) -> Tensor | None:
+        """The scales of a quantised matrix (N, K) in a packed file, float32 (N + K,), a view; None of all others.
+
+        They are those of the rows, then those of the columns: W[n, k] = scales[n] q[n, k] scales[N + k].
+
+        Raises:
+            CheckpointError: they are not positive and finite, or the file is damaged.
+        """
+        read = self._tensors[name].read_scales
+        if read is None:
+            return None
+        with damage_reported(self.path):
+            return read()
+
+    def read_arranged(self, name: str, form: str) -> Tensor | None:
+        """The tensor in the form in which kernels read it, if a packed file has it so: a view of the mapped file.
+
+        It needs no copy, and lives as long as the mapping. Whoever shortens the file or writes into it meanwhile ends
+        or misleads this process; replacing it, as `pack` does, or deleting it, is safe.
+
+        Args:
+            name: its original name.
+            form: one of `packed.AXES`, as `packed.LAYOUT` has it.
+
+        Returns:
+            None if the file has it in another form; `read` has it then.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        stored = self._tensors[name]
+        if stored.read_arranged is None or stored.form != form:
+            return None
+        return self._numbers(name, stored.read_arranged)
+
+    def _numbers(self, name: str, read: Callable[[], Tensor]) -> Tensor:
+        with damage_reported(self.path):
+            tensor = read()
+        if tensor.dtype not in FLOAT_TYPES and self._tensors[name].read_scales is None:
+            raise CheckpointError(f"{self.path}: {name}: expected a floating-point tensor, got {tensor.dtype}")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(f"{self.path}: {name}: holds no numbers ({tensor.layout}, {tensor.device})")
+        return tensor.detach()
+
+    @staticmethod
+    def release(tensor: Tensor) -> None:
+        """Gives a tensor's file pages back, so that loading never holds the file and the placed weights together."""
+        release_pages(tensor)
+
+    def fingerprint(self) -> str:
+        """Identifies the model, whatever file holds it.
+
+        A hash of all vectors and of the first row of every matrix in float32: enough to tell trained models apart
+        without reading gigabytes. A packed file keeps that of the model it was made from, rounded numbers or not.
+        """
+        if self.packing:
+            return self.packing.fingerprint
+        digest = hashlib.sha256(repr(self.config).encode())
+        for name in self.names:
+            tensor = self.read(name)
+            part = (tensor if tensor.ndim == 1 else tensor[0]).float().contiguous()
+            digest.update(name.encode())
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _canonical(path: Path, tensors: dict[str, StoredTensor], settings: dict[str, Any]) -> dict[str, StoredTensor]:
+    renamed = {to_original(name): tensor for name, tensor in tensors.items()}
+    if len(renamed) != len(tensors):
+        raise CheckpointError(f"{path}: two tensors have one name, once with and once without the 'rwkv.' prefix")
+    if "head.weight" not in renamed and settings.get("tie_word_embeddings") and "emb.weight" in renamed:
+        renamed["head.weight"] = renamed["emb.weight"]
+    return renamed
+
+
+_OTHER_ARCHITECTURES = (  # a pattern in tensor names, and what it is a sign of
+    (r"\.x_r$|\.r_k$", "RWKV-7"),
+    (r"time_maa", "RWKV-6"),
+    (r"att\.ln_x\.", "RWKV-5"),
+    (r"ffnPre", "RWKV-4 trained with pre_ffn"),
+    (r"^head_[qk]\.", "RWKV-4 trained with head_qk"),
+    (r"^pos_emb_", "RWKV-4 trained with my_pos_emb"),
+    (r"\.tiny_", "RWKV-4 trained with tiny attention"),
+    (r"att\.(qq|kk|vv|oo)\.", "RWKV-4 trained with extra attention"),
+    (r"ffn\.(aa|bb)\.", "RWKV-4 trained with MishGLU"),
+)
+
+
+def _checked_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: dict[str, Any]) -> ModelConfig:
+    for pattern, what in _OTHER_ARCHITECTURES:
+        found = next((name for name in shapes if re.search(pattern, name)), None)
+        if found:
+            raise CheckpointError(f"{path}: this is {what} (it has {shown(found)}); only plain RWKV-4 runs here")
+    blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
+    sizes = ("emb.weight", "blocks.0.att.key.weight", "blocks.0.ffn.key.weight")
+    for name in sizes:
+        if len(shapes.get(name, ())) != 2:
+            got = f"shape {shapes[name]}" if name in shapes else f"{len(shapes)} other tensors"
+            raise CheckpointError(f"{path}: not an RWKV-4 checkpoint: expected a matrix {name}, got {got}")
+    if len(blocks) * TENSORS_PER_LAYER > len(shapes):  # before all that is missing is listed, for that may be gigabytes
+        raise CheckpointError(
+            f"{path}: tensors are missing: {len(shapes)} are too few for {len(blocks)} layers;"
+            " download or export it again"
+        )
+    (n_vocab, n_embd), (n_att, _), (n_ffn, _) = (shapes[name] for name in sizes)
+    eps = settings.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise CheckpointError(
+            f"{path}: its config's layer_norm_epsilon: got {shown(repr(eps))}, expected a small positive number"
+        )
+    config = ModelConfig(len(blocks), n_embd, n_att, n_ffn, n_vocab, layer_norm_eps=eps)
+    _check_shapes(path, shapes, config)
+    _check_settings(path, settings, config)
+    return config
+
+
+def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], config: ModelConfig) -> None:
+    expected = config.tensor_shapes()
+    missing, unknown = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
+    if missing:
+        raise CheckpointError(f"{path}: tensors are missing: {some(missing)}; download or export it again")
+    if unknown:
+        raise CheckpointError(f"{path}: tensors RWKV-4 does not have: {some(unknown)}; is it another architecture?")
+    for name, shape in expected.items():
+        got = shapes[name]
+        # Time mixes are stored as (1, 1, C): a vector may have further dimensions of 1.
+        same = got == shape if len(shape) == 2 else math.prod(got) == max(got, default=1) == shape[0]
+        if not same or 0 in shape:
+            raise CheckpointError(
+                f"{path}: {name}: got shape {got}, expected {shape if 0 not in shape else 'sizes > 0'}"
+            )
+
+
+def _check_settings(path: Path, settings: dict[str, Any], config: ModelConfig) -> None:
+    for key, value in config.settings().items():
+        if settings.get(key) is not None and settings[key] != value:
+            raise CheckpointError(
+                f"{path}: its config says {key} = {shown(repr(settings[key]))}, the tensors say {value!r};"
+                " the two do not belong together"
+            )
+
+
+def _rescale_every(path: Path, settings: dict[str, Any]) -> int:
+    every = settings.get("rescale_every", 6) if settings.get("model_type") == "rwkv" else 0  # 6 is transformers' own
+    if not isinstance(every, int):
+        raise CheckpointError(f"{path}: its config's rescale_every: got {shown(repr(every))}, expected a whole number")
+    return every

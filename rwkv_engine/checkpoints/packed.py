@@ -1,0 +1,226 @@
+"""The packed file: a model whose matrices lie as kernels read them in memory, so that loading it is mapping it.
+
+It is a safetensors file, which other tools can open and list, and promises more than that format does:
+
+- Every tensor's data begin at a multiple of 64 bytes of the file. Spaces fill up the header, and behind a tensor whose
+  size is no multiple of 64 comes one of zero bytes, `NAME.pad`, for the format allows no holes.
+- Vectors are float32 under their own names. A matrix X (N outputs, K inputs) is stored as X.FORM: `tiles` (see
+  `csrc/kernels/tiles.h`), `input_major` (K rows of N numbers) or `rows` (N rows of K numbers: the embedding).
+- A matrix of `dtype` "i8" has int8 numbers q, and X.scales besides, float32 (N + K,), positive: W[n, k] =
+  scales[n] q[n, k] scales[N + k].
+- The metadata hold one JSON object under `rwkv_engine.packed`: `version` of this form, `model`, the generation of RWKV,
+  the `fingerprint` of the model it was made from, its `config` in the words of a config.json, the tag `layout` of the
+  tiles, `axes`, and of each matrix its `shape` [N, K], `form` and `dtype`.
+
+`axes` tells for each form which dimensions of a stored tensor make up n and which k, the most significant first: of
+`tiles` that is "nkknk". So a matrix in tiles of a layout that nobody here knows can still be put back row after row.
+
+What is to come has its place: int4 is a further value of `dtype`, and brings tensors of its own beside X.tiles; a
+matrix of several dtypes is one whose entry is a list, an entry for each block of rows, stored as X.0.tiles, X.1.tiles,
+and so on. What a reader does not know it refuses, as those that knew no int8 refuse that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkv_engine.checkpoints.files import StoredTensor, shown
+from rwkv_engine.checkpoints.safetensors_header import Header, raw_bytes
+from rwkv_engine.core.strategy import DTYPES as FLOAT_TYPES
+from rwkv_engine.errors import CheckpointError
+from rwkv_engine.storage.atomic import replace_atomically
+
+KEY = "rwkv_engine.packed"
+VERSION = 1
+ALIGNMENT = 64
+LAYOUT = "tiles.1"
+AXES = {"tiles": "nkknk", "input_major": "kn", "rows": "nk"}
+DTYPES = FLOAT_TYPES | {"i8": torch.int8}
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """One matrix: `shape` is (N, K), `form` one of `AXES`, `dtype` one of `DTYPES`."""
+
+    shape: tuple[int, ...]
+    form: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What a packed file tells of itself.
+
+    Attributes:
+        fingerprint: of the model it was made from, in whatever precision that was.
+        config: the model's numbers, in the words of a config.json.
+        matrices: by their original names.
+        layout: tag of the tiles.
+        axes: of each form, see above.
+        model: generation of RWKV.
+        version: of the file's form.
+    """
+
+    fingerprint: str
+    config: dict[str, Any]
+    matrices: dict[str, PackedMatrix]
+    layout: str = LAYOUT
+    axes: dict[str, str] = field(default_factory=lambda: dict(AXES))
+    model: int = 4
+    version: int = VERSION
+
+    def __str__(self) -> str:
+        return f"{', '.join(sorted({matrix.dtype for matrix in self.matrices.values()}))} in {shown(self.layout)}"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether a matrix has been rounded to less than a float."""
+        return any(matrix.dtype not in FLOAT_TYPES for matrix in self.matrices.values())
+
+
+def pack_tensors(
+    path: Path, packing: Packing, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[Tensor]
+) -> None:
+    """Writes a packed file, whole or not at all, holding one tensor at a time.
+
+    Args:
+        path: of the file; one that is there is replaced, and stays as it was if anything goes wrong.
+        packing: what the file tells of itself.
+        shapes: dtype and shape of every tensor, by its name in the file.
+        tensors: the tensors in that order, contiguous.
+
+    Raises:
+        CheckpointError: it cannot be written there.
+    """
+    header = Header({"format": "pt", KEY: json.dumps(asdict(packing))})
+    for name, (dtype, shape) in shapes.items():
+        header.add(name, dtype, shape)
+        if gap := -header.end % ALIGNMENT:
+            header.add(f"{name}.pad", torch.uint8, (gap,))
+    head = header.encoded(ALIGNMENT)
+    try:
+        with replace_atomically(path) as temporary, open(temporary, "wb") as file:
+            file.write(head)
+            for tensor in tensors:
+                file.write(raw_bytes(tensor))
+                file.write(bytes(-file.tell() % ALIGNMENT))
+                del tensor  # before the next one is made
+            if file.tell() != len(head) + header.end:
+                raise ValueError("the tensors are not of the shapes announced")
+            file.flush()
+            os.fsync(file.fileno())  # some file systems tell only here that they are full
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def unpack(path: Path, stored: Mapping[str, StoredTensor], metadata: str) -> tuple[Packing, dict[str, StoredTensor]]:
+    """A packed file's tensors as those of any checkpoint, by their original names.
+
+    Args:
+        path: for messages.
+        stored: what is in the file.
+        metadata: what it tells of itself.
+
+    Raises:
+        CheckpointError: it contradicts itself, or comes from a later version.
+        Exception: of any kind, if the metadata are no such object; see `damage_reported`.
+    """
+    packing = _parsed(path, json.loads(metadata))
+    rest = {name: tensor for name, tensor in stored.items() if not name.endswith(".pad")}
+    found = {}
+    for name, matrix in packing.matrices.items():
+        tensor = rest.pop(f"{name}.{matrix.form}", None)
+        axes = packing.axes[matrix.form]
+        if tensor is None or name in rest:
+            raise CheckpointError(f"{path}: {shown(name)}: {'missing' if tensor is None else 'twice'}; pack it again")
+        if not _fits(tensor.shape, axes, matrix.shape):
+            raise CheckpointError(
+                f"{path}: {shown(name)}: {shown(matrix.form)} of shape {shown(tensor.shape)} cannot hold"
+                f" {shown(matrix.shape)}; pack it again"
+            )
+        known = AXES.get(matrix.form) == axes and (packing.layout == LAYOUT or matrix.form != "tiles")
+        whole = partial(_checked, path, name, tensor, DTYPES[matrix.dtype])
+        plain = partial(_plain, whole, axes, matrix.shape)
+        scales = None
+        if matrix.dtype == "i8":
+            scales = _scales(path, name, rest.pop(f"{name}.scales", None), matrix.shape)
+        found[name] = StoredTensor(matrix.shape, plain, matrix.form if known else None, whole, scales)
+    vectors = {name: StoredTensor(tensor.shape, tensor.read, "rows", tensor.read) for name, tensor in rest.items()}
+    return packing, found | vectors
+
+
+def _parsed(path: Path, content: dict[str, Any]) -> Packing:
+    if content["version"] != VERSION or content["model"] != 4:
+        raise CheckpointError(
+            f"{path}: a packed file of version {shown(content['version'])} with an RWKV-{shown(content['model'])},"
+            f" expected version {VERSION} with an RWKV-4; upgrade rwkv_engine, or pack the model again"
+        )
+    matrices = {}
+    for name, matrix in content["matrices"].items():
+        dtype = matrix["dtype"] if isinstance(matrix, dict) else "several dtypes"
+        if dtype not in DTYPES:
+            raise CheckpointError(
+                f"{path}: {shown(name)}: packed in {shown(dtype)}, expected one of {', '.join(DTYPES)}; upgrade"
+                " rwkv_engine, or pack the model again"
+            )
+        n, k = matrix["shape"]
+        matrices[name] = PackedMatrix((int(n), int(k)), str(matrix["form"]), dtype)
+    if not re.fullmatch("[0-9a-f]{16}", content["fingerprint"]):
+        raise ValueError("fingerprint: expected 16 hexadecimal digits")
+    layout, axes = str(content["layout"]), dict(content["axes"])
+    return Packing(content["fingerprint"], dict(content["config"]), matrices, layout, axes)
+
+
+def _fits(got: tuple[int, ...], axes: str, shape: tuple[int, ...]) -> bool:
+    """Whether a stored tensor of shape `got` has room for a matrix: both of its axes may be filled up."""
+    if len(got) != len(axes) or set(axes) != {"n", "k"}:
+        return False
+    return all(0 < size <= _extent(got, axes, axis) for axis, size in zip("nk", shape, strict=True))
+
+
+def _extent(shape: tuple[int, ...], axes: str, axis: str) -> int:
+    return math.prod(size for size, its in zip(shape, axes, strict=True) if its == axis)
+
+
+def _checked(path: Path, name: str, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
+    tensor = stored.read()
+    if tensor.dtype != dtype:
+        raise CheckpointError(f"{path}: {shown(name)}: says it is {dtype}, and is {tensor.dtype}; pack it again")
+    return tensor
+
+
+def _scales(path: Path, name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+    """How to read the scales of an int8 matrix."""
+    if stored is None or stored.shape != (sum(shape),):
+        got = "no scales" if stored is None else f"scales of shape {shown(stored.shape)}"
+        raise CheckpointError(f"{path}: {shown(name)}: int8 with {got}, expected ({sum(shape)},); pack it again")
+
+    def read() -> Tensor:
+        scales = _checked(path, f"{name}.scales", stored, torch.float32)
+        if not (scales.isfinite() & (scales > 0)).all():  # a NaN would be met in one output only, and a zero nowhere
+            raise CheckpointError(
+                f"{path}: {shown(name)}: scales that are not positive and finite: the file is damaged;"
+                " quantise the model again"
+            )
+        return scales
+
+    return read
+
+
+def _plain(whole: Callable[[], Tensor], axes: str, shape: tuple[int, ...]) -> Tensor:
+    """The matrix row after row: a copy where the axes are mixed."""
+    tensor = whole()
+    order = sorted(range(len(axes)), key=lambda i: axes[i] != "n")  # those of n, then those of k
+    rows = tensor.permute(order).reshape(_extent(tuple(tensor.shape), axes, "n"), -1)
+    return rows[: shape[0], : shape[1]]

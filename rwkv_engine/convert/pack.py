@@ -1,0 +1,124 @@
+"""Packing a model: its matrices written as kernels read them, see `core.packed`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.packed import DTYPES, PackedMatrix, Packing, pack_tensors
+from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
+from rwkv_engine.core import Strategy
+from rwkv_engine.errors import CheckpointError, StrategyError
+from rwkv_engine.models.arrange import arranged_shape, form_of
+from rwkv_engine.notices import log
+from rwkv_engine.progress import Progress
+from rwkv_engine.runtime.loader import converted, layer_of, placed_dtype, rounding_note
+
+SUFFIX = ".safetensors"
+# What `quantize` rounds to.
+FORMATS = ("i8",)
+
+
+def pack(model: Path, output: Path, strategy: str | None = None, progress: Progress | None = None) -> Packing:
+    """Writes a packed file, whole or not at all; holds one matrix at a time.
+
+    Args:
+        model: path of a checkpoint, see `Checkpoint`; a packed one too.
+        output: a file of this name is replaced.
+        strategy: the one the file is for: each layer is packed in the precision it has there. None keeps that in which
+            the head is stored.
+        progress: called after each tensor with the parameters written so far and in all.
+
+    Returns:
+        What the file tells of itself.
+
+    Raises:
+        CheckpointError: the model is damaged, or holds NaN, infinity or numbers too large for the strategy; or the file
+            cannot be written.
+        StrategyError: the strategy cannot be parsed, does not fit this model, or asks for int4.
+    """
+    _check_output(output)
+    checkpoint = Checkpoint.open(model)
+    return _write(checkpoint, output, strategy or f"cpu {_stored_precision(checkpoint)}", progress)
+
+
+def quantize(
+    model: Path, output: Path, weights: str = "i8", embedding: str | None = None, progress: Progress | None = None
+) -> Packing:
+    """Writes a packed file whose matrices are quantised; as `pack` does, whose errors are those of this too.
+
+    Args:
+        model: path of a checkpoint, not quantised yet.
+        output: a file of this name is replaced.
+        weights: one of `FORMATS`.
+        embedding: "fp32", "fp16" or "bf16", the dtype of the embedding, which is only looked up; None keeps its own.
+        progress: called after each tensor with the parameters written so far and in all.
+    """
+    _check_output(output)
+    checkpoint = Checkpoint.open(model)
+    if checkpoint.packing and checkpoint.packing.is_quantised:
+        raise CheckpointError(
+            f"{model}: is quantised already ({checkpoint.packing}), and would lose by being rounded twice; give the"
+            " model it was made from, or copy it with rwkv-engine pack"
+        )
+    return _write(checkpoint, output, f"cpu {embedding or _word(checkpoint, 'emb.weight')}{weights}", progress)
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix != SUFFIX:
+        raise CheckpointError(f"{output}: packed files are known by their name; expected one that ends in {SUFFIX}")
+    if output.exists() and not output.is_file():
+        raise CheckpointError(f"{output}: is no file; nothing was written")
+
+
+def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None) -> Packing:
+    config = checkpoint.config
+    placements = Strategy.parse(strategy).place(config)
+    if "i4" in {p.weight_format for p in placements}:
+        raise StrategyError(f"strategy: {strategy}: i4 weights cannot be packed yet; use i8, bf16 or fp16")
+    if note := rounding_note(checkpoint, placements):
+        log.warning(f"{checkpoint.path}: packed, {checkpoint.packing}{note}")
+    if looks_divided(checkpoint):
+        log.warning(divided_note(checkpoint))
+    tensors = config.tensor_shapes()
+    dtypes = {name: placed_dtype(placements[layer_of(name, config.n_layer)], name, s) for name, s in tensors.items()}
+    forms = {name: form_of(name, shape) for name, shape in tensors.items()}
+    words = {dtype: word for word, dtype in DTYPES.items()}
+    matrices = {n: PackedMatrix(s, forms[n], words[dtypes[n]]) for n, s in tensors.items() if len(s) == 2}
+    shapes = {}
+    for name, shape in tensors.items():
+        stored = f"{name}.{forms[name]}" if name in matrices else name
+        shapes[stored] = (dtypes[name], arranged_shape(forms[name], shape, dtypes[name]))
+        if dtypes[name] == torch.int8:
+            shapes[f"{name}.scales"] = (torch.float32, (sum(shape),))
+
+    def arranged() -> Iterator[Tensor]:
+        done = 0
+        for name, shape in tensors.items():
+            values, scales = converted(checkpoint, name, forms[name], dtypes[name])
+            yield values
+            del values  # before the next ones are made
+            if scales is not None:
+                yield scales
+            done += math.prod(shape)
+            if progress:
+                progress(done, config.n_params)
+
+    packing = Packing(checkpoint.fingerprint(), config.settings(), matrices)
+    pack_tensors(output, packing, shapes, arranged())
+    return packing
+
+
+def _stored_precision(checkpoint: Checkpoint) -> str:
+    head = _word(checkpoint, "head.weight")
+    return f"{_word(checkpoint, 'emb.weight')}i8" if head == "i8" else head
+
+
+def _word(checkpoint: Checkpoint, name: str) -> str:
+    stored = checkpoint.read(name).dtype
+    return next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32")  # float64 has no kernels

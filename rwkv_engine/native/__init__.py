@@ -1,0 +1,1 @@
+"""Compiled kernels: building, finding and opening them."""

@@ -1,0 +1,159 @@
+"""Finds the CPU's compiled kernels: a prebuilt library, else one built just in time, else the torch references.
+
+Nothing happens at import. The first operator call decides once per process; `status()` tells what was decided and why.
+`RWKV_ENGINE_KERNELS` forces the choice: `reference` uses no compiled code, an instruction level (`portable`,
+`x86-64-v3`, ...) builds and loads that level and fails if it cannot.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from rwkv_engine.errors import ExtensionError
+from rwkv_engine.native import build
+from rwkv_engine.native.jit import build_once, open_library, search_path
+from rwkv_engine.notices import log
+
+PREBUILT = build.PACKAGE / "_prebuilt"
+VARIABLE = "RWKV_ENGINE_KERNELS"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What serves the operators on one kind of device."""
+
+    kind: str  # "prebuilt", "jit" or "reference"
+    level: str | None  # what the library is for: an instruction level, or architectures of GPUs
+    path: Path | None  # the library
+    reason: str  # why this and nothing better
+
+
+def ensure_loaded() -> None:
+    """Loads the kernels on the first call; later calls cost a cached look-up."""
+    status()
+
+
+@functools.cache
+def status() -> Status:
+    """What serves the operators on the CPU; decided on the first call.
+
+    Raises:
+        ExtensionError: `RWKV_ENGINE_KERNELS` asks for what cannot be had.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "reference":
+        return Status("reference", None, None, f"{VARIABLE}=reference")
+    if wanted and wanted not in build.LEVELS:
+        options = ", ".join(["reference", *build.LEVELS])
+        raise ExtensionError(f"{VARIABLE}: got {wanted!r}, expected one of {options}")
+    try:
+        return _prebuilt(wanted) or _just_in_time(wanted or processor_level())
+    except (ExtensionError, OSError, ImportError, RuntimeError) as error:
+        if wanted:
+            raise
+        log.warning(f"running without compiled kernels, slower but correct: {error}")
+        return Status("reference", None, None, str(error))
+
+
+@functools.cache
+def python_module(name: str) -> ModuleType | None:
+    """The pybind11 module `name` inside the library; None where there is no library, or it was built without them."""
+    path = status().path
+    if path is None:
+        return None
+    loader = ExtensionFileLoader(f"{__package__}.{name}", str(path))
+    try:
+        module = importlib.util.module_from_spec(ModuleSpec(loader.name, loader, origin=str(path)))
+        loader.exec_module(module)
+    except ImportError as error:
+        log.warning(
+            f"running without the compiled {name}, slower but correct: {error}; install Python's headers (Python.h)"
+        )
+        return None
+    return module
+
+
+def processor_level() -> str:
+    """The best instruction level this processor (as torch sees it) can run."""
+    best = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
+    if best == "x86-64-v4" and {"avx512_bf16", "avx512_vnni"} <= _processor_flags():
+        best = "x86-64-v4-bf16"
+    return best if best in build.LEVELS else "portable"
+
+
+def _processor_flags() -> set[str]:
+    """Instruction sets by the names Linux gives them; none elsewhere."""
+    with suppress(OSError), open("/proc/cpuinfo") as cpuinfo:
+        return set(next((line for line in cpuinfo if line.startswith("flags")), "").split())
+    return set()
+
+
+def _prebuilt(wanted: str) -> Status | None:
+    if not any(PREBUILT.glob("*.so")):
+        return None
+    levels = list(build.LEVELS)
+    for level in [wanted] if wanted else levels[levels.index(processor_level()) :]:
+        path = PREBUILT / f"{build.library_name(level)}.so"
+        if path.exists():
+            try:
+                open_library(path)
+            except ExtensionError as error:
+                log.warning(f"{error}; building another")
+                return None
+            return Status("prebuilt", level, path, "built when the package was installed")
+    log.warning(f"the prebuilt kernels are for other sources or another torch than {torch.__version__}; not opened")
+    return None
+
+
+def _just_in_time(level: str) -> Status:
+    compiler = _compiler()
+    path, reason = build_once(
+        f"{build.library_name(level)}_{compiler.tag}",
+        f"the {level} kernels for this machine, once, about 20 s",
+        compiler.version,
+        sources=[str(source) for source in build.sources()],
+        extra_cflags=build.compile_flags(level),
+        extra_ldflags=["-fopenmp"],
+    )
+    return Status("jit", level, path, reason)
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    version: str  # first line of --version
+    tag: str  # for file names: short hash of it, and of whether there are Python's headers
+
+
+def _compiler() -> _Compiler:
+    command = shlex.split(os.environ.get("CXX", "c++"))  # "ccache g++" is a compiler too
+    with search_path():
+        for program, package in ((command[0], "g++"), ("ninja", "ninja")):
+            if not shutil.which(program):
+                raise ExtensionError(f"no {program!r} on PATH; install {package} to have the kernels built")
+        output = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+    version = output.splitlines()[0] if output else shlex.join(command)
+    key = f"{version} {build.has_python_headers()}"
+    return _Compiler(version, hashlib.sha256(key.encode()).hexdigest()[:8])
+
+
+def openmp_runtimes() -> list[str]:
+    """File names of the OpenMP runtimes loaded in this process; more than one would fight over the cores."""
+    try:
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return sorted(set(re.findall(r"/(lib[gi]?omp5?[^/\s]*\.so[^/\s]*)", mapped)))
