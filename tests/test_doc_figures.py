@@ -1,4 +1,4 @@
-"""Every figure in a table of benchmark results in the README or docs/ is the one in the JSON file that the page names."""
+"""Each figure in a table of benchmark results in the README or docs/ is that of the JSON file which the page names."""
 
 from __future__ import annotations
 
