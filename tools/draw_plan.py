@@ -1,4 +1,4 @@
-"""Draws docs/plan.svg: where strategies put the layers of a model, as `Strategy` says it, not as somebody remembers.
+"""Draws docs/plan.svg: where strategies place the layers of a model, computed by `Strategy`.
 
 python tools/draw_plan.py
 """
@@ -18,7 +18,7 @@ STRATEGIES = (
     "cuda fp16 *10 -> cpu fp32",
     "cuda:0 fp16i8 *8 -> cuda:0 fp16 *8 -> cuda:1 fp16 *5 -> cpu fp32",
 )
-# Of each device and precision; dark enough for white letters.
+# For each device and precision; dark enough for white text.
 COLOURS = {
     ("cpu", "float32"): "#455a64",
     ("cuda", "float16"): "#2e7d32",
@@ -35,8 +35,8 @@ def picture() -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" rx="6" fill="#fff"/>',
-        text(LEFT, 26, "A 1B5 model: 24 layers, the embedding with the first, and the head", size=15, weight="bold"),
-        text(LEFT, 46, "Bytes are those of the weights. A token passes from left to right.", fill="#555"),
+        text(LEFT, 26, "A model of 1.5 billion parameters: 24 layers, the embedding with the first, and the head", size=15, weight="bold"),
+        text(LEFT, 46, "Sizes are those of the weights. A token is processed from left to right.", fill="#555"),
     ]
     for i, strategy in enumerate(STRATEGIES):
         parts += plan(strategy, TOP + STEP * i)
@@ -44,12 +44,12 @@ def picture() -> str:
 
 
 def plan(strategy: str, y: int) -> list[str]:
-    """One strategy: a cell for each layer, a line of words for each segment."""
+    """One strategy: a cell for each layer, a line of text for each segment."""
     parsed = Strategy.parse(strategy)
     parts = [text(LEFT, y + 12, strategy, family="monospace", size=14)]
     first = 0
     for share, row in zip(parsed.shares(RAVEN_1B5), parsed.explain(RAVEN_1B5), strict=True):
-        layers, device, precision, size, _ = row  # free memory is another one everywhere
+        layers, device, precision, size, _ = row  # free memory differs between machines
         colour = COLOURS[device.removesuffix(":0"), precision]
         for i in range(first, first + len(share)):
             label = str(i) if i < RAVEN_1B5.n_layer else "head"
