@@ -1,6 +1,6 @@
-"""How well a model predicts a text, and how far one strategy is from another, in nats.
+"""Measures of quality in nats: the cross-entropy of a text, and the KL divergence between two strategies.
 
-Texts may have any length: they are read chunk by chunk with the state carried, and no logits outlive their chunk.
+Texts may have any length: they are processed as one sequence in chunks, and logits are kept for one chunk only.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from rwkv_engine.pipeline import RWKV
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.engine import CHUNK
 
-# What a text of the model's own begins from: id 0 ends a text in every RWKV-4 vocabulary that has an end of text.
+# The token before the first one that `write` generates: id 0 is the end-of-text token of every RWKV-4 vocabulary that
+# has one.
 BEGINNING = 0
-# Rows of logits that become float64 together: 65536 of them have 17 MB.
+# Rows of logits that are converted to float64 together: for a vocabulary of 65536 that takes 17 MB.
 ROWS = 32
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts a text.
+    """The cross-entropy of a text.
 
     Attributes:
-        n_tokens: predicted.
-        n_bytes: of UTF-8 they stand for.
-        nats: -sum over tokens of ln p(token | all before it).
+        n_tokens: the number of predicted tokens.
+        n_bytes: their size as UTF-8 text.
+        nats: the negative sum of ln p(token | all tokens before it).
     """
 
     n_tokens: int
@@ -42,37 +43,37 @@ class Score:
 
     @property
     def nats_per_token(self) -> float:
-        """The mean cross-entropy; depends on the tokenizer."""
+        """The mean cross-entropy per token, which depends on the tokenizer."""
         return self.nats / self.n_tokens
 
     @property
     def nats_per_byte(self) -> float:
-        """Comparable between tokenizers."""
+        """The mean cross-entropy per byte, which models with different tokenizers can be compared by."""
         return self.nats / self.n_bytes
 
     @property
     def bits_per_byte(self) -> float:
-        """Nats per byte / ln 2: the size of the text, compressed by this model, in bits for each byte."""
+        """Nats per byte / ln 2: the compressed size, in bits per byte, if this model is used for compression."""
         return self.nats_per_byte / math.log(2)
 
     @property
     def perplexity(self) -> float:
-        """exp(nats per token), infinite where a float holds no more."""
+        """exp(nats per token); infinite if it exceeds the range of a float."""
         return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far what one model predicts, q, is from what the reference does, p, over the tokens of a text.
+    """The KL divergence of a model's predictions q from a reference's predictions p, over the tokens of a text.
 
-    KL(p || q) = sum over the vocabulary of p (ln p - ln q), in nats, one number for each token; 0 means the same
-    distribution (Kullback and Leibler 1951).
+    KL(p || q) is the sum over the vocabulary of p (ln p - ln q), in nats, for each token; 0 means equal distributions
+    (Kullback and Leibler 1951).
 
     Attributes:
-        n_tokens: predicted.
+        n_tokens: the number of predicted tokens.
         mean, percentile_99, maximum: of KL(p || q) over the tokens.
-        n_same: tokens where the likeliest one is the same.
-        reference_nats, tested_nats: cross-entropy of the text in both, as `Score.nats`.
+        n_same: the number of tokens for which both have the same most likely token.
+        reference_nats, tested_nats: the cross-entropy of the text under p and q, as in `Score.nats`.
     """
 
     n_tokens: int
@@ -85,22 +86,22 @@ class Divergence:
 
     @property
     def agreement(self) -> float:
-        """Share of tokens where the likeliest one is the same."""
+        """The fraction of tokens for which both have the same most likely token."""
         return self.n_same / self.n_tokens
 
 
 def evaluate(model: RWKV, text: str, progress: Progress | None = None) -> Score:
-    """How well a model predicts a text, read once from beginning to end.
+    """Computes the cross-entropy of a text, which is processed as one sequence.
 
-    The first token is predicted from the tokenizer's end-of-text token; where there is none it is not scored.
+    The first token is predicted from the tokenizer's end-of-text token; if there is none, it is not scored.
 
     Args:
-        model: with a tokenizer.
-        text: of any length; it and its ids are held whole, logits are not.
-        progress: called with the tokens read so far and in all.
+        model: a model with a tokenizer.
+        text: a text of any length.
+        progress: called with the number of tokens processed so far, and of all tokens.
 
     Raises:
-        RequestError: the text has no token to score, or the model's logits are not finite.
+        RequestError: the text is too short, or the model's logits are not finite.
         TokenizerError: the model has no tokenizer.
     """
     ids = text_ids(model, text)
@@ -110,17 +111,17 @@ def evaluate(model: RWKV, text: str, progress: Progress | None = None) -> Score:
 
 
 def compare(reference: RWKV, tested: RWKV, ids: list[int], progress: Progress | None = None) -> Divergence:
-    """How far one model's predictions are from another's; both may be one checkpoint under two strategies.
+    """Computes the KL divergence between two models, such as one checkpoint under two strategies.
 
     Args:
-        reference: p.
-        tested: q.
-        ids: the text; its first token is read, but not scored.
-        progress: called with the tokens read so far and in all.
+        reference: the model that gives p.
+        tested: the model that gives q.
+        ids: the token ids of a text; the first one is not scored.
+        progress: called with the number of tokens processed so far, and of all tokens.
 
     Raises:
-        RequestError: fewer than two ids or one outside the vocabulary, vocabularies of two sizes, or logits that are
-            not finite.
+        RequestError: there are fewer than two ids, an id is outside the vocabulary, the models have vocabularies of
+            different sizes, or logits are not finite.
     """
     if reference.config.n_vocab != tested.config.n_vocab:
         sizes = f"{reference.config.n_vocab} and {tested.config.n_vocab}"
@@ -144,10 +145,10 @@ def compare(reference: RWKV, tested: RWKV, ids: list[int], progress: Progress | 
 
 
 def text_ids(model: RWKV, text: str) -> list[int]:
-    """Ids of a text, the tokenizer's end-of-text token in front where there is one.
+    """The token ids of a text, preceded by the tokenizer's end-of-text token if there is one.
 
     Raises:
-        RequestError: they leave nothing to predict.
+        RequestError: there is no token to predict.
         TokenizerError: the model has no tokenizer.
     """
     begin = model.tokenizer.end_of_text
@@ -158,16 +159,16 @@ def text_ids(model: RWKV, text: str) -> list[int]:
 
 
 def write(model: RWKV, n_tokens: int, seed: int = 0, progress: Progress | None = None) -> list[int]:
-    """Ids of a text that the model writes at temperature 1, from its end-of-text token, id 0, which comes first.
+    """Samples a text at temperature 1 and returns its token ids, which begin with the end-of-text token, id 0.
 
     Args:
-        model: needs no tokenizer.
-        n_tokens: drawn; an end of text does not stop it, another text follows.
-        seed: of the draws.
-        progress: called with the tokens drawn so far and in all.
+        model: a model; it needs no tokenizer.
+        n_tokens: the number of tokens to generate. After an end-of-text token, another text follows.
+        seed: the seed of the random numbers.
+        progress: called with the number of tokens generated so far, and of all tokens.
 
     Raises:
-        RequestError: a value out of range.
+        RequestError: an argument is out of range.
     """
     sampler = Sampler(SamplingParams(seed=seed))
     ids = [BEGINNING]
@@ -181,9 +182,9 @@ def write(model: RWKV, n_tokens: int, seed: int = 0, progress: Progress | None =
 def _predictions(
     models: tuple[RWKV, ...], ids: list[int], progress: Progress | None
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """For a few tokens at a time ln p of each model, float64 (rows, V), and what came, int64 (rows, 1).
+    """Yields, for a few tokens at a time, ln p of each model (rows, V) float64 and the actual tokens (rows, 1) int64.
 
-    All on the device of the first model's logits.
+    Both are on the device of the first model's logits.
     """
     inputs, targets = torch.tensor(ids[:-1]), torch.tensor(ids[1:]).unsqueeze(-1)
     states: list[State | None] = [None] * len(models)

@@ -35,7 +35,7 @@ def picture() -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" rx="6" fill="#fff"/>',
-        text(LEFT, 26, "A model of 1.5 billion parameters: 24 layers, the embedding with the first, and the head", size=15, weight="bold"),
+        text(LEFT, 26, "A 1.5B model: 24 layers, the embedding with the first, and the head", size=15, weight="bold"),
         text(LEFT, 46, "Sizes are those of the weights. A token is processed from left to right.", fill="#555"),
     ]
     for i, strategy in enumerate(STRATEGIES):

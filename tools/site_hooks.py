@@ -1,7 +1,7 @@
 """Hooks of mkdocs: they insert the command line reference and check that pages load nothing from other hosts.
 
-`mkdocs-click` could write the reference too, but 0.9 prints `Sentinel.UNSET` for every option without a default, with any
-click since 8.3.
+`mkdocs-click` could write the reference too, but 0.9 prints `Sentinel.UNSET` for every option without a default with
+any click since 8.3.
 """
 
 from __future__ import annotations

@@ -97,17 +97,17 @@ def test_no_network(server, folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "some one/x", "-x/y", "a/..", "someone/new.git", "x" * 97, "someone/"])
 def test_what_is_no_name_of_a_repository(name, server, folder):
-    assert "no name of a repository; expected owner/name" in reason(folder, name)
+    assert "not a name of a repository; expected owner/name" in reason(folder, name)
     assert server.log == []
 
 
 def test_what_is_no_folder_of_files(server, tmp_path):
-    assert "is no folder; expected one with the files to upload" in reason(tmp_path / "none", REPOSITORY)
+    assert "not a folder; expected one with the files to upload" in reason(tmp_path / "none", REPOSITORY)
     (tmp_path / "empty").mkdir()
     assert "has no files to upload" in reason(tmp_path / "empty", REPOSITORY)
     file = tmp_path / "file"
     file.write_text("x")
-    assert "is no folder" in reason(file, REPOSITORY)
+    assert "not a folder" in reason(file, REPOSITORY)
     assert server.repositories == {}
 
 
