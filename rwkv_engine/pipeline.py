@@ -62,7 +62,7 @@ class RWKV:
                 Hugging Face directory, or a hub id (`owner/name` or `owner/name/FILE.pth`). A packed file must not be
                 written to while the model is in use; replacing or deleting it is safe.
             strategy: the devices and precisions of the layers, such as "cpu bf16"; see the page on strategies.
-            tokenizer: path of a tokenizer file. By default the engine looks for one that fits the model, beside the model
+            tokenizer: path of a tokenizer file. By default, one that fits is looked for beside the model
                 and then in the hub cache.
             progress: called during loading with the number of parameters placed so far, and of all parameters.
             revision: branch, tag or commit, for a hub id.

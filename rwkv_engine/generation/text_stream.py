@@ -110,7 +110,7 @@ class TextStream(Iterator[str]):
         return self._decoder.released == len(self._decoder.data)
 
     def _last_snapshot(self) -> _Snapshot:
-        """The last snapshot at or before the end of the text. There is one, because the first token has one before it."""
+        """The last snapshot at or before the end of the text. There is one before the first token."""
         return [s for s in self._snapshots if s.n_bytes <= self._decoder.released][-1]
 
     def _rest(self) -> list[int]:
