@@ -1,4 +1,4 @@
-"""A conversation with a model: turns, each with the state after it."""
+"""A conversation: turns, each with the state after it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rwkv_engine.text.templates import TEMPLATES, Template
 
 @dataclass(frozen=True)
 class Turn:
-    """A message and its reply.
+    """One message and its reply.
 
     Attributes:
-        prompt: the message in the prompt format.
-        reply: the reply exactly as generated.
-        sample: the number of retries before this reply.
-        state: the state after the reply.
+        prompt: the message as the model read it.
+        reply: what it wrote, as it wrote it.
+        sample: which of several replies to this message it is.
+        state: after the reply.
     """
 
     prompt: str
@@ -35,15 +35,15 @@ class Turn:
 
 
 class Chat:
-    """A conversation with a model.
+    """Keeps the state of a conversation with a model.
 
     Attributes:
-        template: the prompt format.
-        turns: the turns since the start of the conversation, or since `load`.
+        template: the format of the turns.
+        turns: since the beginning, or since what was loaded.
     """
 
     def __init__(self, model: RWKV, template: Template, max_new_tokens: int = 500, **sampling: Unpack[SamplingOptions]):
-        """`sampling`: the options of `RWKV.stream`. The template's stop strings are added to `stop`."""
+        """`sampling`: as for `RWKV.stream`; the template's stop strings come on top."""
         self.model = model
         self.template = template
         self.turns: list[Turn] = []
@@ -55,28 +55,28 @@ class Chat:
         self.reset()
 
     def reset(self) -> None:
-        """Starts a new conversation."""
+        """Back to the beginning."""
         self.turns, self._before, self._text_before = [], None, ""
 
     @property
     def state(self) -> State | None:
-        """The state after the last reply; None before the first message."""
+        """After the last reply; None before the first message."""
         return self.turns[-1].state if self.turns else self._before
 
     @property
     def text(self) -> str:
-        """The whole conversation as the model has processed it."""
+        """All that the model has read and written."""
         return self._text_before + "".join(turn.prompt + turn.reply for turn in self.turns)
 
     def reply(self, message: str, input: str = "") -> Generator[str, None, None]:
-        """Yields the reply piece by piece. Closing the generator ends the reply there.
+        """Yields the reply piece by piece; a reader who asks for no more ends it there.
 
         Args:
-            message: the user's message.
-            input: a text that the message refers to, for templates with such a field (`instruction`).
+            message: what the user says.
+            input: what the message is about, for templates that have a place for it.
 
         Raises:
-            RequestError: the message is empty, or the template has no field for an input.
+            RequestError: no message, or an input the template has no place for.
         """
         if not self.template.clean(message):
             raise RequestError("the message is empty, expected some text")
@@ -84,20 +84,20 @@ class Chat:
         return self._answer(self.turns, begin + self.template.render(message, input), sample=0)
 
     def retry(self) -> Generator[str, None, None]:
-        """Replaces the last reply by another one, which it yields as `reply` does.
+        """Another reply to the last message instead of the one it got.
 
         Raises:
-            RequestError: there is no message yet.
+            RequestError: there is no message.
         """
         self._require_turn()
         last = self.turns[-1]
         return self._answer(self.turns[:-1], last.prompt, last.sample + 1)
 
     def undo(self) -> None:
-        """Removes the last message and its reply.
+        """Takes the last message and its reply back.
 
         Raises:
-            RequestError: there is no message yet.
+            RequestError: there is none.
         """
         self._require_turn()
         self.turns = self.turns[:-1]
@@ -118,20 +118,20 @@ class Chat:
         self.turns = [*before, Turn(prompt, stream.text, stream.sample, stream.state)]
 
     def save(self, path: str | Path) -> None:
-        """Writes the state, the text and the name of the template to a file.
+        """Writes state, text and template, from which `load` goes on.
 
         Raises:
-            RequestError: there is no message yet, or the file cannot be written.
+            RequestError: nothing was said yet, or it cannot be written there.
         """
         if self.state is None:
             raise RequestError("nothing was said yet, there is nothing to save")
         self.state.save(path, {"text": self.text, "template": self.template.name})
 
     def load(self, path: str | Path) -> None:
-        """Continues a conversation that `save` wrote, with its template.
+        """Goes on with what `save` wrote, with its template.
 
         Raises:
-            RequestError: the file cannot be read, or is of another model.
+            RequestError: it cannot be read, or another model wrote it.
         """
         state, about = State.load(path), State.about(path)
         state.check(self.model.config, self.model.fingerprint, batch=1)

@@ -26,17 +26,16 @@ EMBEDDED = {"tales": Path(__file__).parent / "assets" / "tales"}
 
 
 class RWKV:
-    """A model with its tokenizer.
+    """A model and its tokenizer.
 
     Attributes:
-        config: the sizes of the model.
-        engine: runs the model on token ids, see `Engine.forward`.
-        strategy: the devices and precisions on which the model runs.
-        source: the path that the model was loaded from.
+        config: the model's numbers.
+        engine: runs token ids, see `Engine.forward`.
+        strategy: where and in what precision the model runs.
     """
 
     def __init__(self, engine: Engine, strategy: Strategy, tokenizer: Tokenizer | TokenizerError, source: Path):
-        """Use `from_pretrained`. An error given as `tokenizer` is raised by the first call that needs a tokenizer."""
+        """`tokenizer`: or the reason why there is none, raised by the first call that needs one."""
         self.engine = engine
         self.config: ModelConfig = engine.model.config
         self.strategy = strategy
@@ -58,22 +57,21 @@ class RWKV:
         """Loads a model.
 
         Args:
-            model: `tales` (the embedded model), the path of a `.pth` file, a `.safetensors` file (packed or not) or a
-                Hugging Face directory, or a hub id (`owner/name` or `owner/name/FILE.pth`). A packed file must not be
-                written to while the model is in use; replacing or deleting it is safe.
-            strategy: the devices and precisions of the layers, such as "cpu bf16"; see the page on strategies.
-            tokenizer: path of a tokenizer file. By default, one that fits is looked for beside the model
-                and then in the hub cache.
-            progress: called during loading with the number of parameters placed so far, and of all parameters.
-            revision: branch, tag or commit, for a hub id.
-            token: access token for a private or gated repository. By default the one of the environment or of
-                `hf auth login`.
-            offline: take the files of a hub id from the hub cache only.
+            model: `tales`, the embedded model; the path of a `.pth`, a `.safetensors` (packed or not) or a Hugging Face
+                directory; or a hub id, `owner/name` or `owner/name/FILE.pth`. A packed file must keep its size and its
+                content while the model is used; replacing or deleting it is safe.
+            strategy: where it runs, in what precision.
+            tokenizer: path of a tokenizer file; by default one that fits is looked for beside the model, then in the
+                hub cache.
+            progress: called while loading with the parameters placed so far and in all.
+            revision: of a hub id: branch, tag or commit.
+            token: for a private or gated repository; by default that of the environment or of `hf auth login`.
+            offline: take a hub id from the hub cache and ask no server.
 
         Raises:
-            CheckpointError: the model cannot be read or downloaded, or is not an RWKV-4 model.
-            StrategyError: the strategy cannot be parsed, or cannot run here.
-            TokenizerError: the tokenizer cannot be read, or does not fit the model.
+            CheckpointError: no RWKV-4 model can be read there, or none downloaded.
+            StrategyError: the strategy cannot be parsed or run.
+            TokenizerError: the tokenizer cannot be read or does not fit the model.
         """
         parsed = Strategy.parse(strategy)
         parsed.check_runnable()
@@ -88,7 +86,7 @@ class RWKV:
         """The tokenizer.
 
         Raises:
-            TokenizerError: no tokenizer was given, and none that fits was found.
+            TokenizerError: none was given, and what was found, if anything, does not fit.
         """
         if isinstance(self._tokenizer, TokenizerError):
             raise self._tokenizer
@@ -96,25 +94,24 @@ class RWKV:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights of the model. Its states carry it, so that another model refuses them."""
+        """Identifies the model; its states carry it."""
         return self.engine.model.fingerprint
 
     def forward(
         self, tokens: Sequence[int] | Tensor, state: State | None = None, full_output: bool = False
     ) -> tuple[Tensor, State]:
-        """Runs the model on tokens, continuing from `state`, which is not modified.
+        """Reads tokens, continuing from `state`, which is not modified.
 
         Args:
-            tokens: integer ids, (T,) for one text or (B, T) for a batch; T >= 1.
-            state: the state returned by an earlier call; None starts a new text.
-            full_output: return logits for every token instead of the last one.
+            tokens: T ids of one text, or (B, T) of several.
+            state: what a call before returned; None begins a new text.
+            full_output: logits for every token instead of the last one.
 
         Returns:
-            The logits, float32: (V,) for one text and (B, V) for a batch; with `full_output`, (T, V) and (B, T, V).
-            And the new state.
+            Logits float32 (V,), or (T, V) with `full_output`, with a B in front where tokens had one; the new state.
 
         Raises:
-            RequestError: there are no tokens, an id is outside the vocabulary, or the state is of another model.
+            RequestError: no tokens, an id outside the vocabulary, or a state of another model.
         """
         ids = _as_ids(tokens)
         logits, state = self.engine.forward(ids if ids.ndim == 2 else ids.unsqueeze(0), state, full_output)
@@ -123,7 +120,7 @@ class RWKV:
     def generate(
         self, prompt: str, max_new_tokens: int = 128, state: State | None = None, **options: Unpack[SamplingOptions]
     ) -> str:
-        """Generates a continuation of a prompt and returns it without the prompt. Arguments are those of `stream`."""
+        """Continues a text; returns the continuation without the prompt. Arguments as for `stream`."""
         return "".join(self.stream(prompt, max_new_tokens, state, **options))
 
     def stream(
@@ -134,20 +131,20 @@ class RWKV:
         sample: int = 0,
         **options: Unpack[SamplingOptions],
     ) -> TextStream:
-        """Generates a continuation of a prompt piece by piece.
+        """Continues a text, yielding pieces as they come, never half a character and nothing of a stop string.
 
-        Pieces consist of complete characters and never contain a part of a stop string. At any time, the stream has the
-        `text` so far, its `tokens`, and the `state` after exactly that text, which can be passed to another call.
+        The stream tells at any time the `text` so far, its `tokens` and the `state` after exactly that text, which may
+        be given to the next call.
 
         Args:
-            prompt: the text to continue. If it is empty, the model starts a text of its own.
-            max_new_tokens: the maximum number of tokens to generate.
-            state: the state after the text before the prompt; None if there is none.
-            sample: the number of this sample. With the same seed, each number gives another text.
-            **options: the fields of `SamplingParams`. By default, the tokenizer's end-of-text token ends the text.
+            prompt: the beginning, or what comes after `state`; an empty one begins a text of the model's own.
+            max_new_tokens: at most so many tokens.
+            state: what came before the prompt; None for nothing.
+            sample: which of several samples of one prompt this is; each is another text under one seed.
+            **options: those of `SamplingParams`; by default the tokenizer's end of text stops.
 
         Raises:
-            RequestError: an argument is out of range.
+            RequestError: a value out of range.
             TokenizerError: the model has no tokenizer.
         """
         end_of_text = self.tokenizer.end_of_text
@@ -167,21 +164,21 @@ class RWKV:
         batch_size: int = 32,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Computes embeddings: vectors that are similar for similar texts; see `embedding`.
+        """Texts as vectors, which are near where texts are alike; see `embedding`.
 
         Args:
-            texts: one text, or N texts of any lengths. The embedding of a text does not depend on the other texts.
-            pooling: "mean" (the mean hidden state of all tokens, recommended), "last" (the hidden state of the last
-                token) or "state" (computed from the recurrent state).
-            normalize: scale every vector to length 1, so that the dot product of two is their cosine similarity.
-            batch_size: the maximum number of texts that are processed at once.
-            progress: called with the number of tokens processed so far, and of all tokens.
+            texts: one, or N of any lengths, in any order; each is read alone, whatever is read beside it.
+            pooling: "mean" of the tokens' hidden states, the best one measured; the "last" token's; or what the "state"
+                remembers.
+            normalize: make every vector one of length 1, so that products of two are cosines.
+            batch_size: texts read at once at most.
+            progress: called with the tokens read so far and in all.
 
         Returns:
-            Float32 on the CPU: (D,) for one text, (N, D) for N texts. D is `embedding.dimension`.
+            (D,) of one text, (N, D) of several; float32, on the CPU. D is `embedding.dimension`.
 
         Raises:
-            RequestError: an argument is not a text, is empty or out of range, or hidden states are not finite.
+            RequestError: what is no text, an empty one, a value out of range, or hidden states that are not finite.
             TokenizerError: the model has no tokenizer.
         """
         if isinstance(texts, str):
@@ -197,12 +194,10 @@ class RWKV:
         return frozenset(i for i in ids if self.tokenizer.token_bytes(i) in b" \t0123456789")
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The token ids that `stream` passes to the model: an empty prompt is replaced by the end-of-text token.
-
-        See also `text.end_as_trained`.
+        """Token ids of a prompt; the end-of-text token stands for an empty one, see also `end_as_trained`.
 
         Raises:
-            RequestError: the prompt is not a string, or it is empty and the tokenizer has no end-of-text token.
+            RequestError: no text, or an empty one for a tokenizer without such a token.
         """
         try:
             prompt.encode()

@@ -1,4 +1,4 @@
-"""The sampling options, and checks of their values."""
+"""What a user may ask of sampling, checked."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ COMPAT = ("rwkv",)
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is sampled.
+    """How the next token is chosen, in this order.
 
-    The order is bias, ban, penalties, temperature, top-k, top-p, min-p. `compat="rwkv"` follows another order, see
+    Bias, ban, penalties, temperature, top-k, top-p, min-p, one draw. `compat="rwkv"` follows another order, see
     `distribution.rwkv_package`.
 
     Attributes:
-        temperature: divides the logits; 0 is greedy: the most likely token, the lowest id among equals.
-        top_k: keep only the k most likely tokens; 0 is off.
-        top_p: of these, keep the fewest most likely tokens whose probabilities sum to at least p; 1.0 is off.
-        min_p: of these, keep the tokens that are at least p times as likely as the most likely one; 0.0 is off.
-        presence_penalty: subtracted from the logit of every token generated so far in this text.
-        frequency_penalty: subtracted once for each time the token was generated.
-        penalty_decay: each occurrence counts less by this factor with every token generated after it; 1.0 is off.
-        logit_bias: numbers to add to logits, by token id.
-        banned_tokens: token ids that are never sampled.
-        seed: an integer below 2**64; None chooses one at random.
-        stop_tokens: token ids that end the text; they are not part of it.
+        temperature: logits are divided by it; 0 takes the likeliest token (the lowest id among equals).
+        top_k: only the k likeliest tokens stay; 0 is off.
+        top_p: of these, the fewest likeliest whose probabilities sum to at least p stay; 1.0 is off.
+        min_p: of these, only tokens at least p times as likely as the likeliest stay; 0.0 is off.
+        presence_penalty: taken from the logit of every token that the model has written in this text.
+        frequency_penalty: taken from it for each time the model wrote it.
+        penalty_decay: by which what a token's occurrence counts shrinks with every token after it; 1.0 is off.
+        logit_bias: added to the logits, by id.
+        banned_tokens: ids that are never drawn.
+        seed: 64 bits; None draws a fresh one, so that each run differs.
+        stop_tokens: ids that end the text; they are not part of it.
         stop: strings that end the text; they are not part of it.
-        logprobs: report the log-probability of each token and of this many most likely tokens, in nats, before all of
-            the above; None reports nothing.
-        compat: "rwkv" samples as the `rwkv` package does; None does not.
+        logprobs: None, or how many of the likeliest tokens to report, with their log-probabilities, beside each token's
+            own. They are those of the model, before all of the above.
+        compat: None, or "rwkv" for the semantics of that package.
 
     Raises:
-        RequestError: a value is out of range.
+        RequestError: a value out of range.
     """
 
     temperature: float = 1.0
@@ -84,12 +84,12 @@ class SamplingParams:
 
     @property
     def penalizes(self) -> bool:
-        """Whether the tokens generated so far change the logits."""
+        """Whether what was written matters for what comes next."""
         return self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of `SamplingParams`, as types of keyword arguments."""
+    """The fields of `SamplingParams` as keyword arguments of functions that pass them on."""
 
     temperature: float
     top_k: int
@@ -110,15 +110,8 @@ class SamplingOptions(TypedDict, total=False):
 def require(name: str, got: Any, kind: type, holds: Callable[[Any], Any], expected: str) -> None:
     """Checks one argument.
 
-    Args:
-        name: of the argument, for the message.
-        got: its value.
-        kind: the type that it must have.
-        holds: a condition that it must fulfil.
-        expected: the condition in words, for the message.
-
     Raises:
-        RequestError: the value has another type, or does not fulfil the condition.
+        RequestError: it is not of the kind, or does not hold.
     """
     if not isinstance(got, kind) or not holds(got):
         raise RequestError(f"{name}: got {got!r}, expected {expected}")

@@ -1,4 +1,4 @@
-"""Text as it is generated, with the state after exactly that text."""
+"""Text as it is written, with the state that belongs to exactly that text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rwkv_engine.text import StreamDecoder, Tokenizer
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The state after the first `n_tokens` generated tokens, which have `n_bytes` bytes together."""
+    """After `n_tokens` drawn, which hold `n_bytes`."""
 
     n_tokens: int
     n_bytes: int
@@ -23,16 +23,16 @@ class _Snapshot:
 
 
 class TextStream(Iterator[str]):
-    """An iterator over pieces of text: complete characters, and never a part of a stop string.
+    """Pieces of text, never half a character and nothing of a stop string.
 
-    `text`, `tokens` and `state` always agree with the pieces that have been yielded so far, also if the caller stops
-    iterating.
+    Whatever ends it (a stop string, a stop token, the number of tokens, a caller who asks for no more), `text`,
+    `tokens` and `state` agree: they are those of the pieces yielded so far.
 
     Attributes:
-        n_prompt: the number of tokens of the prompt.
-        seed: the seed in use, given or chosen at random.
-        sample: the number of this sample, as given to `RWKV.stream`.
-        finish_reason: "stop" (a stop string or stop token), "length" (`max_new_tokens`), or None before the end.
+        n_prompt: tokens of the prompt.
+        seed: of the draws, also where none was given.
+        sample: which of several samples of the prompt this is.
+        finish_reason: "stop" (a stop string or token), "length" (`max_new_tokens`), None while it runs.
     """
 
     def __init__(self, source: TokenStream, tokenizer: Tokenizer, n_prompt: int):
@@ -46,7 +46,7 @@ class TextStream(Iterator[str]):
         self._pieces: list[str] = []
         self._drawn: list[int] = []
         self._logprobs: list[Logprob] = []
-        self._snapshots: list[_Snapshot] = []  # the last one at or before the end of the text, and all after it
+        self._snapshots: list[_Snapshot] = []  # only from the last one that a cut can need
 
     def __next__(self) -> str:
         piece = ""
@@ -74,30 +74,30 @@ class TextStream(Iterator[str]):
         return piece
 
     def _needed(self, snapshots: list[_Snapshot]) -> list[_Snapshot]:
-        """Drops the snapshots that are followed by another one at or before the end of the text."""
+        """Without those that are followed by another one at or before the end of the text."""
         passed = sum(s.n_bytes <= self._decoder.released for s in snapshots)
         return snapshots[max(0, passed - 1) :]
 
     @property
     def text(self) -> str:
-        """The pieces yielded so far, joined."""
+        """All pieces so far."""
         return "".join(self._pieces)
 
     @property
     def logprobs(self) -> list[Logprob]:
-        """One entry for each generated token that is wholly within `text`; empty unless `logprobs` was requested."""
+        """Of the tokens drawn that lie wholly in the text, if the parameters ask for them."""
         return self._logprobs[: len(self._drawn) if self._is_whole() else self._last_snapshot().n_tokens]
 
     @property
     def tokens(self) -> list[int]:
-        """The ids of `text`. If it ends within a generated token, the remaining part of that token is encoded again."""
+        """Ids of the text: those drawn, and where the text ends inside of one, what is kept of it encoded again."""
         if self._is_whole():
             return list(self._drawn)
         return [*self._drawn[: self._last_snapshot().n_tokens], *self._rest()]
 
     @property
     def state(self) -> State:
-        """The state after the prompt and `tokens`."""
+        """After the prompt and the text: what reading `tokens` after the prompt gives."""
         if self._is_whole():
             return self._source.read_all()
         state = self._last_snapshot().state
@@ -110,7 +110,7 @@ class TextStream(Iterator[str]):
         return self._decoder.released == len(self._decoder.data)
 
     def _last_snapshot(self) -> _Snapshot:
-        """The last snapshot at or before the end of the text. There is one before the first token."""
+        """The last one at or before the end of the text; there is one, for no token has none before it."""
         return [s for s in self._snapshots if s.n_bytes <= self._decoder.released][-1]
 
     def _rest(self) -> list[int]:
