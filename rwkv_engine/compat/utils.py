@@ -107,24 +107,24 @@ class PIPELINE:
         return "\n" + "\n".join(line.strip() for line in context.split("\n") if line.strip())
 
     def encode(self, x: str) -> list[int]:
-        """The token ids of a text."""
+        """Token ids of a text."""
         return self._vocabulary.encode(x)
 
     def decode(self, x: list[int]) -> str:
-        """The text of token ids, with U+FFFD for bytes that are not UTF-8."""
+        """The text of token ids; U+FFFD for what is no UTF-8."""
         return self._vocabulary.decode(x)
 
     def sample_logits(self, logits: Tensor, temperature: float = 1.0, top_p: float = 0.85, top_k: int = 0) -> int:
-        """Samples one token id.
+        """One id, drawn.
 
         Args:
             logits: (V,), -inf where a token is banned.
-            temperature: 0 takes the most likely token.
-            top_p: keep the fewest most likely tokens whose probabilities sum to at least p; 0 takes the most likely.
-            top_k: of these, keep the k most likely tokens; 0 is off.
+            temperature: 0 takes the likeliest token.
+            top_p: the fewest likeliest tokens whose probabilities sum to it stay; 0 takes the likeliest.
+            top_k: of these the k likeliest stay, 0 is off.
 
         Raises:
-            RequestError: an argument is out of range, or all tokens are banned.
+            RequestError: a value out of range, or nothing to draw from.
         """
         return (draw_exactly if self.exact else draw)(logits, temperature, top_p, int(top_k))
 
@@ -190,7 +190,7 @@ class PIPELINE:
 
 
 def _penalize(logits: Tensor, counts: dict[int, float], args: PIPELINE_ARGS) -> None:
-    """Applies bans and penalties to logits (V,), in place and in their own precision."""
+    """Changes the logits (V,) of what is banned and of what was written, in their own precision."""
     banned, size = list(args.token_ban), len(logits)
     if not all(isinstance(token, Integral) and 0 <= token < size for token in banned):
         raise RequestError(f"token_ban: got {banned}, expected ids below {size}, the vocabulary")
