@@ -180,6 +180,10 @@ def test_readme_shows_generated_text_by_line_30():
     assert readme[: readme.index("```text")].count("\n") + 1 <= 30
 
 
+def test_readme_has_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150, "move details to docs/"
+
+
 def test_the_plan_picture_is_up_to_date():
     spec = importlib.util.spec_from_file_location("draw_plan", ROOT / "tools" / "draw_plan.py")
     draw_plan = importlib.util.module_from_spec(spec)
