@@ -148,9 +148,9 @@ def test_a_card_that_the_hub_does_not_take(server, tmp_path):
 @pytest.mark.parametrize("token", ["hf_thatMayWrite\n", "hf_thatMay Write", "hf_thatMayWrit\u00e9"])
 def test_what_is_no_token_is_not_shown(token, server, folder):
     said = reason(folder, REPOSITORY, token=token)
-    assert "the token given is none: expected one word" in said
+    assert "the given token is invalid: expected one word" in said
     assert "thatMay" not in said
-    with pytest.raises(Exception, match="the token given is none") as caught:
+    with pytest.raises(Exception, match="the given token is invalid") as caught:
         download(REPOSITORY, token=token)
     assert "thatMay" not in str(caught.value)
 
