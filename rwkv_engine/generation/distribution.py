@@ -51,8 +51,8 @@ def rwkv_package(logits: Tensor, temperature: float, top_k: int, top_p: float) -
 
     Details of the package that are kept: top-p comes first, on the probabilities at temperature 1, and keeps all tokens
     that are as likely as the last one kept; then top-k; then the temperature, as a power of the probabilities.
-    Everything is float32, so with a `top_p` of 1.0 often only the most likely token is kept, because the sum misses 1 by
-    a rounding error. A temperature or a `top_p` of 0 samples among the most likely tokens.
+    Everything is float32, so with a `top_p` of 1.0 often only the most likely token is kept, because the sum misses 1
+    by a rounding error. A temperature or a `top_p` of 0 samples among the most likely tokens.
     """
     greedy = temperature == 0
     rows = []
