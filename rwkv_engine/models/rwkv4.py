@@ -22,11 +22,13 @@ from rwkv_engine.core.device_map import Layout
 from rwkv_engine.core.state import FIELDS, LayerState, State
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.ops import (
-    channel_mixing_step,
+    ChannelMixing4Step,
+    TimeMixing4Step,
+    channel_mixing4_step,
     gate_residual,
     ln_shift,
     squared_relu,
-    time_mixing_step,
+    time_mixing4_step,
     wkv4,
 )
 from rwkv_engine.ops.linear import MOST_ROWS
@@ -67,26 +69,28 @@ class TimeMixing(nn.Module):
     def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
         key, value, receptance, output = (cast(Tiled, m) for m in (self.key, self.value, self.receptance, self.output))
-        return time_mixing_step(
-            x,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            self.time_mix_k,
-            self.time_mix_v,
-            self.time_mix_r,
-            self._decay,
-            self.time_first,
-            key.tiles,
-            value.tiles,
-            receptance.tiles,
-            output.tiles,
-            state.att_shift,
-            state.wkv_num,
-            state.wkv_den,
-            state.wkv_max,
-            slots,
-            scales_of(key, value, receptance, output),
+        return time_mixing4_step(
+            TimeMixing4Step(
+                x,
+                norm.weight,
+                norm.bias,
+                norm.eps,
+                self.time_mix_k,
+                self.time_mix_v,
+                self.time_mix_r,
+                self._decay,
+                self.time_first,
+                key.tiles,
+                value.tiles,
+                receptance.tiles,
+                output.tiles,
+                state.att_shift,
+                state.wkv_num,
+                state.wkv_den,
+                state.wkv_max,
+                slots,
+                scales_of(key, value, receptance, output),
+            )
         )
 
 
@@ -113,19 +117,21 @@ class ChannelMixing(nn.Module):
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
         key, receptance = cast(Tiled, self.key), cast(Tiled, self.receptance)
         value = cast(InputMajor, self.value)
-        return channel_mixing_step(
-            x,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            self.time_mix_k,
-            self.time_mix_r,
-            key.tiles,
-            receptance.tiles,
-            value.rows,
-            state.ffn_shift,
-            slots,
-            scales_of(key, receptance, value),
+        return channel_mixing4_step(
+            ChannelMixing4Step(
+                x,
+                norm.weight,
+                norm.bias,
+                norm.eps,
+                self.time_mix_k,
+                self.time_mix_r,
+                key.tiles,
+                receptance.tiles,
+                value.rows,
+                state.ffn_shift,
+                slots,
+                scales_of(key, receptance, value),
+            )
         )
 
 
@@ -239,7 +245,7 @@ class Rwkv4(nn.Module):
         Args:
             tokens: (B,) int64, each in [0, V).
             layers: the states of all layers, each on its layer's device; replaced in place.
-            slots: (B,) int64, which of the states' rows are those of the B sequences, see `ops.time_mixing_step`; None
+            slots: (B,) int64, which of the states' rows are those of the B sequences, see `ops.TimeMixing4Step`; None
                 where they have B rows in the same order.
 
         Returns:

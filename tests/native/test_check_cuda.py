@@ -51,7 +51,7 @@ def test_the_report_of_ptxas_is_read(check_cuda):
     [
         ("linear.cu", (0, 0), []),
         ("linear.cu", (4, 12), ["linear.cu: ", " spills 16 bytes on sm_75"]),
-        ("time_mixing_step.cu", (0, 8), ["time_mixing_step.cu: ", " spills 8 bytes on sm_75"]),
+        ("time_mixing4_step.cu", (0, 8), ["time_mixing4_step.cu: ", " spills 8 bytes on sm_75"]),
         ("wkv4.cu", (4, 12), []),
     ],
 )

@@ -7,7 +7,7 @@
 
 namespace rwkv::cpu {
 
-int64_t Linear::scratch() const { return B * prepared_size(matrix); }
+int64_t Linear::scratch_bytes() const { return B * prepared_size(matrix); }
 
 void linear(const Linear& linear, void* scratch, const Run& run) {
   const Matrix& matrix = linear.matrix;

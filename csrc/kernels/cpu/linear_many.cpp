@@ -95,7 +95,7 @@ void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64
 
 }  // namespace
 
-int64_t LinearMany::scratch() const {
+int64_t LinearMany::scratch_bytes() const {
   return for_format(matrix.format, [&]<class Weight>(Weight) { return panels_of(M) * Panel<Weight>::size(matrix.K); });
 }
 

@@ -3,16 +3,14 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cpu/lanes.h"
 #include "kernels/wkv4_step.h"
-
-// A block's loops vectorise only where the compiler sees the lane count as a constant, hence inlining into each caller.
-#define RWKV_INLINE inline __attribute__((always_inline))
 
 namespace rwkv::cpu {
 namespace {
 
 // Channels are independent: a block of them is one unit of work, and its inner loops are the vector lanes.
-constexpr int kLanes = 16;
+constexpr int kLanes = kTileRows;
 
 int64_t block_count(int64_t C) { return (C + kLanes - 1) / kLanes; }
 

@@ -1,4 +1,4 @@
-#include "kernels/cpu/channel_mixing_step.h"
+#include "kernels/cpu/channel_mixing4_step.h"
 
 #include <algorithm>
 #include <tuple>
@@ -20,7 +20,7 @@ struct Pieces {
   char *in_k, *in_r, *in_value;  // prepared
   int64_t size;
 
-  Pieces(const ChannelMixingStep& step, void* allocation) {
+  Pieces(const ChannelMixing4Step& step, void* allocation) {
     Scratch scratch(allocation);
     now = scratch.take<float>(step.B * step.C), squared = scratch.take<float>(step.B * step.F);
     gate = scratch.take<float>(step.B * step.C);
@@ -33,9 +33,9 @@ struct Pieces {
 
 }  // namespace
 
-int64_t scratch(const ChannelMixingStep& step) { return Pieces(step, nullptr).size; }
+int64_t scratch_bytes(const ChannelMixing4Step& step) { return Pieces(step, nullptr).size; }
 
-void channel_mixing_step(const ChannelMixingStep& step, void* scratch, const Run& run) {
+void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const Run& run) {
   const auto [B, C, F] = std::tuple{step.B, step.C, step.F};
   const Pieces at(step, scratch);
   const std::array<StepInput, 2> inputs{{{step.mix_k, step.key, at.in_k}, {step.mix_r, step.receptance, at.in_r}}};
