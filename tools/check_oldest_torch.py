@@ -11,9 +11,7 @@ Warnings are errors. A wheel for another version of Python will do.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shlex
 import subprocess
 import sys
 import sysconfig
@@ -22,7 +20,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rwkv_engine.native import build
+from rwkv_engine.native import build, toolkit
 
 
 def unpack_headers(wheel: Path, folder: Path) -> list[str]:
@@ -39,7 +37,7 @@ def unpack_headers(wheel: Path, folder: Path) -> list[str]:
 
 def failures(torch_flags: list[str], jobs: int) -> list[str]:
     """What the compiler says about each source that does not compile."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    compiler = toolkit.cxx_command()
     level = next(iter(build.LEVELS))
 
     def check(source: Path) -> str:

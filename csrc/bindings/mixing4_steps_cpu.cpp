@@ -21,11 +21,9 @@ struct Cpu {
   }
 
  private:
-  static void run(const TimeMixing4Step& step, void* scratch) {
-    cpu::time_mixing4_step(step, scratch, torch_threads(1));
-  }
+  static void run(const TimeMixing4Step& step, void* scratch) { cpu::time_mixing4_step(step, scratch, torch_threads); }
   static void run(const ChannelMixing4Step& step, void* scratch) {
-    cpu::channel_mixing4_step(step, scratch, torch_threads(1));
+    cpu::channel_mixing4_step(step, scratch, torch_threads);
   }
 };
 

@@ -42,7 +42,7 @@ void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const R
   prepare_step(step, inputs, at.now, run);
 
   const int64_t key_blocks = tile_blocks(F);
-  run(key_blocks + tile_blocks(C), [=, &step](int64_t begin, int64_t end) {
+  run(key_blocks + tile_blocks(C), B * C * kTileRows, [=, &step](int64_t begin, int64_t end) {
     std::vector<Lanes> sums(B);
     for (int64_t unit = begin; unit < end; ++unit) {
       const bool is_key = unit < key_blocks;
@@ -58,7 +58,7 @@ void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const R
   });
 
   prepare_inputs(step.value, at.squared, B, at.in_value, run);
-  run((C + kPiece - 1) / kPiece, [=, &step](int64_t begin, int64_t end) {
+  run((C + kPiece - 1) / kPiece, B * F * kPiece, [=, &step](int64_t begin, int64_t end) {
     const int64_t from = begin * kPiece, columns = std::min(C, end * kPiece) - from;
     const std::vector<int64_t> active = active_inputs(at.squared, B, F);
     std::vector<float> sums(B * columns);

@@ -53,7 +53,7 @@ void time_mixing4_step(const TimeMixing4Step& step, void* scratch, const Run& ru
       {{step.mix_k, step.key, at.in_k}, {step.mix_v, step.value, at.in_v}, {step.mix_r, step.receptance, at.in_r}}};
   prepare_step(step, inputs, at.now, run);
 
-  run(tile_blocks(A), [=, &step](int64_t begin, int64_t end) {
+  run(tile_blocks(A), 3 * B * C * kTileRows, [=, &step](int64_t begin, int64_t end) {
     std::vector<Lanes> k(B), v(B), r(B);
     for (int64_t block = begin; block < end; ++block) {
       tile_product(step.key, block, at.in_k, B, k.data());
@@ -70,7 +70,7 @@ void time_mixing4_step(const TimeMixing4Step& step, void* scratch, const Run& ru
   });
 
   prepare_rows(step.output, at.gated, B, at.out, run);
-  run(tile_blocks(C), [=, &step](int64_t begin, int64_t end) {
+  run(tile_blocks(C), B * A * kTileRows, [=, &step](int64_t begin, int64_t end) {
     std::vector<Lanes> out(B);
     for (int64_t block = begin; block < end; ++block) {
       tile_product(step.output, block, at.out, B, out.data());

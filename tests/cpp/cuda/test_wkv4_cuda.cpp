@@ -20,7 +20,7 @@ namespace {
 constexpr double kPoison = NAN;
 constexpr int kChunk = cuda::kWkv4Chunk;
 
-void one_by_one(int64_t n, const cpu::Range& fn) { fn(0, n); }
+void one_by_one(int64_t n, int64_t, const cpu::Range& fn) { fn(0, n); }
 
 // decay, first, k, v, num, den, max and the gradients of y, num, den, max.
 template <class Real>
