@@ -20,7 +20,6 @@ from oracle import Shape
 from snippets import REASONS, RUNNABLE, Block, Command, blocks_of, commands_of, excerpts_of
 
 from rwkv_engine import Checkpoint
-from rwkv_engine.cli import main
 from rwkv_engine.pipeline import EMBEDDED
 from rwkv_engine.verification import run as verification
 
@@ -81,6 +80,8 @@ def folder(files, tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def run(folder, monkeypatch, capfd):
     """A function that runs a block and returns its output."""
+    # Imported here, so that collecting tests does not need what only the commands need.
+    from rwkv_engine.cli import main
 
     def run_command(command: Command) -> tuple[int, str]:
         program, *arguments = command.words
