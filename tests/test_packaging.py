@@ -129,7 +129,7 @@ def test_ahead_of_time(few_sources, environment, tmp_path, monkeypatch):
     output = run(environment, "-m", "rwkv_engine", "info", cwd=tmp_path, XDG_CACHE_HOME=str(cache))
     assert "built when the package was installed" in output
     assert cpu_kernels.processor_level() in output
-    trie = "from rwkv_engine import cpu_kernels; print(cpu_kernels.python_module('byte_trie').ByteTrie.__name__)"
+    trie = "from rwkv_engine.native import cpu_kernels; print(cpu_kernels.python_module('byte_trie').ByteTrie.__name__)"
     assert run(environment, "-c", trie, cwd=tmp_path, XDG_CACHE_HOME=str(cache)) == "ByteTrie\n"
     assert not cache.exists()
     assert run(environment, *GENERATE, cwd=tmp_path).startswith("Once upon a time")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from checkpoint_files import save_pth
 from conftest import ROOT
+from fake_nvcc import fake_nvcc
 from oracle import Shape
-from test_toolkit import fake_nvcc
 
 import rwkv_engine
 from rwkv_engine.native import cuda_kernels

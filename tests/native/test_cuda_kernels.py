@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_nvcc import fake_nvcc
 from test_build import needs_compiler
-from test_toolkit import fake_nvcc
 from torch.utils import cpp_extension
 
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels, toolkit
