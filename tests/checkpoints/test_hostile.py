@@ -52,6 +52,7 @@ print(json.dumps({"bad": bad, "seen": seen, "slowest": slowest, "grown": megabyt
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "name", "count"),
     [

@@ -62,6 +62,7 @@ def decide():
     return cuda_kernels.status.__wrapped__()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_it_is_built_once_with_the_flags_of_the_list_and_opened(machine, capsys):
     (machine / "twice_cuda.cpp").write_text(BINDING.replace("NAMESPACE", namespace(machine)))
