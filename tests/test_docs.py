@@ -140,6 +140,7 @@ def quotes(block: Block) -> bool:
     return all(part in text for part in excerpts_of(block.code))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_block_of_a_page_runs(name, run):
     text = (ROOT / name).read_text(encoding="utf-8")

@@ -27,7 +27,11 @@ class ReadBandwidth:
         self.device = device
         self.size = size if device == "cpu" else 2 * size
         self._clock = clock
-        self._numbers = _huge_pages(self.size) if device == "cpu" else torch.zeros(self.size // 4, device=device)
+        self._numbers = (
+            _huge_pages(self.size)
+            if device == "cpu"
+            else torch.zeros(self.size // 4, dtype=torch.float32, device=device)
+        )
         self.measure()  # pages are mapped, threads are started
 
     def measure(self) -> float:
@@ -39,7 +43,7 @@ class ReadBandwidth:
 def _huge_pages(size: int) -> Tensor:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if hasattr(mmap, "MAP_PRIVATE") else None
     if memory is None:
-        return torch.zeros(size // 4)
+        return torch.zeros(size // 4, dtype=torch.float32)
     with suppress(OSError, AttributeError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32).zero_()

@@ -50,7 +50,7 @@ def synthetic_tensors(config: ModelConfig, dtype: torch.dtype, zeros: float, dev
     for name, spec in config.tensors().items():
         shape = spec.shape
         if spec.role is not Role.VECTOR:
-            matrix = torch.randn(shape, generator=random, device=device).div_(math.sqrt(shape[1]))
+            matrix = torch.randn(shape, generator=random, dtype=torch.float32, device=device).div_(math.sqrt(shape[1]))
             if name.endswith("ffn.key.weight"):
                 matrix[:, 0] = m
             elif name.endswith("ffn.value.weight"):
@@ -63,12 +63,12 @@ def synthetic_tensors(config: ModelConfig, dtype: torch.dtype, zeros: float, dev
 
 def _vector(name: str, shape: tuple[int, ...], random: torch.Generator, device: str) -> Tensor:
     if name.endswith("ffn.time_mix_k"):
-        return torch.ones(1, 1, *shape)  # of this token alone, or the variance would be another
+        return torch.ones(1, 1, *shape, dtype=torch.float32)  # of this token alone, or the variance would be another
     if "time_mix" in name:
-        return torch.rand(1, 1, *shape, generator=random, device=device)
+        return torch.rand(1, 1, *shape, generator=random, dtype=torch.float32, device=device)
     if name.endswith("time_decay"):
-        return torch.rand(shape, generator=random, device=device) * 6 - 5
-    vector = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+        return torch.rand(shape, generator=random, dtype=torch.float32, device=device) * 6 - 5
+    vector = torch.full(shape, 1.0 if name.endswith("weight") else 0.0, dtype=torch.float32)
     if ".ln2." in name:
         vector[0] = 1 - vector[0]
     return vector

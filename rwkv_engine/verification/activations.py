@@ -35,12 +35,12 @@ class Activations:
 
     def add_extremes(self, name: str, layer: int, x: Tensor) -> None:
         """`x`: of any shape."""
-        both = torch.stack([torch.tensor(self.largest[name][layer]), x.abs().max().cpu()])
+        both = torch.stack([torch.tensor(self.largest[name][layer], dtype=torch.float32), x.abs().max().cpu()])
         self.largest[name][layer] = both.max().item()  # of the two, and NaN if one is
 
     def checks(self) -> Iterator[Check]:
         """What they tell: two rows that are neither right nor wrong, and one that fails if a number is not finite."""
-        shares = [torch.tensor(layer) for layer in self.zeros]
+        shares = [torch.tensor(layer, dtype=torch.float32) for layer in self.zeros]
         layers = [{"min": s.min().item(), "mean": s.mean().item(), "max": s.max().item()} for s in shares]
         means = [layer["mean"] for layer in layers]
         what = f"{sum(means) / len(means):.1%} exact zeros, layers {min(means):.1%} to {max(means):.1%}"

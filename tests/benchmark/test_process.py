@@ -20,6 +20,7 @@ def processor_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
 def test_a_worker_answers_then_sleeps_and_tells_how_it_died():
     with Worker(EngineSpec("rwkv_engine", "cpu fp32", TALES)) as worker:
         worker.ask("read", ids=[5, 6, 7])
@@ -44,6 +45,7 @@ def test_a_worker_answers_then_sleeps_and_tells_how_it_died():
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_what_an_engine_fails_with_is_one_line(tmp_path):
     with Worker(EngineSpec("rwkv", "cpu fp32", tmp_path / "missing.pth")) as worker:
         with pytest.raises(BenchmarkError) as raised:
