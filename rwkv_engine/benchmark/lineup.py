@@ -9,7 +9,7 @@ from rwkv_engine.benchmark.bandwidth import SIZE
 from rwkv_engine.benchmark.peers import check_peer, float_strategy
 from rwkv_engine.benchmark.process import EngineSpec
 from rwkv_engine.core import ModelConfig, Strategy
-from rwkv_engine.core.strategy import free_memory
+from rwkv_engine.core.hardware import free_memory
 from rwkv_engine.errors import RequestError
 from rwkv_engine.runtime.loader import layer_of
 

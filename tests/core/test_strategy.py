@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,6 +187,43 @@ def test_parse_print_parse(segments):
     assert str(strategy) == text
     again = Strategy.parse(str(strategy))
     assert [str(s) for s in again.segments] == [str(s) for s in strategy.segments]
+
+
+@given(st.lists(SEGMENTS, min_size=1, max_size=4))
+def test_a_strategy_made_of_segments_equals_the_parsed_one(segments):
+    text = " -> ".join(segments)
+    parsed = Strategy.parse(text)
+    made = Strategy.of([replace(segment, column=77) for segment in parsed.segments])
+    assert made == parsed == Strategy.parse(f"  {text} ")
+    assert made.text == text
+    assert [s.column for s in made.segments] == [s.column for s in parsed.segments]
+
+
+def test_weights_and_dtypes_are_edited_in_every_segment():
+    parsed = Strategy.parse("cuda fp16i8*10->cuda:1 bf16 *2+ -> cpu fp32 *3")
+    assert str(parsed.with_weights("dense")) == "cuda fp16 *10 -> cuda:1 bf16 *2+ -> cpu fp32 *3"
+    assert str(parsed.with_weights("i8")) == "cuda fp16i8 *10 -> cuda:1 bf16i8 *2+ -> cpu fp32i8 *3"
+    assert str(parsed.with_dtype("bf16")) == "cuda bf16i8 *10 -> cuda:1 bf16 *2+ -> cpu bf16 *3"
+    for edit in (Strategy.with_weights, Strategy.with_dtype):
+        with pytest.raises(ValueError, match="call resolve first"):
+            edit(Strategy.parse("auto"), "i8")
+
+
+def test_the_errors_of_an_edited_strategy_quote_what_the_user_wrote():
+    edited = Strategy.parse("cpu fp32i8 *20->cpu  bf16 *6").with_weights("dense").with_dtype("fp16")
+    with pytest.raises(StrategyError) as caught:
+        edited.place(CONFIG)
+    assert str(caught.value).endswith(f"\n  cpu fp32i8 *20->cpu  bf16 *6\n  {' ' * 16}^")
+
+
+def test_only_the_grammar_has_patterns_of_strategies():
+    """Elsewhere strategies are edited as data."""
+    for path in (ROOT / "rwkv_engine").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.stem != "strategy_grammar":
+            assert not re.search(r"fp(16|32)\|", text), f"{path}: a pattern of precisions"
+            assert not re.search(r"cpu\|cuda", text), f"{path}: a pattern of devices"
+            assert not re.search(r"""\b(split|partition|rpartition)\(["'] ?(->|\*)""", text), f"{path}: taken apart"
 
 
 @given(st.text(alphabet="cpuda fp1632bi8>-*+:0", max_size=30))
