@@ -24,10 +24,9 @@ from rich.table import Table
 from bench.gpu_machine import copy_bandwidth, facts, median_seconds, require_gpu
 from bench.gpu_peers import PREFILLS, Rates, peer_rates
 from rwkv_engine import RWKV, ModelConfig, Strategy
-from rwkv_engine.benchmark.shapes import SHAPES
+from rwkv_engine.benchmark.lineup import bytes_per_token
+from rwkv_engine.benchmark.models import SHAPES, write_synthetic
 from rwkv_engine.benchmark.subject import GREEDY, random_ids
-from rwkv_engine.benchmark.synthetic import write_synthetic
-from rwkv_engine.benchmark.traffic import bytes_per_token
 from rwkv_engine.core.state import State
 from rwkv_engine.native import cuda_kernels
 from rwkv_engine.runtime.decoder import Decoder

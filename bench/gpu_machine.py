@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from rwkv_engine.benchmark.stopwatch import seconds
+from rwkv_engine.benchmark.instruments import seconds
 from rwkv_engine.native import toolkit
 
 COPIED = 1 << 31  # bytes, far more than any cache

@@ -11,8 +11,8 @@ import torch
 
 from bench.gpu_machine import median_seconds
 from rwkv_engine import ModelConfig
-from rwkv_engine.benchmark.peers import RwkvPackage, Transformers
 from rwkv_engine.benchmark.subject import Subject, random_ids
+from rwkv_engine.verification.baselines import RwkvPackage, Transformers
 
 DECODED = 64  # tokens per measurement
 PREFILLS = (256, 1024, 8192)

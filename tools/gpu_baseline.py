@@ -19,8 +19,7 @@ import torch
 from bench.gpu_machine import copy_bandwidth, facts, matrix_peak, require_gpu
 from bench.gpu_peers import peer_rates
 from rwkv_engine import Strategy
-from rwkv_engine.benchmark.shapes import SHAPES
-from rwkv_engine.benchmark.synthetic import write_synthetic
+from rwkv_engine.benchmark.models import SHAPES, write_synthetic
 
 ZEROS = 0.5  # of the squared relu
 

@@ -7,11 +7,10 @@ from collections import Counter
 import pytest
 
 from rwkv_engine.benchmark import rounds
-from rwkv_engine.benchmark.bandwidth import ReadBandwidth
-from rwkv_engine.benchmark.measurements import Measurements
-from rwkv_engine.benchmark.memory import MemoryWatch
-from rwkv_engine.benchmark.plan import Measurement, Settings, plan
-from rwkv_engine.benchmark.record import EngineRecord, Series
+from rwkv_engine.benchmark.instruments import MemoryWatch, ReadBandwidth
+from rwkv_engine.benchmark.report import EngineRecord, Series
+from rwkv_engine.benchmark.rounds import Measurement, Settings, plan
+from rwkv_engine.benchmark.worker import Measurements
 
 
 class Clock:

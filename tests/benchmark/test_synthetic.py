@@ -8,12 +8,20 @@ import pytest
 import torch
 
 from rwkv_engine import Checkpoint, CheckpointError, ModelConfig
-from rwkv_engine.benchmark import synthetic
+from rwkv_engine.benchmark import models
+from rwkv_engine.benchmark.instruments import ReadBandwidth
+from rwkv_engine.benchmark.models import synthetic_tensors, write_synthetic
 from rwkv_engine.benchmark.subject import Ours, random_ids
-from rwkv_engine.benchmark.synthetic import synthetic_tensors, write_synthetic
 from rwkv_engine.verification.activations import watched
 
 CONFIG = ModelConfig(3, 64, 64, 1024, 300)
+
+
+@pytest.fixture
+def default_dtype():
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9, 1.0])
@@ -48,9 +56,19 @@ def test_the_same_at_every_call_and_each_number_another():
     assert not torch.equal(one["blocks.0.att.key.weight"], one["blocks.0.att.value.weight"])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_dtype_makes_no_difference(dtype, default_dtype):
+    expected = synthetic_tensors(CONFIG, torch.bfloat16, 0.5)
+    default_dtype(dtype)
+    found = synthetic_tensors(CONFIG, torch.bfloat16, 0.5)
+    assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in expected.items()}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert ReadBandwidth("cpu", size=1 << 16)._numbers.nbytes == 1 << 16
+
+
 def test_a_full_disk_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(synthetic.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
     with pytest.raises(CheckpointError, match=r"0\.0 GB free, the synthetic model needs .* GB; set TMPDIR"):
         write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, 0.5)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rwkv_engine.benchmark.shapes import SHAPES, parse_shape
-from rwkv_engine.benchmark.traffic import bytes_per_token
+from rwkv_engine.benchmark.lineup import bytes_per_token
+from rwkv_engine.benchmark.models import SHAPES, parse_shape
 from rwkv_engine.core import ModelConfig, Strategy
 from rwkv_engine.errors import RequestError
 

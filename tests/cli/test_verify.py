@@ -35,7 +35,7 @@ def test_tales_is_sound_and_its_peers_say_so(call):
 
 
 def test_json_and_exit_codes(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "PEERS", {})
+    monkeypatch.setattr(run, "RUNNERS", {})
     weights = oracle.random_weights(Shape())
     sound = str(save_pth(weights, tmp_path / "sound.pth"))
     weights["head.weight"][0, 0] = np.nan

@@ -16,7 +16,8 @@ from oracle import Shape
 
 from rwkv_engine import RWKV, State, StrategyError
 from rwkv_engine.models import Rwkv4
-from rwkv_engine.verification import Check, peers, run, verify
+from rwkv_engine.verification import Check, agreement, run, verify
+from rwkv_engine.verification.activations import Activations
 from rwkv_engine.verification.check import relative_difference
 
 BYTES = Shape(n_vocab=256)  # a vocabulary of 256 reads bytes
@@ -32,7 +33,7 @@ FORMATS = {
 @pytest.fixture
 def alone(monkeypatch):
     """No peers: their processes take seconds."""
-    monkeypatch.setattr(run, "PEERS", {})
+    monkeypatch.setattr(run, "RUNNERS", {})
 
 
 def by_name(path, *arguments) -> dict[str, Check]:
@@ -60,7 +61,7 @@ def test_a_sound_checkpoint_in_every_format(kind, tmp_path):
     assert checks["sample"].numbers["text"] == model.generate(run.PROMPT, 40, temperature=0)
     assert not checks["sample"].numbers["text"].isprintable()
     assert checks["sample"].what.isprintable()
-    assert {what for what, _, _ in progress} >= {"loading", "writing", "reading", "timing"}
+    assert {what for what, _, _ in progress} >= {"loading", "generating", "prefilling", "timing"}
     for name in ("steps = chunks", "state file", "activations"):
         assert checks[name].verdict == "ok"
 
@@ -134,7 +135,7 @@ def test_a_tokenizer_that_loses_text_fails(tmp_path, tales):
     (tmp_path / "lower.json").write_text(json.dumps(settings | {"normalizer": {"type": "Lowercase"}}))
     checks = by_name(tales.source, "cpu fp32", tmp_path / "lower.json")
     assert failed(checks) == ["tokenizer"]
-    assert "encoded and decoded is another one" in checks["tokenizer"].what
+    assert "a text changes when it is encoded and decoded" in checks["tokenizer"].what
 
 
 @pytest.mark.usefixtures("alone")
@@ -186,13 +187,29 @@ def test_the_model_is_gone_before_a_peer_needs_its_memory(tmp_path, monkeypatch)
         alive.append(weakref.ref(model))
         return model
 
-    def check_peer(name, *arguments):
+    def check_baseline(name, *arguments):
         assert [model() for model in alive] == [None]
         return Check(name, "info", "")
 
     monkeypatch.setattr(run, "load_model", loading)
-    monkeypatch.setattr(run, "check_peer", check_peer)
-    assert set(peers.PEERS) < set(by_name(save_pth(WEIGHTS, tmp_path / "m.pth")))
+    monkeypatch.setattr(run, "check_baseline", check_baseline)
+    assert set(agreement.RUNNERS) < set(by_name(save_pth(WEIGHTS, tmp_path / "m.pth")))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_dtype_does_not_round_activations(dtype):
+    seen = Activations(1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        for largest in (1.0009765625, 0.5):
+            seen.add_extremes("residual", 0, torch.tensor([largest], dtype=torch.float32))
+        seen.add_zeros(0, torch.eye(3, dtype=torch.float32)[None])
+        zeros = next(seen.checks()).numbers["layers"][0]["mean"]
+    finally:
+        torch.set_default_dtype(before)
+    assert seen.largest["residual"] == [1.0009765625]
+    assert zeros == pytest.approx(2 / 3, abs=1e-6)
 
 
 def test_a_difference_is_relative_and_infinite_where_a_number_is_not_finite():

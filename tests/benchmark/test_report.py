@@ -7,8 +7,10 @@ import json
 import pytest
 from rich.console import Console
 
-from rwkv_engine.benchmark.record import EngineRecord, Report, Series
-from rwkv_engine.benchmark.summary import (
+from rwkv_engine.benchmark.report import (
+    EngineRecord,
+    Report,
+    Series,
     Spread,
     as_json,
     bandwidth,
@@ -119,5 +121,5 @@ def test_numbers_for_people():
 
 def test_peers_stand_below_what_they_are_compared_with(report):
     report.engines.insert(1, EngineRecord("rwkv_engine", "cpu bf16", "m.pth"))
-    report.peers = {0: [2], 1: [2]}
+    report.baselines = {0: [2], 1: [2]}
     assert report.order() == [0, 2, 1]
