@@ -1,4 +1,4 @@
-"""Processes: they answer, sleep, and die with a reason."""
+"""Worker processes: they answer, sleep, and report why they ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def processor_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_worker_answers_then_sleeps_and_tells_how_it_died():
+def test_a_worker_answers_then_sleeps_and_reports_how_it_ended():
     with Worker(EngineSpec("rwkv_engine", Strategy.parse("cpu fp32"), TALES)) as worker:
         worker.ask("read", ids=[5, 6, 7])
         assert 0 < worker.ask("decode", tokens=32) < 60
@@ -48,7 +48,7 @@ def test_a_worker_answers_then_sleeps_and_tells_how_it_died():
         os.kill(pid, 0)
 
 
-def test_what_an_engine_fails_with_is_one_line(tmp_path):
+def test_a_failing_engine_is_reported_in_one_line(tmp_path):
     with Worker(EngineSpec("rwkv", Strategy.parse("cpu fp32"), tmp_path / "missing.pth")) as worker:
         with pytest.raises(BenchmarkError) as raised:
             worker.ask("about")

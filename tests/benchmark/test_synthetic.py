@@ -1,4 +1,4 @@
-"""Models of random weights: as many zeros as asked for, and numbers that stay tame."""
+"""Models of random weights have the share of zeros that is asked for, and activations that stay small."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_the_squared_relu_has_the_share_of_zeros_that_was_asked_for(zeros, tmp_p
     write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, zeros)
     ours = Ours(tmp_path / "m.pth", "cpu fp32")
     found = ours.zeros(random_ids(300, 64))
-    # Rows of the key matrix are drawn once, so a layer's share is that of F draws at the least: four standard errors.
+    # A layer's key matrix has F random rows, so its share varies like that of F samples: allow four standard errors.
     error = 4 * (zeros * (1 - zeros) / CONFIG.n_ffn) ** 0.5
     assert found == pytest.approx([zeros] * 3, abs=error + 1e-12)
 
 
-def test_values_stay_tame_over_thousands_of_tokens_in_every_layer(tmp_path):
+def test_activations_stay_small_over_thousands_of_tokens_in_every_layer(tmp_path):
     """In float16 too, which ends at 65504."""
     for zeros in (0.0, 0.9):
         write_synthetic(tmp_path / "m.pth", CONFIG, torch.float16, zeros)
@@ -47,7 +47,7 @@ def test_values_stay_tame_over_thousands_of_tokens_in_every_layer(tmp_path):
         assert 0.5 < logits.std() < 2
 
 
-def test_the_same_at_every_call_and_each_number_another():
+def test_random_weights_are_deterministic_and_differ_between_tensors():
     one, two = (synthetic_tensors(CONFIG, torch.bfloat16, 0.5) for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert one["blocks.0.att.key.weight"].dtype == torch.bfloat16
@@ -66,7 +66,7 @@ def test_the_default_dtype_makes_no_difference(dtype, default_dtype):
     assert ReadBandwidth("cpu", size=1 << 16)._numbers.nbytes == 1 << 16
 
 
-def test_a_full_disk_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_weights_are_sampled(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(models.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
     with pytest.raises(CheckpointError, match=r"0\.0 GB free, the synthetic model needs .* GB; set TMPDIR"):
@@ -80,6 +80,6 @@ def test_a_full_disk_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
         write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, 0.5, save=full)
 
 
-def test_it_is_a_checkpoint_like_any_other(tmp_path):
+def test_random_weights_are_a_readable_checkpoint(tmp_path):
     write_synthetic(tmp_path / "m.pth", CONFIG, torch.bfloat16, 0.5)
     assert Checkpoint.open(tmp_path / "m.pth").config == CONFIG

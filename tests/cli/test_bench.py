@@ -19,7 +19,7 @@ from rwkv_engine.verification import baselines
 TINY = ["--shape=2,32,100", "--rounds=2", "--starts=1", "--decode=4", "--prefill=8,16", "--batch=1,20"]
 
 
-def test_a_run_beside_the_rwkv_package(call, tmp_path, monkeypatch):
+def test_a_run_compared_with_the_rwkv_package(call, tmp_path, monkeypatch):
     pytest.importorskip("rwkv", reason="the rwkv package is not installed")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -98,7 +98,7 @@ def test_a_packed_model_and_its_picture(call, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_made(arguments, code, message, call, monkeypatch):
+def test_invalid_options_are_refused_before_a_model_is_written(arguments, code, message, call, monkeypatch):
     monkeypatch.setattr("rwkv_engine.cli.bench.synthetic_model", None)
     monkeypatch.setattr("rwkv_engine.cli.bench.bench", None)
     monkeypatch.setattr(baselines, "find_spec", lambda name: True)
@@ -108,7 +108,7 @@ def test_what_cannot_be_is_said_before_anything_is_made(arguments, code, message
     assert "Traceback" not in errors
 
 
-def test_missing_programs_are_named_with_what_installs_them(call, monkeypatch):
+def test_missing_programs_are_named_with_how_to_install_them(call, monkeypatch):
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)
     monkeypatch.setattr("rwkv_engine.cli.bench.find_spec", lambda name: None)
     advice = "is not installed; pip install 'rwkv-engine[bench]'\n"

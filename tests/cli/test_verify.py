@@ -12,7 +12,7 @@ from oracle import Shape
 from rwkv_engine.verification import run
 
 
-def test_tales_is_sound_and_its_peers_say_so(call):
+def test_tales_is_sound_and_other_programs_agree(call):
     for name in ("transformers", "rwkv"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     code, text, _ = call("verify", "tales")

@@ -162,7 +162,7 @@ def test_spaces_are_free(text):
         ("cuda fp16 *10 -> cpu fp32 *5", 17, "10 layers have no place"),
     ],
 )
-def test_errors_point_at_what_is_wrong(text, column, message):
+def test_errors_have_a_caret_at_the_mistake(text, column, message):
     with pytest.raises(StrategyError) as caught:
         Strategy.parse(text).place(CONFIG)
     explanation, shown, caret = str(caught.value).split("\n")
@@ -283,7 +283,7 @@ def gpus(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("count", [0, 2])
-def test_what_cannot_run_says_what_to_use(text, message, count, gpus):
+def test_unsupported_strategies_are_refused_with_an_alternative(text, message, count, gpus):
     gpus(*[1] * count)
     with pytest.raises(StrategyError, match=message):
         Strategy.parse(text).check_runnable()
@@ -298,7 +298,7 @@ def test_what_cannot_run_says_what_to_use(text, message, count, gpus):
         ("cuda:1 fp32 *2 -> cpu fp32 -> cuda:12 bf16", 3, 30, "there is no cuda:12: torch sees cuda:0 to cuda:2"),
     ],
 )
-def test_a_gpu_that_is_not_there_is_pointed_at(text, count, column, message, gpus):
+def test_a_missing_gpu_is_marked_by_a_caret(text, count, column, message, gpus):
     gpus(*[1] * count)
     with pytest.raises(StrategyError) as caught:
         Strategy.parse(text).check_runnable()
@@ -318,7 +318,7 @@ def test_a_gpu_that_is_not_there_is_pointed_at(text, count, column, message, gpu
         "auto",
     ],
 )
-def test_what_runs_anywhere(text, gpus):
+def test_cpu_strategies_run_anywhere(text, gpus):
     gpus()
     Strategy.parse(text).check_runnable()
 
@@ -327,12 +327,12 @@ def test_what_runs_anywhere(text, gpus):
     "text",
     ["cuda fp32", "cuda bf16i8", "cuda:0 fp16", "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16i8 *1 -> cpu fp16"],
 )
-def test_what_runs_on_two_gpus(text, gpus):
+def test_gpu_strategies_run_where_the_gpus_are(text, gpus):
     gpus(1, 1)
     Strategy.parse(text).check_runnable()
 
 
-def test_the_memory_of_a_gpu_that_is_not_there_is_unknown(monkeypatch):
+def test_the_free_memory_of_a_missing_gpu_is_unknown(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(
@@ -373,7 +373,7 @@ def half(layers: slice) -> int:
     return RESERVE + nbytes("cpu fp16", layers)
 
 
-def test_auto_takes_the_gpu_as_far_as_its_memory_goes(gpus):
+def test_auto_fills_the_gpu_as_far_as_its_memory_goes(gpus):
     rest = nbytes("cpu fp32", slice(10, None))
     for free, main, expected in (
         ([half(slice(25))], 0, "cuda fp16"),

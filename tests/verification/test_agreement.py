@@ -1,4 +1,4 @@
-"""Agreement with other programs: a real one, and what is said of one that disagrees or cannot run."""
+"""Agreement with other programs: a real one, one that disagrees, and one that cannot run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rwkv_engine.verification import Check, agreement, baselines, verify
 
 
 def test_the_rwkv_package_agrees_on_a_bfloat16_file(tmp_path):
-    """It would normalise a bfloat16 embedding in bfloat16, which is off by more than what is allowed here."""
+    """The package would normalise a bfloat16 embedding in bfloat16, an error above what is allowed here."""
     pytest.importorskip("rwkv", reason="the rwkv package is not installed")
     path = save_pth(oracle.random_weights(Shape(n_vocab=256)), tmp_path / "m.pth", torch.bfloat16)
     checks = {check.name: check for check in verify(path)}
@@ -40,7 +40,7 @@ def asked(config, logits, tolerance=1e-3) -> Check:
     return agreement.check_baseline("rwkv", "m.pth", config, list(range(len(logits))), logits, 2, tolerance)
 
 
-def test_a_peer_that_disagrees_fails(monkeypatch, tales):
+def test_a_program_that_disagrees_fails_the_check(monkeypatch, tales):
     logits = torch.tensor([[0.0, 4.0], [1.0, 0.0], [1.0, 0.0]])
     answering(monkeypatch, lambda n: ((logits + torch.tensor([0.0, 1.6])).numpy(), 7))
     check = asked(tales.config, logits)
@@ -56,7 +56,7 @@ def test_a_peer_that_disagrees_fails(monkeypatch, tales):
     assert asked(tales.config, logits, tolerance=0.3).verdict == "FAILED"
 
 
-def test_a_peer_that_cannot_run_says_why(monkeypatch, tales):
+def test_a_program_that_cannot_run_is_skipped_with_the_reason(monkeypatch, tales):
     def broken(n):
         raise KeyError("blocks.0\nmore")
 

@@ -1,4 +1,4 @@
-"""What `verify` says about sound checkpoints, and that it sees what is wrong with others."""
+"""`verify` passes sound checkpoints and finds what is wrong with others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMATS = {
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No peers: their processes take seconds."""
+    """Leaves out other programs, whose processes take seconds."""
     monkeypatch.setattr(run, "RUNNERS", {})
 
 
@@ -67,7 +67,7 @@ def test_a_sound_checkpoint_in_every_format(kind, tmp_path):
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_flows_through_the_layers_equals_the_oracles(tmp_path):
+def test_activation_statistics_equal_those_of_the_oracle(tmp_path):
     checks = by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))
     ids = [*run.PROMPT.encode(), *checks["sample"].numbers["tokens"]]
     _, seen = oracle.forward(WEIGHTS, ids)
@@ -84,7 +84,7 @@ def test_what_flows_through_the_layers_equals_the_oracles(tmp_path):
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_plain_float16_could_not_hold_is_told(tmp_path):
+def test_values_beyond_float16_are_reported(tmp_path):
     weights = dict(WEIGHTS)
     weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"] * 200
     weights["blocks.1.ffn.value.weight"] = weights["blocks.1.ffn.value.weight"] / 200
@@ -95,7 +95,7 @@ def test_what_plain_float16_could_not_hold_is_told(tmp_path):
 
 
 @pytest.mark.usefixtures("alone")
-def test_numbers_that_overflow_float32_fail_and_say_where(tmp_path):
+def test_overflow_of_float32_fails_and_names_the_layer(tmp_path):
     weights = dict(WEIGHTS)
     weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"] * 1e25
     checks = by_name(save_pth(weights, tmp_path / "m.pth"))
@@ -139,7 +139,7 @@ def test_a_tokenizer_that_loses_text_fails(tmp_path, tales):
 
 
 @pytest.mark.usefixtures("alone")
-def test_without_a_tokenizer_made_up_ids_are_read(tmp_path):
+def test_without_a_tokenizer_random_ids_are_read(tmp_path):
     checks = by_name(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
     assert failed(checks) == []
     assert checks["tokenizer"].verdict == checks["sample"].verdict == "skipped"
@@ -148,7 +148,7 @@ def test_without_a_tokenizer_made_up_ids_are_read(tmp_path):
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("wrong", ["logits", "state"])
-def test_steps_that_are_not_what_chunks_are_fail(wrong, tmp_path, monkeypatch):
+def test_decode_steps_that_differ_from_prefill_fail(wrong, tmp_path, monkeypatch):
     forward, n_read = Rwkv4.forward, len(run.PROMPT) + run.N_NEW
 
     def disturbed(self, tokens, state, full_output=False):
@@ -166,7 +166,7 @@ def test_steps_that_are_not_what_chunks_are_fail(wrong, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_state_that_comes_back_changed_fails(tmp_path, monkeypatch):
+def test_a_state_file_that_changes_the_state_fails(tmp_path, monkeypatch):
     load = State.load
     monkeypatch.setattr(State, "load", lambda path: replace(load(path), att_shift=load(path).att_shift * 1.0001))
     assert failed(by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))) == ["state file"]
@@ -178,7 +178,7 @@ def test_a_strategy_that_cannot_run_is_an_error(tales):
             list(verify(tales.source, strategy))
 
 
-def test_the_model_is_gone_before_a_peer_needs_its_memory(tmp_path, monkeypatch):
+def test_the_model_is_freed_before_other_programs_run(tmp_path, monkeypatch):
     alive = []
     load_model = run.load_model
 
