@@ -90,7 +90,9 @@ def _json_of(model: Path, name: str) -> dict[str, Any]:
 
 
 def _card_is_ours(path: Path) -> bool:
-    """Whether nobody will miss it: it is not there, or was written here."""
+    """Whether the model card may be replaced: there is none, or an earlier conversion wrote it."""
+    if path.exists() and not path.is_file():
+        return False
     try:
         return MARK in path.read_text(encoding="utf-8")
     except FileNotFoundError:
