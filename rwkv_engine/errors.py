@@ -12,6 +12,10 @@ class CheckpointError(RwkvError):
     """A file is no RWKV-4 checkpoint, is damaged, or contradicts itself."""
 
 
+class OutOfMemoryError(RwkvError):
+    """There is not enough memory to open or load a model."""
+
+
 class StrategyError(RwkvError):
     """A strategy string cannot be parsed or cannot run here."""
 

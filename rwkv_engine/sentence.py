@@ -23,6 +23,7 @@ from rwkv_engine.embedding import dimension, embed, ids_of
 from rwkv_engine.errors import CheckpointError, RequestError
 from rwkv_engine.pipeline import EMBEDDED, RWKV
 from rwkv_engine.storage.atomic import replace_atomically
+from rwkv_engine.storage.json_object import read_json
 from rwkv_engine.text import Tokenizer
 
 CONFIG = "rwkv_embedding.json"
@@ -152,11 +153,8 @@ class RwkvEmbedding(nn.Module):
             RwkvError: as `RWKV.from_pretrained` does.
         """
         path = Path(input_path, CONFIG)
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: no saved RwkvEmbedding can be read here: {error}") from error
-        if not isinstance(about, dict) or set(about) != SAVED:
+        about = read_json(path)
+        if set(about) != SAVED:
             raise CheckpointError(f"{path}: expected a JSON object of {', '.join(sorted(SAVED))}; save it anew")
         return RwkvEmbedding(**about)
 

@@ -17,16 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_engine.checkpoints.files import (
-    Contents,
-    StoredTensor,
-    damage_reported,
-    read_directory,
-    read_file,
-    shown,
-    some,
-)
-from rwkv_engine.checkpoints.names import to_original
+from rwkv_engine.checkpoints.contents import Contents, shown, some
+from rwkv_engine.checkpoints.failures import damage_reported
+from rwkv_engine.checkpoints.files import read_directory, read_file
+from rwkv_engine.checkpoints.names import canonical
 from rwkv_engine.checkpoints.packed import KEY, Packing, unpack
 from rwkv_engine.core.config import TENSORS_PER_LAYER, ModelConfig
 from rwkv_engine.errors import CheckpointError
@@ -54,7 +48,7 @@ class Checkpoint:
             with damage_reported(path):
                 self.packing, tensors = unpack(path, tensors, contents.metadata[KEY])
             settings = self.packing.config
-        found = _canonical(path, tensors, settings)
+        found = canonical(path, tensors, settings)
         self.config = _checked_config(path, {name: t.shape for name, t in found.items()}, settings)
         self._shapes = self.config.tensor_shapes()
         self._tensors = {name: found[name] for name in self._shapes}
@@ -72,7 +66,8 @@ class Checkpoint:
         if path.is_dir():
             return cls(path, read_directory(path))
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file or directory")
+            problem = "is not a regular file" if path.exists() else "no such file or directory"
+            raise CheckpointError(f"{path}: {problem}")
         return cls(path, read_file(path))
 
     @property
@@ -154,15 +149,6 @@ class Checkpoint:
             digest.update(name.encode())
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def _canonical(path: Path, tensors: dict[str, StoredTensor], settings: dict[str, Any]) -> dict[str, StoredTensor]:
-    renamed = {to_original(name): tensor for name, tensor in tensors.items()}
-    if len(renamed) != len(tensors):
-        raise CheckpointError(f"{path}: two tensors have one name, once with and once without the 'rwkv.' prefix")
-    if "head.weight" not in renamed and settings.get("tie_word_embeddings") and "emb.weight" in renamed:
-        renamed["head.weight"] = renamed["emb.weight"]
-    return renamed
 
 
 _OTHER_ARCHITECTURES = (  # a pattern in tensor names, and what it is a sign of

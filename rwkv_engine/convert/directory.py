@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints.names import shape_in_file, to_hugging_face
-from rwkv_engine.checkpoints.shards import write_shards
+from rwkv_engine.checkpoints.safetensors import write_shards
 from rwkv_engine.core import ModelConfig
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.storage.atomic import replace_directory_atomically

@@ -13,7 +13,7 @@ from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.checkpoints.names import shape_in_file
 from rwkv_engine.checkpoints.packed import DTYPES
 from rwkv_engine.checkpoints.rescaled import divided_note, divisor_exponent, looks_divided
-from rwkv_engine.checkpoints.shards import Shapes
+from rwkv_engine.checkpoints.safetensors import Shapes
 from rwkv_engine.convert.sizes import check_size
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.notices import log

@@ -10,7 +10,6 @@ nothing, counts that do not add up) is an error. `auto` takes the best that this
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -18,6 +17,7 @@ import torch
 
 from rwkv_engine._version import __version__
 from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.core.main_memory import free_main_memory
 from rwkv_engine.core.strategy_auto import best_strategy
 from rwkv_engine.core.strategy_grammar import Segment, read_segments, strategy_error
 from rwkv_engine.errors import StrategyError
@@ -142,6 +142,13 @@ class Strategy:
                 shares.append([_placement(segment)] * segment.count + [_placement(segment, resident=False)] * streamed)
         return shares
 
+    def nbytes(self, config: ModelConfig) -> dict[str, int]:
+        """Bytes of the weights on each device, by its name."""
+        sizes: dict[str, int] = {}
+        for layer, placement in enumerate(self.place(config)):
+            sizes[placement.device] = sizes.get(placement.device, 0) + placement.nbytes(_shapes_of(config, layer))
+        return sizes
+
     def explain(self, config: ModelConfig) -> list[tuple[str, str, str, str, str]]:
         """Rows (layers, device, precision, bytes, free memory) of the plan, nothing loaded yet."""
         rows = []
@@ -245,7 +252,4 @@ def free_memory(device: str) -> int | None:
     """Bytes that are free on a device, None if nothing tells."""
     if device.startswith("cuda") and _gpu_index(device) < _gpu_count():
         return torch.cuda.mem_get_info(device)[0]
-    if device == "cpu":
-        with suppress(OSError), open("/proc/meminfo") as meminfo:
-            return 1024 * next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
-    return None
+    return free_main_memory() if device == "cpu" else None
