@@ -13,6 +13,7 @@ from rwkv_engine.benchmark.shapes import parse_shape
 from rwkv_engine.benchmark.synthetic import write_synthetic
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine.core.dtypes import word_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def given_model(path: Path, name: str) -> BenchModel:
         CheckpointError: it cannot be read.
     """
     checkpoint = Checkpoint.open(path)
-    stored = str(checkpoint.packing) if checkpoint.packing else _word(checkpoint.read("head.weight").dtype)
+    stored = str(checkpoint.packing) if checkpoint.packing else word_of(checkpoint.read("head.weight").dtype)
     return BenchModel(path, checkpoint.config, False, _facts(name, stored, checkpoint.config))
 
 
@@ -57,13 +58,9 @@ def synthetic_model(shape: str, zeros: float, strategies: Sequence[str], folder:
     path = folder / "model.pth"
     write_synthetic(path, config, dtype, zeros)
     return BenchModel(
-        path, config, True, _facts(f"random weights, shape {shape}", _word(dtype), config) | {"ffn_zeros": zeros}
+        path, config, True, _facts(f"random weights, shape {shape}", word_of(dtype), config) | {"ffn_zeros": zeros}
     )
 
 
 def _facts(name: str, stored: str, config: ModelConfig) -> dict[str, Any]:
     return {"name": name, "stored_as": stored, "config": asdict(config), "parameters": config.n_params}
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

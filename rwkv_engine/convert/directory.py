@@ -17,6 +17,7 @@ from torch import Tensor
 from rwkv_engine.checkpoints.names import shape_in_file, to_hugging_face
 from rwkv_engine.checkpoints.safetensors import write_shards
 from rwkv_engine.core import ModelConfig
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.storage.atomic import replace_directory_atomically
 
@@ -114,7 +115,7 @@ def _as_in_file(name: str, tensor: Tensor) -> Tensor:
 
 
 def _settings(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    word = str(dtype).removeprefix("torch.")
+    word = word_of(dtype)
     return {
         "architectures": ["RwkvForCausalLM"],
         **config.settings(),

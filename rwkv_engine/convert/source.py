@@ -15,6 +15,7 @@ from rwkv_engine.checkpoints.packed import DTYPES
 from rwkv_engine.checkpoints.rescaled import divided_note, divisor_exponent, looks_divided
 from rwkv_engine.checkpoints.safetensors import Shapes
 from rwkv_engine.convert.sizes import check_size
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.notices import log
 from rwkv_engine.ops.int8 import in_floats
@@ -96,7 +97,7 @@ class Source:
     @property
     def dtype(self) -> str:
         """Name of the head's dtype in the new file."""
-        return str(self.shapes["head.weight"][0]).removeprefix("torch.")
+        return word_of(self.shapes["head.weight"][0])
 
     def converted(self, tokenizer: str = "", files: tuple[str, ...] = ()) -> Converted:
         """The report when all is written."""

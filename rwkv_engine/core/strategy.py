@@ -17,6 +17,7 @@ import torch
 
 from rwkv_engine._version import __version__
 from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.core.main_memory import free_main_memory
 from rwkv_engine.core.strategy_auto import best_strategy
 from rwkv_engine.core.strategy_grammar import Segment, read_segments, strategy_error
@@ -157,7 +158,7 @@ class Strategy:
             for placement, group in groupby(share):
                 last = first + len(list(group)) - 1
                 size = sum(placement.nbytes(_shapes_of(config, i)) for i in range(first, last + 1))
-                precision = str(placement.dtype).removeprefix("torch.")
+                precision = word_of(placement.dtype)
                 free = free_memory(placement.device)
                 if placement.weight_format != "dense":
                     precision += f", {placement.weight_format} weights"

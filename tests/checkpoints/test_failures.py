@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 
 import pytest
 import torch
@@ -148,11 +149,10 @@ def test_other_errors_while_loading_stay_what_they_are(source):
 
 def interrupt_becomes(error):
     """Ctrl-C in the middle of C code that takes it for the failure of what it looks at."""
-    try:
+    with suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    except KeyboardInterrupt:
-        if error:
-            raise error from None
+    if error:
+        raise error
 
 
 @pytest.mark.parametrize("error", [ValueError("could not determine the shape"), CheckpointError("x"), None], ids=repr)
@@ -169,8 +169,7 @@ def test_a_handler_that_raises_nothing_is_left_to_its_work(tmp_path):
         with interrupts_kept():
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(CheckpointError, match="damaged"), damage_reported(tmp_path):
-            signal.raise_signal(signal.SIGINT)
-            raise ValueError("real damage")
+            interrupt_becomes(ValueError("real damage"))
     finally:
         signal.signal(signal.SIGINT, before)
     assert calls == [1, 1]
