@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkv_engine.auto.batch_encoding import BatchEncoding, in_format
 from rwkv_engine.auto.fitting import Fitting
+from rwkv_engine.auto.outputs import BatchEncoding, in_format
 from rwkv_engine.auto.vocabulary import Vocabulary, save
 from rwkv_engine.errors import RequestError, TokenizerError
 from rwkv_engine.text import Tokenizer

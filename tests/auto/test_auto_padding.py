@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from auto_models import SHAPE, difference, folder_of, ours, random_ids, same_state, theirs
 from torch.nn import functional as F
 
 from rwkv_engine import RequestError
+from rwkv_engine.auto.padding import seems_padded
 from rwkv_engine.checkpoints.names import to_hugging_face
 from rwkv_engine.runtime.engine import CHUNK
 
@@ -132,7 +135,7 @@ def test_long_texts_are_read_in_chunks(folder, monkeypatch):
     [
         ([[1, 1, 1], [0, 0, 0]], "attention_mask: masks all of row 1, expected at least one token in each"),
         ([[1, 1, 1]], r"attention_mask: got shape \(1, 3\), expected that of input_ids, \(2, 3\)"),
-        ([[1, 1, 2], [1, 1, 1]], "attention_mask: expected 1 for a token and 0 for what is none"),
+        ([[1, 1, 2], [1, 1, 1]], "attention_mask: expected 1 for a token and 0 for padding"),
         ([[0.0, -1e9, 0.0], [0.0, 0.0, 0.0]], "attention_mask: expected 1 for a token"),
     ],
     ids=["empty row", "shape", "values", "additive"],
@@ -146,3 +149,75 @@ def test_masks_that_make_no_sense(mask, message, folder):
 def test_ids_that_are_not_masked_must_be_ids(folder):
     with pytest.raises(RequestError, match=f"token id {SHAPE.n_vocab} is outside"):
         ours(folder)(torch.tensor([[1, SHAPE.n_vocab]]), attention_mask=torch.tensor([[0, 1]]))
+
+
+# Padding without a mask.
+
+PAD, END = 3, 0
+UNMASKED = {
+    "left": [[END, END, 7, 8], [5, 6, 7, 8]],
+    "right": [[7, 8, END, END], [5, 6, 7, 8]],
+    "one token of one row": [[END, 6, 7, 8], [5, 6, 7, 8]],
+    "every row": [[END, END, 7, 8], [END, END, 9, 8]],
+    "one text": [[END, END, END, 8]],
+}
+TEXTS_WITH_MARKERS = {
+    "no marker": [[5, 6, 7, 8], [9, 6, 7, 8]],
+    "every row begins with one": [[END, 6, 7, 8], [END, 5, 7, 8]],
+    "every row ends with one": [[5, 6, 7, END], [5, 6, 8, END]],
+    "both": [[END, 6, 7, END]],
+    "inside a text": [[5, END, END, 8], [5, 6, END, 8]],
+    "nothing else": [[END]],
+}
+
+
+def warnings_of(call) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    assert all(warning.filename == __file__ for warning in caught), "a warning names the line of the caller"
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("rows", UNMASKED.values(), ids=UNMASKED)
+def test_generate_warns_of_padding_without_a_mask(rows, folder):
+    """As transformers does, where the padding token ends texts too, so that it cannot be masked on a guess."""
+    mine, ids = ours(folder), torch.tensor(rows)
+    mine.generation_config |= {"eos_token_id": END, "bos_token_id": END}
+    options = {"max_new_tokens": 1}
+    (message,) = warnings_of(lambda: mine.generate(ids, **options))
+    assert message.startswith(f"input_ids: rows begin or end with the padding token {END}, and without an attention_")
+    assert "\n" not in message
+    assert not warnings_of(lambda: mine.generate(ids, ids.ne(END).long(), **options))
+    assert not warnings_of(lambda: mine.generate(ids, torch.ones_like(ids), **options)), "a mask says it is text"
+    assert not warnings_of(lambda: mine.generate(ids, pad_token_id=PAD, **options)), "it is not the padding token"
+
+
+@pytest.mark.parametrize("rows", TEXTS_WITH_MARKERS.values(), ids=TEXTS_WITH_MARKERS)
+def test_generate_does_not_warn_of_texts_that_begin_or_end_with_a_marker(rows, folder):
+    mine, ids = ours(folder), torch.tensor(rows)
+    mine.generation_config |= {"eos_token_id": END, "bos_token_id": END}
+    assert not warnings_of(lambda: mine.generate(ids, max_new_tokens=1))
+
+
+@pytest.mark.parametrize("method", ["__call__", "rwkv"])
+@torch.no_grad()
+def test_calls_warn_of_padding_without_a_mask(method, folder):
+    mine, ids = ours(folder), torch.tensor([[PAD, PAD, 7, 8], [5, 6, 7, 8]])
+    call = getattr(mine, method)
+    assert not warnings_of(lambda: call(ids)), "the padding token is not known"
+    mine.config.pad_token_id = PAD
+    assert len(warnings_of(lambda: call(ids))) == 1
+    assert len(warnings_of(lambda: call(ids.flip(1)))) == 1
+    assert len(warnings_of(lambda: call(ids[:, 1:]))) == 1, "one token that is no marker is padding"
+    assert not warnings_of(lambda: call(ids, attention_mask=ids.ne(PAD).long()))
+    assert not warnings_of(lambda: call(ids[:, 2:]))
+    assert not warnings_of(lambda: call(ids[:, :1])), "a step of a loop, in which some rows have ended"
+    mine.config.pad_token_id = mine.config.eos_token_id
+    assert not warnings_of(lambda: call(torch.tensor([[5, 6, 7, 0], [5, 6, 8, 0]]))), "texts with their end"
+
+
+def test_what_seems_padded():
+    assert not seems_padded(torch.tensor([[PAD, 5]]), PAD, [PAD])
+    assert seems_padded(torch.tensor([[PAD, 5]]), PAD, [])
+    assert seems_padded(torch.tensor([[PAD, 5], [PAD, PAD]]), PAD, [PAD])

@@ -9,10 +9,11 @@ import pytest
 import torch
 from auto_models import SHAPE, difference, folder_of, ours, random_ids, theirs
 from checkpoint_files import as_torch
+from oracle import Shape
 
 from rwkv_engine import CheckpointError, RequestError, StrategyError
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.convert import bytes_of
+from rwkv_engine.convert import bytes_of, to_hugging_face
 from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
 
 
@@ -86,6 +87,75 @@ def test_what_cannot_be_saved(folder, tmp_path):
     with pytest.raises(CheckpointError, match="out"):
         ours(folder).save_pretrained(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "a file"
+
+
+class Adapter(torch.nn.Module):
+    """A low-rank update around a matrix, as PEFT makes them."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = torch.nn.Linear(base_layer.in_features, 2, bias=False, dtype=torch.float32)
+        self.lora_B = torch.nn.Linear(2, base_layer.out_features, bias=False, dtype=torch.float32)
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+@pytest.mark.parametrize("name", ["blocks.1.att.key", "head"])
+def test_a_model_with_an_unmerged_adapter_is_not_saved(name, folder, tmp_path):
+    """Whatever library the adapter is of: only the matrix beneath it would be written."""
+    mine = ours(folder).train()
+    matrix = mine.get_submodule(name)
+    mine.set_submodule(name, Adapter(matrix))
+    message = rf"2 parameters .* such as {name}\.lora_A\.weight,.*merge_and_unload"
+    with pytest.raises(RequestError, match=message) as raised:
+        mine.save_pretrained(tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(RequestError, match="merge_and_unload"):
+        mine.push_to_hub("owner/name")
+    assert not (tmp_path / "out").exists()
+    mine.set_submodule(name, matrix)
+    mine.save_pretrained(tmp_path / "out")
+
+
+def test_a_parametrized_matrix_is_saved_as_it_is_used(folder, tmp_path):
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    mine = ours(folder).train()
+    torch.nn.utils.parametrize.register_parametrization(mine.head, "weight", Doubled())
+    mine.save_pretrained(tmp_path / "out")
+    ids = random_ids(1, 5)
+    with torch.no_grad():
+        assert difference(ours(tmp_path / "out")(ids).logits, 2 * ours(folder)(ids).logits) < 1e-5
+
+
+def test_a_wide_time_mixing_that_transformers_cannot_run_is_said(tmp_path, caplog):
+    """Written by `save_pretrained` or by a conversion, it is one line; and transformers does fail."""
+    narrow = Shape(n_layer=2, n_embd=32, n_att=48, n_ffn=128, n_vocab=50)
+    folder = folder_of(tmp_path, narrow)
+    for write in (ours(folder).save_pretrained, lambda output: to_hugging_face(folder, output)):
+        caplog.clear()
+        write(tmp_path / "out")
+        (message,) = [record.message for record in caplog.records if record.name == "rwkv_engine"]
+        assert "time mixing is 48 wide and the model 32" in message
+        assert "RwkvForCausalLM of transformers fails" in message
+        assert "\n" not in message
+    with pytest.raises(RuntimeError, match="must match"):
+        theirs(tmp_path / "out").generate(random_ids(1, 3), max_new_tokens=2)
+    assert ours(tmp_path / "out").generate(random_ids(1, 3), max_new_tokens=2).shape == (1, 5)
+
+
+def test_nothing_is_said_of_a_model_that_transformers_can_run(folder, tmp_path, caplog):
+    ours(folder).save_pretrained(tmp_path / "out")
+    to_hugging_face(folder, tmp_path / "converted")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

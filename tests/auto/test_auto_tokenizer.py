@@ -149,7 +149,7 @@ def test_an_encoding_is_a_dictionary_with_attributes():
     assert dict(**inputs).keys() == {"input_ids", "attention_mask"}
     assert inputs.input_ids.shape == (1, len(tokenizer.encode("Once upon")))
     assert tokenizer([], return_tensors="pt", padding=False).input_ids.shape[0] == 0
-    with pytest.raises(AttributeError, match="no 'labels' here"):
+    with pytest.raises(AttributeError):
         _ = inputs.labels
     with pytest.raises(RequestError, match="expected a device"):
         inputs.to(torch.float16)
@@ -264,7 +264,7 @@ def test_what_is_saved_is_read_again_and_by_transformers(world, tmp_path, transf
         ({"max_length": 0}, "max_length: got 0"),
         ({"padding_side": "top"}, "padding_side: got 'top'"),
         ({"return_tensors": "tf"}, "return_tensors: got 'tf'"),
-        ({"return_tensors": "pt"}, "got texts of 1 to 5 tokens, expected equally many"),
+        ({"return_tensors": "pt"}, "got texts of 1 to 5 tokens, but a tensor needs rows of equal length"),
     ],
     ids=str,
 )

@@ -292,16 +292,17 @@ def test_stop_strings_are_those_of_transformers(tales, transformers):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 5}, "unknown argument 'max_tokens'; did you mean max_"),
-        ({"xyz": None}, "unknown argument 'xyz'; expected one of max_new_tokens"),
-        ({"num_beams": 4}, "num_beams is not offered here, got 4; leave it out"),
-        ({"assistant_model": object()}, "assistant_model is not offered here, got object"),
-        ({"constraints": [1]}, "constraints is not offered"),
-        ({"max_time": 1.0}, "max_time is not offered"),
-        ({"generation_config": {"num_beams": 2}}, "num_beams is not offered"),
+        ({"max_tokens": 5}, "generate: max_tokens=5 is not supported; did you mean max_"),
+        ({"xyz": 1}, "xyz=1 is not supported; leave it out; supported are max_new_tokens"),
+        ({"max_new_token": None}, "max_new_token=None is not supported; did you mean max_new_tokens?"),
+        ({"num_beams": 4}, "num_beams=4 is not supported; leave it out"),
+        ({"assistant_model": object()}, "assistant_model=object is not supported"),
+        ({"constraints": [1]}, "constraints=list is not supported"),
+        ({"max_time": 1.0}, "max_time=1.0 is not supported"),
+        ({"generation_config": {"num_beams": 2}}, "num_beams=2 is not supported"),
         ({"generation_config": 5}, "generation_config: got int"),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
-        ({"max_length": 7}, "max_length: got 7, and the prompt has 7"),
+        ({"max_length": 7}, "max_length: got 7, but the prompt alone has 7"),
         ({"min_new_tokens": -1}, "min_new_tokens: got -1"),
         ({"num_return_sequences": 0}, "num_return_sequences: got 0"),
         ({"do_sample": True, "temperature": -1.0}, "temperature: got -1.0"),
@@ -331,7 +332,7 @@ def test_what_makes_no_sense_is_one_line(options, message, ours, prompts):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.zeros(2, 0, dtype=torch.int64), "at least one each"),
+        (torch.zeros(2, 0, dtype=torch.int64), "at least one in each row"),
         (torch.zeros(3, dtype=torch.int64), "expected integers (B, T)"),
         (torch.zeros(1, 3), "got torch.float32"),
         ([[1, 2]], "got list, expected a tensor"),
@@ -355,5 +356,5 @@ def test_a_state_of_other_texts_is_refused(ours, prompts, tales):
 
 
 def test_sampling_options_without_sampling_warn(ours, prompts):
-    with pytest.warns(UserWarning, match="temperature, top_p without do_sample=True have no effect"):
+    with pytest.warns(UserWarning, match="temperature, top_p have no effect without do_sample=True"):
         ours.generate(prompts, temperature=0.7, top_p=0.9)
