@@ -1,21 +1,21 @@
-"""Texts as vectors: what reading a text leaves behind.
+"""Embeddings: vectors computed from the hidden states, or from the final state, of a text.
 
-With h_t (C,) the hidden state of token t of T after the last LayerNorm, and for each layer A and B the sums of the
-recurrence, see `ops.wkv4`:
+Let h_t (C,) be the output of the last LayerNorm for token t of T, and A and B the sums of each layer's recurrence, see
+`ops.wkv4`:
 
     mean:   (h_1 + ... + h_T) / T
     last:   h_T
     state:  A / B after the last token, of the upper layers, see `of_state`
 
-`mean` is the default, for it did best where it was measured (`python -m bench.embedding`): of 30 texts of thousands of
-tokens, cut in two, `tales` found the other one for 68 % of the halves, with `state` for 13 %, with `last` for 5 %; by
-chance it were 3 %. What a state remembers fades within hundreds of tokens: with halves of a hundred tokens `state` is
-nearly as good as `mean` (the right half is nearer than another in 65 and 67 % of all cases, with `last` in 54 %).
-Taking the mean of all vectors away from each brought a little more. `tales` has 4 M parameters: to count tokens, with
-no model, found more than any of its vectors.
+`mean` is the default because it did best in a measurement (`python -m bench.embedding`): 30 texts of thousands of
+tokens were cut in two, and the model `tales` had to find the other half of each. It succeeded for 68 % of the halves
+with `mean`, 13 % with `state` and 5 % with `last`; chance is 3 %. A state forgets within hundreds of tokens: with
+halves of a hundred tokens `state` is nearly as good as `mean` (the right half is nearer than another one in 65 % and
+67 % of the cases, with `last` in 54 %). Subtracting the mean of all vectors improved the results slightly. `tales` has
+only 4 M parameters: counting tokens, without a model, did better than all of its vectors.
 
-A vector depends on its text alone, not on what is read beside it: on the CPU with kernels to the last bit, elsewhere as
-far as products of another size round alike.
+A vector depends only on its text, not on the other texts of a batch: bit for bit on the CPU with compiled kernels,
+elsewhere up to the rounding of matrix products of different sizes.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from rwkv_engine.runtime.ragged import read_ragged
 from rwkv_engine.text import Tokenizer
 
 POOLINGS = ("mean", "last", "state")
-# Tokens read at once at most, of all texts together, so that activations stay small: in the 1B5 shape the largest
-# ones, of channel mixing, have 67 MB then.
+# The most tokens of all texts together in one forward pass. It bounds the activations: in the 1B5 shape the largest
+# ones, those of channel mixing, take 67 MB.
 ROWS = 2048
 
 
 def dimension(config: ModelConfig, pooling: str) -> int:
-    """Numbers in a vector.
+    """The dimension D of a vector.
 
     Raises:
-        RequestError: no such pooling.
+        RequestError: the pooling is unknown.
     """
     if pooling not in POOLINGS:
         raise RequestError(f"pooling: got {pooling!r}, expected one of {', '.join(POOLINGS)}")
@@ -51,13 +51,13 @@ def dimension(config: ModelConfig, pooling: str) -> int:
 
 
 def of_state(state: State) -> Tensor:
-    """What N texts left in the recurrence: A / B, the mean of the values v_t weighted by e^{k_t} and their decay.
+    """A / B of the recurrence for N texts: the mean of the values v_t, weighted by e^{k_t} and the decay.
 
-    Of the upper half of the layers, and of the middle one where their number is odd: there texts told more of
-    themselves than in the lower layers or in the token shifts, which know the last token only.
+    Taken from the upper half of the layers, with the middle one if their number is odd: these told texts apart better
+    than the lower layers, or the token shifts, which depend on the last token only.
 
     Args:
-        state: of any texts, such as that of a stream; nothing has to be read again.
+        state: the state after any N texts, such as that of a stream; the texts are not needed.
 
     Returns:
         (N, D) float32, lowest layer first, on the state's device; zeros before the first token.
@@ -71,7 +71,7 @@ def ids_of(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Tensor]:
     """Token ids of each text, (T_i,) int64.
 
     Raises:
-        RequestError: one of them is no text, or an empty one.
+        RequestError: an item is not text, or is empty.
     """
     ids = []
     for i, text in enumerate(texts):
@@ -94,21 +94,21 @@ def embed(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Tensor:
-    """One vector for each text. Texts of near lengths are read together, nothing is padded, no logits are computed.
+    """Computes one vector for each text, in batches of similar length, without padding and without logits.
 
     Args:
-        engine: with the model.
-        texts: ids of each of N texts, (T_i,) int64, T_i >= 1, each in [0, V).
+        engine: runs the model.
+        texts: the token ids of N texts, int64 (T_i,), T_i >= 1, each in [0, V).
         pooling: one of `POOLINGS`.
-        normalize: make every vector one of length 1, so that products of two are cosines.
-        batch_size: texts read at once at most.
-        progress: called with the tokens read so far and in all.
+        normalize: scale every vector to length 1, so that dot products are cosine similarities.
+        batch_size: the most texts in one forward pass.
+        progress: called with the number of tokens processed so far and in total.
 
     Returns:
         (N, D) float32 on the CPU; D is `dimension`.
 
     Raises:
-        RequestError: a value out of range, or hidden states that are not finite.
+        RequestError: a value is out of range, or hidden states are not finite.
     """
     vectors = torch.empty(len(texts), dimension(engine.model.config, pooling), dtype=torch.float32)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -131,7 +131,7 @@ def embed(
 
 
 def _groups(lengths: Sequence[int], batch_size: int, chunk: int) -> Iterator[list[int]]:
-    """The texts that are read together, by their numbers, longest first."""
+    """Yields the indices of the texts of each batch, longest first."""
     group: list[int] = []
     rows = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -146,10 +146,10 @@ def _groups(lengths: Sequence[int], batch_size: int, chunk: int) -> Iterator[lis
 
 
 def _read(engine: Engine, texts: Sequence[Tensor], pooling: str, tell: Callable[[int], None]) -> Tensor:
-    """Vectors (N, D), float64, of texts, longest first, read chunk by chunk; tells how many tokens a chunk had.
+    """Vectors, float64 (N, D), of texts that are given longest first; `tell` gets the number of tokens of each chunk.
 
-    Chunks begin at the same tokens of a text whatever is read beside it, and are summed one by one in float64: so not
-    even the order of a sum depends on other texts.
+    A text is cut into the same chunks whatever else is in the batch, and its chunks are summed one by one in float64,
+    so not even the order of a sum depends on the other texts.
     """
     model = engine.model
 

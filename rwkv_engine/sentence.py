@@ -1,4 +1,4 @@
-"""`RWKV.embed` as a module of the sentence-transformers package.
+"""`RWKV.embed` as a module for the sentence-transformers package.
 
     from sentence_transformers import SentenceTransformer
     from rwkv_engine.sentence import RwkvEmbedding
@@ -6,7 +6,7 @@
     model = SentenceTransformer(modules=[RwkvEmbedding("tales")])
     model.encode(["Once upon a time there was a king.", "The soup needs salt."])
 
-The package is not needed to import this: it asks of a module nothing but methods of certain names.
+The package is not needed to import this file: a module only has to have methods with certain names.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ SAVED = {"model", "strategy", "tokenizer", "revision", "pooling", "normalize", "
 
 
 class RwkvEmbedding(nn.Module):
-    """The first module of a `SentenceTransformer`, and the only one it needs: texts in, vectors out.
+    """The first and only module that a `SentenceTransformer` needs: it turns texts into vectors.
 
-    The model stays where its strategy puts it: `to(device)` moves nothing, and there is nothing to train.
+    The model stays on the devices of its strategy; `to(device)` moves nothing. The module has no trainable parameters.
 
     Attributes:
-        model: what reads the texts.
+        model: the `RWKV` that computes the vectors.
         pooling, normalize: as for `RWKV.embed`.
-        max_seq_length: longer texts are cut after so many tokens; None, the default, reads them whole.
+        max_seq_length: truncate longer texts to this many tokens; None, the default, truncates nothing.
     """
 
-    # What `encode` may hand on to `forward`: nothing.
+    # The arguments that `encode` may pass on to `forward`: none.
     forward_kwargs: frozenset[str] = frozenset()
     save_in_root = False
 
@@ -53,7 +53,7 @@ class RwkvEmbedding(nn.Module):
         max_seq_length: int | None = None,
         revision: str | None = None,
     ):
-        """Loads a model, see `RWKV.from_pretrained`; one that is loaded already is used as it is.
+        """Loads a model as `RWKV.from_pretrained` does; an `RWKV` that is passed is used as it is.
 
         Raises:
             RwkvError: as `RWKV.from_pretrained` and `RWKV.embed` do.
@@ -61,10 +61,12 @@ class RwkvEmbedding(nn.Module):
         super().__init__()
         if isinstance(model, RWKV):
             if tokenizer or revision or strategy != "cpu fp32":
-                raise RequestError("strategy, tokenizer and revision are those of the RWKV given; leave them out")
+                raise RequestError(
+                    "strategy, tokenizer and revision are those of the RWKV that was passed; leave them out"
+                )
             self.model, strategy = model, str(model.strategy)
             model = model.source
-            # One found beside the model will be found again.
+            # A tokenizer next to the model will be found again without its path.
             found = Path(self.model.tokenizer.name)
             tokenizer = found if found.is_file() and found.parent not in (model, model.parent) else None
         else:
@@ -82,7 +84,7 @@ class RwkvEmbedding(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's."""
+        """The tokenizer of the model."""
         return self.model.tokenizer
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
@@ -90,14 +92,14 @@ class RwkvEmbedding(nn.Module):
 
         Args:
             inputs: the texts.
-            prompt: what to put before each.
-            kwargs: what the package may say besides; not used.
+            prompt: is put before each text.
+            kwargs: ignored; the package may pass more arguments.
 
         Returns:
-            `input_ids` and `attention_mask` (B, T), int64; the mask is 0 where a text has ended.
+            `input_ids` and `attention_mask`, int64 (B, T); the mask is 0 for padding.
 
         Raises:
-            RequestError: one of them is no text, or an empty one.
+            RequestError: an input is not text, or is empty.
         """
         texts = [f"{prompt}{text}" if prompt and isinstance(text, str) else text for text in inputs]
         ids = [row[: self.max_seq_length] for row in ids_of(self.tokenizer, texts)]
@@ -106,28 +108,43 @@ class RwkvEmbedding(nn.Module):
         return dict(zip(("input_ids", "attention_mask"), padded, strict=True))
 
     def tokenize(self, texts: Sequence[str], **kwargs: Any) -> dict[str, Tensor]:
-        """`preprocess`, as releases before 5.4 call it."""
+        """The name of `preprocess` in sentence-transformers before 5.4."""
         return self.preprocess(texts, **kwargs)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds `sentence_embedding` (B, D) float32 to what `preprocess` returned; padding is not read."""
+        """Computes the vectors; padding is not read.
+
+        Args:
+            features: `input_ids` and `attention_mask` (B, T), as `preprocess` returns them.
+
+        Returns:
+            The features with `sentence_embedding`, float32 (B, D).
+
+        Raises:
+            RequestError: one of the two is missing, because padding could be read as text.
+        """
+        if missing := [name for name in ("input_ids", "attention_mask") if name not in features]:
+            raise RequestError(f"forward: got no {missing[0]}, expected what preprocess returns; pass both")
         masks = features["attention_mask"].bool().cpu()
         ids = [row[mask] for row, mask in zip(features["input_ids"].cpu(), masks, strict=True)]
         vectors = embed(self.model.engine, ids, self.pooling, self.normalize, max(1, len(ids)))
         return {**features, "sentence_embedding": vectors.to(features["input_ids"].device)}
 
     def get_embedding_dimension(self) -> int:
-        """Numbers in a vector."""
+        """The dimension D of a vector."""
         return dimension(self.model.config, self.pooling)
 
     def get_sentence_embedding_dimension(self) -> int:
-        """The same by its older name."""
+        """An older name of `get_embedding_dimension`."""
         return self.get_embedding_dimension()
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes which model this is, not the model: `load` takes it from where it came from.
+        """Writes a reference to the model, not the model itself: `load` loads it from its origin.
 
         A hub id or `tales` is found on any machine, a path only where the file is.
+
+        Raises:
+            CheckpointError: the file cannot be written.
         """
         about = {
             **self._origin,
@@ -135,28 +152,32 @@ class RwkvEmbedding(nn.Module):
             "normalize": self.normalize,
             "max_seq_length": self.max_seq_length,
         }
-        Path(output_path, CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        path = Path(output_path, CONFIG)
+        try:
+            path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     @staticmethod
     def load(input_path: str) -> RwkvEmbedding:
-        """What `save` wrote.
+        """Loads the model that `save` has written a reference to.
 
         Raises:
-            CheckpointError: nothing of the kind is there.
+            CheckpointError: the folder has no such reference, or it is damaged.
             RwkvError: as `RWKV.from_pretrained` does.
         """
         path = Path(input_path, CONFIG)
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: no saved RwkvEmbedding can be read here: {error}") from error
+            raise CheckpointError(f"{path}: cannot be read as a saved RwkvEmbedding: {error}") from error
         if not isinstance(about, dict) or set(about) != SAVED:
-            raise CheckpointError(f"{path}: expected a JSON object of {', '.join(sorted(SAVED))}; save it anew")
+            raise CheckpointError(f"{path}: expected a JSON object of {', '.join(sorted(SAVED))}; save it again")
         return RwkvEmbedding(**about)
 
 
 def _lasting(place: str | Path) -> str:
-    """The name or the path of a model or a tokenizer, as it can be found from any folder."""
+    """The name or absolute path of a model or a tokenizer, which is valid in any working directory."""
     for name, path in EMBEDDED.items():
         if str(place) in (name, str(path)):
             return name

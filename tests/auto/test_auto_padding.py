@@ -46,7 +46,7 @@ def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8"])
 @pytest.mark.parametrize("side", ["left", "right", "holes"])
 @torch.no_grad()
-def test_rows_are_what_they_are_alone_bit_for_bit(side, strategy, as_bool, folder):
+def test_padded_rows_equal_single_texts_bit_for_bit(side, strategy, as_bool, folder):
     mine = ours(folder, strategy=strategy)
     ids, mask = padded(side)
     begun = mine(random_ids(len(LENGTHS), 4, seed=2)).state
@@ -70,7 +70,7 @@ def test_rows_are_what_they_are_alone_bit_for_bit(side, strategy, as_bool, folde
 
 
 @pytest.mark.parametrize("side", ["left", "right", "holes"])
-def test_loss_and_gradients_are_those_of_the_rows(side, folder):
+def test_loss_and_gradients_equal_those_of_single_texts(side, folder):
     """Against transformers, row by row; labels at padding do not count, whatever they say."""
     mine, peer = ours(folder), theirs(folder).train()
     ids, mask = padded(side)
@@ -92,7 +92,7 @@ def test_loss_and_gradients_are_those_of_the_rows(side, folder):
 
 
 @torch.no_grad()
-def test_transformers_is_wrong_there(folder):
+def test_transformers_ignores_the_mask(folder):
     """If this fails, masks are honoured there too, and the documentation should say so."""
     peer = theirs(folder)
     ids, mask = random_ids(1, 8), torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
@@ -110,7 +110,7 @@ def test_a_mask_that_masks_nothing_changes_nothing(folder):
 
 
 @torch.no_grad()
-def test_long_texts_are_read_in_chunks(folder, monkeypatch):
+def test_long_padded_texts_are_read_in_chunks(folder, monkeypatch):
     mine, lengths = ours(folder), []
     read = mine.core.read
 
@@ -140,13 +140,13 @@ def test_long_texts_are_read_in_chunks(folder, monkeypatch):
     ],
     ids=["empty row", "shape", "values", "additive"],
 )
-def test_masks_that_make_no_sense(mask, message, folder):
+def test_invalid_masks_are_refused(mask, message, folder):
     with pytest.raises(RequestError, match=message) as raised:
         ours(folder)(random_ids(2, 3), attention_mask=torch.tensor(mask))
     assert "\n" not in str(raised.value)
 
 
-def test_ids_that_are_not_masked_must_be_ids(folder):
+def test_unmasked_ids_must_be_in_the_vocabulary(folder):
     with pytest.raises(RequestError, match=f"token id {SHAPE.n_vocab} is outside"):
         ours(folder)(torch.tensor([[1, SHAPE.n_vocab]]), attention_mask=torch.tensor([[0, 1]]))
 

@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_transformers_reads_what_is_saved(trained, folder, tmp_path):
+def test_transformers_loads_saved_models(trained, folder, tmp_path):
     mine, ids = ours(folder), random_ids(2, 9)
     mine.config.eos_token_id = 5
     mine.generation_config["max_new_tokens"] = 7
@@ -49,7 +49,7 @@ def test_transformers_reads_what_is_saved(trained, folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_transformers_saves_is_read(dtype, folder, tmp_path):
+def test_models_saved_by_transformers_are_loaded(dtype, folder, tmp_path):
     peer = theirs(folder, dtype=getattr(torch, dtype))
     peer.save_pretrained(tmp_path / "theirs")
     mine, ids = ours(tmp_path / "theirs", dtype="auto"), random_ids(2, 9)
@@ -63,7 +63,7 @@ def test_what_transformers_saves_is_read(dtype, folder, tmp_path):
 
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32 *2 -> cpu fp16"])
-def test_tensors_of_a_placed_model_are_those_of_the_file(strategy, trainable, folder):
+def test_tensors_of_a_loaded_model_equal_those_of_the_file(strategy, trainable, folder):
     mine = ours(folder, strategy=strategy)
     if trainable:
         mine.train()
@@ -75,7 +75,7 @@ def test_tensors_of_a_placed_model_are_those_of_the_file(strategy, trainable, fo
     assert not weights
 
 
-def test_what_cannot_be_saved(folder, tmp_path):
+def test_saving_is_refused(folder, tmp_path):
     with pytest.raises(StrategyError, match="no place for int8"):
         ours(folder, load_in_8bit=True).save_pretrained(tmp_path / "out")
     with pytest.raises(RequestError, match="pickles are not written"):
@@ -170,17 +170,17 @@ def test_nothing_is_said_of_a_model_that_transformers_can_run(folder, tmp_path, 
         ("0.5MB", 500_000),
     ],
 )
-def test_sizes(size, expected):
+def test_shard_sizes(size, expected):
     assert bytes_of(size) == expected
 
 
 @pytest.mark.parametrize("size", ["", "0", "5", "-1GB", "0.0001KB", "GB", 0, None])
-def test_no_sizes(size):
+def test_invalid_shard_sizes_are_refused(size):
     with pytest.raises(RequestError, match="max_shard_size: got"):
         bytes_of(size)
 
 
-def test_what_is_pushed_is_what_is_saved(folder, tmp_path, monkeypatch):
+def test_the_files_pushed_to_the_hub_are_those_saved(folder, tmp_path, monkeypatch):
     sent = {}
 
     def upload(folder, repo_id, **options):
