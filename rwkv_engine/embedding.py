@@ -1,25 +1,26 @@
-"""Embeddings: vectors computed from the hidden states, or from the final state, of a text.
+"""Embeddings: vectors computed from the hidden states or the recurrent state of a text.
 
-Let h_t (C,) be the output of the last LayerNorm for token t of T, and A and B the sums of each layer's recurrence, see
-`ops.wkv4`:
+With h_t (C,) the hidden state of token t of T after the last LayerNorm, and for each layer A and B the numerator and
+the denominator of the recurrence, see `ops.wkv4`:
 
     mean:   (h_1 + ... + h_T) / T
     last:   h_T
     state:  A / B after the last token, of the upper layers, see `of_state`
 
-`mean` is the default because it did best in a measurement (`python -m bench.embedding`): 30 texts of thousands of
-tokens were cut in two, and the model `tales` had to find the other half of each. It succeeded for 68 % of the halves
-with `mean`, 13 % with `state` and 5 % with `last`; chance is 3 %. A state forgets within hundreds of tokens: with
-halves of a hundred tokens `state` is nearly as good as `mean` (the right half is nearer than another one in 65 % and
-67 % of the cases, with `last` in 54 %). Subtracting the mean of all vectors improved the results slightly. `tales` has
-only 4 M parameters: counting tokens, without a model, did better than all of its vectors.
+`mean` is the default because it was best where it was measured (`python -m bench.embedding`). 30 texts of thousands of
+tokens were cut in half: with `mean`, the most similar half was the other half of the same text in 68 % of the cases,
+with `state` in 13 %, with `last` in 5 %, by chance in 3 %. A state forgets within hundreds of tokens: for halves of a
+hundred tokens, `state` is nearly as good as `mean` (the right half is more similar than another one in 65 % and 67 % of
+the cases, with `last` in 54 %). Subtracting the mean of all vectors improves this a little. The model was `tales`,
+which has 4 M parameters; token counts, without a model, were better than all of its vectors.
 
-A vector depends only on its text, not on the other texts of a batch: bit for bit on the CPU with compiled kernels,
-elsewhere up to the rounding of matrix products of different sizes.
+A text's vector does not depend on the other texts of a call: on the CPU with compiled kernels to the last bit,
+elsewhere up to rounding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -34,30 +35,37 @@ from rwkv_engine.runtime.ragged import read_ragged
 from rwkv_engine.text import Tokenizer
 
 POOLINGS = ("mean", "last", "state")
-# The most tokens of all texts together in one forward pass. It bounds the activations: in the 1B5 shape the largest
-# ones, those of channel mixing, take 67 MB.
+# Tokens read at once at most, of all texts together, so that activations stay small: in the 1B5 shape the largest
+# ones, of channel mixing, have 67 MB then.
 ROWS = 2048
 
 
 def dimension(config: ModelConfig, pooling: str) -> int:
-    """The dimension D of a vector.
+    """The dimension of the vectors.
 
     Raises:
         RequestError: the pooling is unknown.
     """
     if pooling not in POOLINGS:
         raise RequestError(f"pooling: got {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    return (config.n_layer - config.n_layer // 2) * config.n_att if pooling == "state" else config.n_embd
+    if pooling != "state":
+        return config.n_embd
+    widths = {field.name: math.prod(field.shape) for field in config.state_fields()}
+    if "wkv_num" not in widths:
+        raise RequestError(
+            f"pooling: 'state' reads the recurrence of RWKV-4, this is an RWKV-{config.version}; use mean"
+        )
+    return (config.n_layer - config.n_layer // 2) * widths["wkv_num"]
 
 
 def of_state(state: State) -> Tensor:
-    """A / B of the recurrence for N texts: the mean of the values v_t, weighted by e^{k_t} and the decay.
+    """The `state` vectors of N texts: A / B, the mean of the values v_t weighted by e^{k_t} and their decay.
 
-    Taken from the upper half of the layers, with the middle one if their number is odd: these told texts apart better
-    than the lower layers, or the token shifts, which depend on the last token only.
+    They are those of the upper half of the layers (with the middle one if their number is odd), which were better than
+    the lower layers and than the token shifts, which contain the last token only.
 
     Args:
-        state: the state after any N texts, such as that of a stream; the texts are not needed.
+        state: the state after N texts, such as that of a stream.
 
     Returns:
         (N, D) float32, lowest layer first, on the state's device; zeros before the first token.
@@ -68,10 +76,10 @@ def of_state(state: State) -> Tensor:
 
 
 def ids_of(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Tensor]:
-    """Token ids of each text, (T_i,) int64.
+    """The token ids of each text, (T_i,) int64.
 
     Raises:
-        RequestError: an item is not text, or is empty.
+        RequestError: one of them is not a string, or is empty.
     """
     ids = []
     for i, text in enumerate(texts):
@@ -94,21 +102,21 @@ def embed(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Computes one vector for each text, in batches of similar length, without padding and without logits.
+    """Computes a vector for each text. Texts of similar length are processed together, without padding or logits.
 
     Args:
         engine: runs the model.
-        texts: the token ids of N texts, int64 (T_i,), T_i >= 1, each in [0, V).
+        texts: the token ids of N texts, each (T_i,) int64, T_i >= 1, in [0, V).
         pooling: one of `POOLINGS`.
-        normalize: scale every vector to length 1, so that dot products are cosine similarities.
-        batch_size: the most texts in one forward pass.
-        progress: called with the number of tokens processed so far and in total.
+        normalize: scale every vector to length 1, so that the dot product of two is their cosine similarity.
+        batch_size: the maximum number of texts that are processed at once.
+        progress: called with the number of tokens processed so far, and of all tokens.
 
     Returns:
         (N, D) float32 on the CPU; D is `dimension`.
 
     Raises:
-        RequestError: a value is out of range, or hidden states are not finite.
+        RequestError: an argument is out of range, or hidden states are not finite.
     """
     vectors = torch.empty(len(texts), dimension(engine.model.config, pooling), dtype=torch.float32)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -131,7 +139,7 @@ def embed(
 
 
 def _groups(lengths: Sequence[int], batch_size: int, chunk: int) -> Iterator[list[int]]:
-    """Yields the indices of the texts of each batch, longest first."""
+    """The texts that are read together, by their numbers, longest first."""
     group: list[int] = []
     rows = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -146,10 +154,10 @@ def _groups(lengths: Sequence[int], batch_size: int, chunk: int) -> Iterator[lis
 
 
 def _read(engine: Engine, texts: Sequence[Tensor], pooling: str, tell: Callable[[int], None]) -> Tensor:
-    """Vectors, float64 (N, D), of texts that are given longest first; `tell` gets the number of tokens of each chunk.
+    """Vectors (N, D), float64, of texts, longest first, read chunk by chunk; tells how many tokens a chunk had.
 
-    A text is cut into the same chunks whatever else is in the batch, and its chunks are summed one by one in float64,
-    so not even the order of a sum depends on the other texts.
+    Chunks begin at the same tokens of a text whatever is read beside it, and are summed one by one in float64: so not
+    even the order of a sum depends on other texts.
     """
     model = engine.model
 
@@ -158,7 +166,8 @@ def _read(engine: Engine, texts: Sequence[Tensor], pooling: str, tell: Callable[
         return model.ln_out(hidden if pooling == "mean" else hidden[:, -1]), state
 
     state = engine.initial_state(len(texts))
-    vectors = torch.zeros(len(texts), dimension(model.config, pooling), dtype=torch.float64, device=model.layout.home)
+    home = model.device_map.home
+    vectors = torch.zeros(len(texts), dimension(model.config, pooling), dtype=torch.float64, device=home)
     for begin in range(0, len(texts[0]), engine.chunk):
         parts = [text[begin : begin + engine.chunk] for text in texts if len(text) > begin]
         hidden, state = read_ragged(read, parts, state.rows(slice(0, len(parts))))

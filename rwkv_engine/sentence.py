@@ -1,4 +1,4 @@
-"""`RWKV.embed` as a module for the sentence-transformers package.
+"""`RWKV.embed` as a module of the sentence-transformers package.
 
     from sentence_transformers import SentenceTransformer
     from rwkv_engine.sentence import RwkvEmbedding
@@ -6,7 +6,7 @@
     model = SentenceTransformer(modules=[RwkvEmbedding("tales")])
     model.encode(["Once upon a time there was a king.", "The soup needs salt."])
 
-The package is not needed to import this file: a module only has to have methods with certain names.
+The package is not needed to import this: it asks of a module nothing but methods of certain names.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ SAVED = {"model", "strategy", "tokenizer", "revision", "pooling", "normalize", "
 
 
 class RwkvEmbedding(nn.Module):
-    """The first and only module that a `SentenceTransformer` needs: it turns texts into vectors.
+    """A module that computes the embeddings of a `SentenceTransformer`, which needs no other module.
 
-    The model stays on the devices of its strategy; `to(device)` moves nothing. The module has no trainable parameters.
+    The model stays on the devices of its strategy: `to(device)` has no effect. It cannot be trained.
 
     Attributes:
-        model: the `RWKV` that computes the vectors.
+        model: the model that computes the vectors.
         pooling, normalize: as for `RWKV.embed`.
-        max_seq_length: truncate longer texts to this many tokens; None, the default, truncates nothing.
+        max_seq_length: longer texts are truncated to this number of tokens; None, the default, does not truncate.
     """
 
-    # The arguments that `encode` may pass on to `forward`: none.
+    # What `encode` may hand on to `forward`: nothing.
     forward_kwargs: frozenset[str] = frozenset()
     save_in_root = False
 
@@ -53,20 +53,18 @@ class RwkvEmbedding(nn.Module):
         max_seq_length: int | None = None,
         revision: str | None = None,
     ):
-        """Loads a model as `RWKV.from_pretrained` does; an `RWKV` that is passed is used as it is.
+        """Loads a model as `RWKV.from_pretrained` does; an `RWKV` is used as it is.
 
         Raises:
-            RwkvError: as `RWKV.from_pretrained` and `RWKV.embed` do.
+            RwkvError: for the reasons for which `RWKV.from_pretrained` and `RWKV.embed` raise it.
         """
         super().__init__()
         if isinstance(model, RWKV):
             if tokenizer or revision or strategy != "cpu fp32":
-                raise RequestError(
-                    "strategy, tokenizer and revision are those of the RWKV that was passed; leave them out"
-                )
+                raise RequestError("strategy, tokenizer and revision are those of the RWKV given; leave them out")
             self.model, strategy = model, str(model.strategy)
             model = model.source
-            # A tokenizer next to the model will be found again without its path.
+            # One found beside the model will be found again.
             found = Path(self.model.tokenizer.name)
             tokenizer = found if found.is_file() and found.parent not in (model, model.parent) else None
         else:
@@ -88,18 +86,18 @@ class RwkvEmbedding(nn.Module):
         return self.model.tokenizer
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Token ids of B texts, padded on the right.
+        """Converts B texts to token ids, padded on the right.
 
         Args:
             inputs: the texts.
-            prompt: is put before each text.
-            kwargs: ignored; the package may pass more arguments.
+            prompt: a text to put before each of them.
+            kwargs: ignored; sentence-transformers may pass further arguments.
 
         Returns:
-            `input_ids` and `attention_mask`, int64 (B, T); the mask is 0 for padding.
+            `input_ids` and `attention_mask`, (B, T) int64; the mask is 0 for padding.
 
         Raises:
-            RequestError: an input is not text, or is empty.
+            RequestError: one of the texts is not a string, or is empty.
         """
         texts = [f"{prompt}{text}" if prompt and isinstance(text, str) else text for text in inputs]
         ids = [row[: self.max_seq_length] for row in ids_of(self.tokenizer, texts)]
@@ -108,20 +106,14 @@ class RwkvEmbedding(nn.Module):
         return dict(zip(("input_ids", "attention_mask"), padded, strict=True))
 
     def tokenize(self, texts: Sequence[str], **kwargs: Any) -> dict[str, Tensor]:
-        """The name of `preprocess` in sentence-transformers before 5.4."""
+        """`preprocess` under its name in releases before 5.4."""
         return self.preprocess(texts, **kwargs)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Computes the vectors; padding is not read.
-
-        Args:
-            features: `input_ids` and `attention_mask` (B, T), as `preprocess` returns them.
-
-        Returns:
-            The features with `sentence_embedding`, float32 (B, D).
+        """Adds `sentence_embedding`, (B, D) float32, to the result of `preprocess`. Padding has no effect on it.
 
         Raises:
-            RequestError: one of the two is missing, because padding could be read as text.
+            RequestError: the ids or the mask are missing; without a mask padding would be read as text.
         """
         if missing := [name for name in ("input_ids", "attention_mask") if name not in features]:
             raise RequestError(f"forward: got no {missing[0]}, expected what preprocess returns; pass both")
@@ -131,17 +123,17 @@ class RwkvEmbedding(nn.Module):
         return {**features, "sentence_embedding": vectors.to(features["input_ids"].device)}
 
     def get_embedding_dimension(self) -> int:
-        """The dimension D of a vector."""
+        """The dimension of the vectors."""
         return dimension(self.model.config, self.pooling)
 
     def get_sentence_embedding_dimension(self) -> int:
-        """An older name of `get_embedding_dimension`."""
+        """`get_embedding_dimension` under its older name."""
         return self.get_embedding_dimension()
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes a reference to the model, not the model itself: `load` loads it from its origin.
+        """Writes the name or path of the model and the options, not the weights; `load` loads the model from there.
 
-        A hub id or `tales` is found on any machine, a path only where the file is.
+        A hub id or `tales` works on any machine, a path only where that file exists.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -160,24 +152,24 @@ class RwkvEmbedding(nn.Module):
 
     @staticmethod
     def load(input_path: str) -> RwkvEmbedding:
-        """Loads the model that `save` has written a reference to.
+        """Loads what `save` wrote.
 
         Raises:
-            CheckpointError: the folder has no such reference, or it is damaged.
-            RwkvError: as `RWKV.from_pretrained` does.
+            CheckpointError: there is no such file, or it cannot be read.
+            RwkvError: for the reasons for which `RWKV.from_pretrained` raises it.
         """
         path = Path(input_path, CONFIG)
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read as a saved RwkvEmbedding: {error}") from error
+            raise CheckpointError(f"{path}: no saved RwkvEmbedding can be read here: {error}") from error
         if not isinstance(about, dict) or set(about) != SAVED:
-            raise CheckpointError(f"{path}: expected a JSON object of {', '.join(sorted(SAVED))}; save it again")
+            raise CheckpointError(f"{path}: expected a JSON object of {', '.join(sorted(SAVED))}; save it anew")
         return RwkvEmbedding(**about)
 
 
 def _lasting(place: str | Path) -> str:
-    """The name or absolute path of a model or a tokenizer, which is valid in any working directory."""
+    """The name or the path of a model or a tokenizer, as it can be found from any folder."""
     for name, path in EMBEDDED.items():
         if str(place) in (name, str(path)):
             return name

@@ -33,7 +33,7 @@ from rwkv_engine.auto.training import TrainingInterface
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.pipeline import locate
 from rwkv_engine.runtime import load_model
 
@@ -66,7 +66,7 @@ class RwkvForCausalLM(Generation, Saving, TrainingInterface):
 
     def __init__(
         self,
-        core: Rwkv4,
+        core: Model,
         config: RwkvConfig,
         generation_config: dict[str, Any] | None = None,
         name_or_path: str = "",

@@ -12,7 +12,7 @@ from rwkv_engine.auto.padding import IGNORED, put_back, read_mask, texts_of
 from rwkv_engine.core import State
 from rwkv_engine.core.rwkv4_layouts import from_layout
 from rwkv_engine.errors import RequestError, StrategyError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.runtime import Engine
 from rwkv_engine.runtime.engine import CHUNK, check_tokens
 from rwkv_engine.runtime.ragged import read_ragged
@@ -23,7 +23,7 @@ ALL, LAST = slice(None), slice(-1, None)
 class Reading:
     """Runs the model for one call."""
 
-    def __init__(self, core: Rwkv4, engine: Engine, with_gradients: bool):
+    def __init__(self, core: Model, engine: Engine, with_gradients: bool):
         self.core, self.engine, self.with_gradients = core, engine, with_gradients
 
     def logits(
@@ -79,7 +79,7 @@ def ids_of(input_ids: Any, attention_mask: Any, n_vocab: int) -> tuple[Tensor, T
     return ids, mask
 
 
-def state_of(state: Any, core: Rwkv4, batch: int) -> State:
+def state_of(state: Any, core: Model, batch: int) -> State:
     """The state to continue from: a `State` or transformers' list of five tensors; None begins new texts.
 
     Raises:
@@ -87,7 +87,7 @@ def state_of(state: Any, core: Rwkv4, batch: int) -> State:
     """
     with torch.inference_mode(False):
         if state is None:
-            return State.initial(core.config, batch).to(core.layout.home)
+            return State.initial(core.config, batch).to(core.device_map.home)
         if isinstance(state, list | tuple):
             state = from_layout(state, "transformers", core.config)
         if not isinstance(state, State):
@@ -97,12 +97,12 @@ def state_of(state: Any, core: Rwkv4, batch: int) -> State:
             )
         state.check(core.config, core.fingerprint, batch)
         # Tensors made in inference mode cannot take part in autograd.
-        return state.clone() if any(t.is_inference() for t in state._tensors().values()) else state
+        return state.clone() if any(t.is_inference() for t in state.fields.values()) else state
 
 
 def needs_gradient(state: State) -> bool:
     """Whether a state's tensors are trained, or come from a call with gradients."""
-    return any(tensor.requires_grad for tensor in state._tensors().values())
+    return any(tensor.requires_grad for tensor in state.fields.values())
 
 
 def kept_places(logits_to_keep: int | Tensor, n: int) -> slice | Tensor:

@@ -10,14 +10,14 @@ from rwkv_engine.auto.config import RwkvConfig
 from rwkv_engine.convert import bytes_of, save_hugging_face
 from rwkv_engine.errors import RequestError, StrategyError
 from rwkv_engine.hub import upload
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
 
 
 class Saving:
     """Gives a model `save_pretrained` and `push_to_hub`."""
 
-    core: Rwkv4
+    core: Model
     config: RwkvConfig
     generation_config: dict[str, Any]
     is_quantized: bool
@@ -100,12 +100,12 @@ class Saving:
             )
 
 
-def adapter_parameters(model: Rwkv4) -> list[str]:
+def adapter_parameters(model: Model) -> list[str]:
     """The names of parameters that an adapter library such as PEFT has added to a dense model.
 
     Such a library wraps matrices in layers of its own, which have parameters that no checkpoint has. Those of
     `torch.nn.utils.parametrize` are not counted: the matrix that is saved is computed from them.
     """
-    own = model.config.tensor_shapes().keys()
+    own = model.config.tensors().keys()
     known = (".base_layer.", ".parametrizations.")
     return [name for name, _ in model.named_parameters() if name not in own and not any(part in name for part in known)]

@@ -1,0 +1,27 @@
+"""What this machine has: how many GPUs torch can use, and how much memory is free on a device."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+
+
+def gpu_count() -> int:
+    """The number of GPUs that torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpu_index(device: str) -> int:
+    """The index of a GPU by the name of its device: 0 for "cuda", 1 for "cuda:1"."""
+    return int(device.partition(":")[2] or 0)
+
+
+def free_memory(device: str) -> int | None:
+    """The free bytes of a device ("cpu", "cuda", "cuda:1"), or None if they are unknown."""
+    if device.startswith("cuda") and gpu_index(device) < gpu_count():
+        return torch.cuda.mem_get_info(device)[0]
+    if device == "cpu":
+        with suppress(OSError), open("/proc/meminfo") as meminfo:
+            return 1024 * next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
+    return None
