@@ -9,9 +9,9 @@ from numbers import Integral, Real
 from typing import Any
 
 from rwkv_engine.auto.refused import refuse
+from rwkv_engine.checks import require
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation import SamplingParams
-from rwkv_engine.generation.params import require
 
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
@@ -102,7 +102,9 @@ class Options:
             return SamplingParams(temperature=0, seed=seed)
         temperature = 1.0 if self.temperature is None else self.temperature
         top_p = 1.0 if self.top_p is None else self.top_p
-        return SamplingParams(temperature, self.top_k or 0, top_p, self.min_p or 0.0, seed=seed)
+        return SamplingParams(
+            temperature=temperature, top_k=self.top_k or 0, top_p=top_p, min_p=self.min_p or 0.0, seed=seed
+        )
 
     def most(self, width: int) -> int:
         """New tokens at most, after prompts of `width`.

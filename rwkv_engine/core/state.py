@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rwkv_engine.checks import require_text
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.errors import RequestError
 from rwkv_engine.storage.atomic import replace_atomically
@@ -118,8 +119,11 @@ class State:
             about: what to remember beside the state, such as the text it comes from; `State.about` reads it.
 
         Raises:
-            RequestError: it cannot be written there.
+            RequestError: it cannot be written there, or `about` holds anything but text.
         """
+        for name, text in (about or {}).items():
+            require_text("about", name)
+            require_text(f"about[{name!r}]", text)
         tensors = {name: t.detach().contiguous() for name, t in self._tensors().items()}
         metadata = {**(about or {}), "format": FORMAT, "fingerprint": self.fingerprint}
         try:

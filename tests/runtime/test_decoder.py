@@ -133,7 +133,7 @@ def test_equal_draws_share_a_recording(engine):
     _, state = read(engine, 2)
     slots = decoder.pool.take(state)
     for temperature in (0, 0.5, 0, 0.5):
-        decoder.run(torch.tensor([1, 2]), slots, 2, Draw.of(SamplingParams(temperature)))
+        decoder.run(torch.tensor([1, 2]), slots, 2, Draw.of(SamplingParams(temperature=temperature)))
         decoder.step(torch.tensor([1, 2]), slots)
     assert len(recorded) == 3
 
