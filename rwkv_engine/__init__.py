@@ -9,7 +9,7 @@ from rwkv_engine._version import __version__
 
 if TYPE_CHECKING:
     from rwkv_engine.checkpoints import Checkpoint
-    from rwkv_engine.core import ModelConfig, State, Strategy
+    from rwkv_engine.core import ModelConfig, Rwkv4Config, State, Strategy
     from rwkv_engine.errors import (
         CheckpointError,
         ExtensionError,
@@ -27,6 +27,7 @@ __all__ = [
     "ExtensionError",
     "ModelConfig",
     "RequestError",
+    "Rwkv4Config",
     "RwkvError",
     "State",
     "Strategy",
@@ -40,6 +41,7 @@ _MODULES = {
     "RWKV": "pipeline",
     "Checkpoint": "checkpoints",
     "ModelConfig": "core",
+    "Rwkv4Config": "core",
     "State": "core",
     "Strategy": "core",
 }
