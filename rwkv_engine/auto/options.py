@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+from rwkv_engine.checks import require
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation import SamplingParams
-from rwkv_engine.generation.params import require
 
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # Options of transformers that are not supported, with the value that turns them off; None turns off any option.
