@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rwkv_engine.auto.config import RwkvConfig, read_json
+from rwkv_engine.auto.config import RwkvConfig
 from rwkv_engine.auto.forms import TwoForms
 from rwkv_engine.auto.generation import Generation
 from rwkv_engine.auto.loading import DeviceMap, DType, check_options, strategy_for
@@ -31,11 +31,11 @@ from rwkv_engine.auto.reading import (
 from rwkv_engine.auto.saving import Saving
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import State
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.errors import RequestError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.pipeline import locate
 from rwkv_engine.runtime import load_model
+from rwkv_engine.storage.json_object import read_json
 
 _OPTIONS = ("dtype", "device_map", "revision", "token", "local_files_only", "strategy", "load_in_8bit", "torch_dtype")
 
@@ -69,7 +69,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
 
     def __init__(
         self,
-        core: Rwkv4,
+        core: Model,
         config: RwkvConfig,
         generation_config: dict[str, Any] | None = None,
         name_or_path: str = "",
@@ -121,7 +121,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         with torch.inference_mode(False), torch.no_grad():  # inference mode's tensors could never be trained
             core = load_model(checkpoint, parsed)
         config = RwkvConfig.of(checkpoint.config, path)
-        generation = read_json(path / "generation_config.json")
+        generation = read_json(path / "generation_config.json", missing_ok=True)
         return cls(core, config, generation, str(name_or_path), is_mapped=checkpoint.packing is not None)
 
     def forward(
@@ -226,7 +226,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         """What a call reads with, in the mode it reads in."""
         wanted = torch.is_grad_enabled() and not self.is_quantized
         if self.is_frozen:
-            wanted = wanted and any(getattr(state, name).requires_grad for name in FIELDS)
+            wanted = wanted and any(field.requires_grad for field in state.fields.values())
         if wanted:
             self.make_trainable("called with gradients on (torch.no_grad() would avoid this)")
         with torch.set_grad_enabled(wanted):

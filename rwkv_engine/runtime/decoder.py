@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
 from rwkv_engine.runtime.turns import Turns
@@ -28,13 +28,13 @@ class Decoder:
     Any number of threads may call its methods: calls take turns, since they share one set of buffers.
     """
 
-    def __init__(self, model: Rwkv4, slots: int = BUCKETS[-1], capture: Capture | None = None):
+    def __init__(self, model: Model, slots: int = BUCKETS[-1], capture: Capture | None = None):
         """`capture`: how steps are recorded; by default as a CUDA graph where the model is on one CUDA device."""
         self.pool = StatePool(model, slots)
         self._model = model
         self._capture = capture or _capture_for(model)
         self._buckets: dict[int, Bucket] = {}
-        self._turns = Turns({*model.layout.devices, model.layout.home})
+        self._turns = Turns({*model.device_map.devices, model.device_map.home})
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token of each sequence of a state, which is not modified: tokens (B,) -> logits (B, V), the new state."""
@@ -85,7 +85,7 @@ class Decoder:
         Raises:
             RequestError: as for `step`.
         """
-        home, rows = self._model.layout.home, len(slots)
+        home, rows = self._model.device_map.home, len(slots)
         zeros = torch.zeros(rows, dtype=torch.int64, device=home)
         keys = [zeros if given is None else given.to(home) for given in (seeds, samples)]
         with self._turns.take():
@@ -129,8 +129,8 @@ class Bucket:
         advance: reads the tokens, in the slots that were loaded.
     """
 
-    def __init__(self, model: Rwkv4, pool: StatePool, size: int, capture: Capture):
-        first, home = model.layout.devices[0], model.layout.home
+    def __init__(self, model: Model, pool: StatePool, size: int, capture: Capture):
+        first, home = model.device_map.devices[0], model.device_map.home
         self._model, self._pool = model, pool
         self.tokens = torch.zeros(size, dtype=torch.int64, device=first)
         self.logits = torch.zeros(size, model.config.n_vocab, dtype=torch.float32, device=home)
@@ -152,12 +152,12 @@ class Bucket:
         self.positions.copy_(self._pool.advance(self._slots.to(self.logits.device)))
 
 
-def recordable(model: Rwkv4) -> torch.device | None:
+def recordable(model: Model) -> torch.device | None:
     """The one CUDA device that all of a model is on; several devices, or the CPU, cannot be recorded."""
-    devices = {*model.layout.devices, model.layout.home}
-    return model.layout.home if len(devices) == 1 and model.layout.home.type == "cuda" else None
+    devices = {*model.device_map.devices, model.device_map.home}
+    return model.device_map.home if len(devices) == 1 and model.device_map.home.type == "cuda" else None
 
 
-def _capture_for(model: Rwkv4) -> Capture:
+def _capture_for(model: Model) -> Capture:
     device = recordable(model)
     return cuda_graph(device) if device else eager

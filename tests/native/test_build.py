@@ -48,6 +48,7 @@ def test_without_a_compiler_the_reference_runs_and_says_so_once(run_python, tmp_
     assert "no-such-compiler" in line
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_quoted(run_python, tmp_path):
     compiler = tmp_path / "g++"
     compiler.write_text(
@@ -64,6 +65,7 @@ def test_a_compiler_that_fails_is_quoted(run_python, tmp_path):
     assert not list((tmp_path / "rwkv_engine").glob("*.so"))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_first_use_builds_once_with_one_line_and_later_ones_use_the_cache(few_sources, tmp_path, monkeypatch):
     """Two processes at once, and what a killed build leaves behind: its half-filled folder with torch's own lock."""

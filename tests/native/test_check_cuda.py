@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from fake_nvcc import fake_nvcc
 from test_build import needs_compiler
 from test_cuda_kernels import decide, machine  # noqa: F401
-from test_toolkit import fake_nvcc
 
 from rwkv_engine.native import build, toolkit
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_nvcc import fake_nvcc
 from test_build import needs_compiler
-from test_toolkit import fake_nvcc
 from torch.utils import cpp_extension
 
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels, toolkit
@@ -62,6 +62,7 @@ def decide():
     return cuda_kernels.status.__wrapped__()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_it_is_built_once_with_the_flags_of_the_list_and_opened(machine, capsys):
     (machine / "twice_cuda.cpp").write_text(BINDING.replace("NAMESPACE", namespace(machine)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_nvcc import fake_nvcc, script
 
 from rwkv_engine.native import toolkit
 from rwkv_engine.native.toolkit import Machine, Nvcc, advice, chosen_architectures, covers, why_not
@@ -16,27 +17,6 @@ real_which = shutil.which
 NVCC = Nvcc(Path("/cuda/bin/nvcc"), Path("/cuda"), "13.0.88", (75, 80, 86, 90, 100))
 GOOD = Machine("2.11.0+cu130", "13.0", (90,), "", NVCC, ())
 TOOLKIT = "install the CUDA 13 toolkit, or set CUDA_HOME to where it is"
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-def fake_nvcc(home: Path, version: str = "13.0.88", architectures: str = "75 80 90", compiling: str = "exit 1") -> Path:
-    """A script that answers as nvcc does, and when it is to compile does what `compiling` says."""
-    listed = " ".join(f"compute_{a}" for a in architectures.split())
-    return script(
-        home / "bin" / "nvcc",
-        f"""case "$1" in
---version) echo "nvcc: NVIDIA (R) Cuda compiler driver"; echo "Cuda compilation tools, release 13.0, V{version}" ;;
---list-gpu-arch) for a in {listed}; do echo $a; done ;;
---dryrun) echo "#$ TOP={home}/toolkit/.." >&2 ;;
-*) {compiling} ;;
-esac""",
-    )
 
 
 def test_a_machine_that_has_everything():
