@@ -20,6 +20,7 @@ far as products of another size round alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -47,7 +48,14 @@ def dimension(config: ModelConfig, pooling: str) -> int:
     """
     if pooling not in POOLINGS:
         raise RequestError(f"pooling: got {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    return (config.n_layer - config.n_layer // 2) * config.n_att if pooling == "state" else config.n_embd
+    if pooling != "state":
+        return config.n_embd
+    widths = {field.name: math.prod(field.shape) for field in config.state_fields()}
+    if "wkv_num" not in widths:
+        raise RequestError(
+            f"pooling: 'state' reads the recurrence of RWKV-4, this is an RWKV-{config.version}; use mean"
+        )
+    return (config.n_layer - config.n_layer // 2) * widths["wkv_num"]
 
 
 def of_state(state: State) -> Tensor:
@@ -158,7 +166,8 @@ def _read(engine: Engine, texts: Sequence[Tensor], pooling: str, tell: Callable[
         return model.ln_out(hidden if pooling == "mean" else hidden[:, -1]), state
 
     state = engine.initial_state(len(texts))
-    vectors = torch.zeros(len(texts), dimension(model.config, pooling), dtype=torch.float64, device=model.layout.home)
+    home = model.device_map.home
+    vectors = torch.zeros(len(texts), dimension(model.config, pooling), dtype=torch.float64, device=home)
     for begin in range(0, len(texts[0]), engine.chunk):
         parts = [text[begin : begin + engine.chunk] for text in texts if len(text) > begin]
         hidden, state = read_ragged(read, parts, state.rows(slice(0, len(parts))))

@@ -9,10 +9,10 @@ import sys
 from html import escape
 from pathlib import Path
 
-from rwkv_engine import ModelConfig, Strategy
+from rwkv_engine import Rwkv4Config, Strategy
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "plan.svg"
-RAVEN_1B5 = ModelConfig(n_layer=24, n_embd=2048, n_att=2048, n_ffn=8192, n_vocab=50277)
+RAVEN_1B5 = Rwkv4Config(n_layer=24, n_embd=2048, n_att=2048, n_ffn=8192, n_vocab=50277)
 STRATEGIES = (
     "cpu fp32",
     "cuda fp16 *10 -> cpu fp32",

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rwkv_engine.benchmark.instruments import SIZE
 from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine.core.config import Role
 from rwkv_engine.core.hardware import free_memory
-from rwkv_engine.core.strategy import Placement
+from rwkv_engine.core.placement import Placement
 from rwkv_engine.errors import RequestError
-from rwkv_engine.runtime.loader import layer_of
+from rwkv_engine.runtime.plan import plan_tensors
 from rwkv_engine.verification.baselines import is_installed, unsupported
 
 PROCESS = 400_000_000  # bytes that a process needs besides its weights
@@ -111,9 +112,8 @@ def check_memory(specs: Sequence[EngineSpec], config: ModelConfig) -> None:
     free = free_memory("cpu")
     needed = SIZE
     for spec in specs:
-        placements = spec.strategy.place(config)
-        placed = [(placements[layer_of(name, config.n_layer)], {name: s}) for name, s in config.tensor_shapes().items()]
-        needed += PROCESS + sum(placement.nbytes(part) for placement, part in placed if placement.device == "cpu")
+        plans = plan_tensors(config, spec.strategy.place(config)).values()
+        needed += PROCESS + sum(plan.nbytes for plan in plans if plan.device == "cpu")
     if free is not None and needed > free:
         raise RequestError(
             f"memory: {len(specs)} engines at once need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; give"
@@ -132,12 +132,12 @@ def bytes_per_token(config: ModelConfig, placements: Sequence[Placement], zeros:
         zeros: for each layer the share of zeros in channel mixing's squared ReLU that its kernel skips.
     """
     total = 0.0
-    for name, shape in config.tensor_shapes().items():
-        layer = layer_of(name, config.n_layer)
-        if name == "emb.weight":
-            total += config.n_embd * placements[layer].dtype.itemsize
+    for plan in plan_tensors(config, placements).values():
+        spec, weights = plan.spec, plan.weights
+        if spec.role is Role.EMBEDDING:
+            total += config.n_embd * weights.bytes_per_weight
         else:
-            total += placements[layer].nbytes({name: shape})
-        if name.endswith("ffn.value.weight"):  # its scales are always read
-            total -= zeros[layer] * math.prod(shape) * placements[layer].weight_bytes
+            total += plan.nbytes
+        if spec.role is Role.SPARSE_MATRIX:  # its scales are always read
+            total -= zeros[spec.layer] * math.prod(spec.shape) * weights.bytes_per_weight
     return total

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -22,15 +22,16 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine.core import ModelConfig, Rwkv4Config, Strategy
+from rwkv_engine.core.config import Role
 from rwkv_engine.errors import CheckpointError, RequestError
 
 # With this m P(k <= 0) is 6e-16: there are no zeros. With -m there is nothing but zeros.
 FAR = 8.0
 
 
-def _plain(n_layer: int, n_embd: int, n_vocab: int) -> ModelConfig:
-    return ModelConfig(n_layer, n_embd, n_embd, 4 * n_embd, n_vocab)
+def _plain(n_layer: int, n_embd: int, n_vocab: int) -> Rwkv4Config:
+    return Rwkv4Config(n_layer, n_embd, n_embd, 4 * n_embd, n_vocab)
 
 
 SHAPES = {
@@ -38,11 +39,11 @@ SHAPES = {
     "430m": _plain(24, 1024, 50277),
     "1b5": _plain(24, 2048, 50277),
     "3b": _plain(32, 2560, 50277),
-    "tales": ModelConfig(5, 224, 224, 768, 2048),
+    "tales": Rwkv4Config(5, 224, 224, 768, 2048),
 }
 
 
-def parse_shape(text: str) -> ModelConfig:
+def parse_shape(text: str) -> Rwkv4Config:
     """A name of `SHAPES`, or `L,C,V`: layers, width and vocabulary; channel mixing is four times as wide.
 
     Raises:
@@ -109,7 +110,12 @@ def synthetic_model(shape: str, zeros: float, strategies: Sequence[Strategy], fo
 
 
 def _facts(name: str, stored: str, config: ModelConfig) -> dict[str, Any]:
-    return {"name": name, "stored_as": stored, "config": asdict(config), "parameters": config.n_params}
+    return {
+        "name": name,
+        "stored_as": stored,
+        "config": {"version": config.version, **config.sizes(), "layer_norm_eps": config.layer_norm_eps},
+        "parameters": config.n_params,
+    }
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -162,8 +168,9 @@ def synthetic_tensors(config: ModelConfig, dtype: torch.dtype, zeros: float, dev
     # Keeps what channel mixing adds to the residual near 1 for every m: the root mean square of k^2 is sqrt(E[k^4]).
     scale = math.sqrt(m**4 + 6 * m**2 + 3)
     tensors = {}
-    for name, shape in config.tensor_shapes().items():
-        if len(shape) == 2:
+    for name, spec in config.tensors().items():
+        shape = spec.shape
+        if spec.role is not Role.VECTOR:
             matrix = torch.randn(shape, generator=random, dtype=torch.float32, device=device)
             matrix /= math.sqrt(shape[1])
             if name.endswith("ffn.key.weight"):

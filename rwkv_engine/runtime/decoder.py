@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
 
@@ -25,7 +25,7 @@ Draw = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class Decoder:
     """Reads one token of up to 16 sequences at a time, whose states are in slots of `pool`."""
 
-    def __init__(self, model: Rwkv4, slots: int = BUCKETS[-1], capture: Capture | None = None):
+    def __init__(self, model: Model, slots: int = BUCKETS[-1], capture: Capture | None = None):
         """`capture`: how steps are recorded; by default as a CUDA graph where the model is on one CUDA device."""
         self.pool = StatePool(model, slots)
         self._model = model
@@ -121,8 +121,8 @@ class Bucket:
         advance: reads the tokens, in the slots that were loaded.
     """
 
-    def __init__(self, model: Rwkv4, pool: StatePool, size: int, draw: Draw | None, capture: Capture):
-        first, home = model.layout.devices[0], model.layout.home
+    def __init__(self, model: Model, pool: StatePool, size: int, draw: Draw | None, capture: Capture):
+        first, home = model.device_map.devices[0], model.device_map.home
         self._model, self._pool, self._draw = model, pool, draw
         self.tokens = torch.zeros(size, dtype=torch.int64, device=first)
         self.logits = torch.zeros(size, model.config.n_vocab, device=home)
@@ -151,12 +151,12 @@ class Bucket:
             self.tokens.copy_(self._draw(self.logits, positions, self._seeds, self._samples))
 
 
-def recordable(model: Rwkv4) -> torch.device | None:
+def recordable(model: Model) -> torch.device | None:
     """The one CUDA device that all of a model is on; several devices, or the CPU, cannot be recorded."""
-    devices = {*model.layout.devices, model.layout.home}
-    return model.layout.home if len(devices) == 1 and model.layout.home.type == "cuda" else None
+    devices = {*model.device_map.devices, model.device_map.home}
+    return model.device_map.home if len(devices) == 1 and model.device_map.home.type == "cuda" else None
 
 
-def _capture_for(model: Rwkv4) -> Capture:
+def _capture_for(model: Model) -> Capture:
     device = recordable(model)
     return cuda_graph(device) if device else eager

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.checkpoints.names import to_hugging_face
 from rwkv_engine.core import ModelConfig, Strategy
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.native.toolkit import find_nvcc
@@ -124,7 +123,8 @@ class Transformers:
         for name in checkpoint.names:
             stored = checkpoint.read(name)
             shape = (1, 1, *stored.shape) if "time_mix" in name else stored.shape
-            tensors[to_hugging_face(name)] = stored.to(segment.device, DTYPES[segment.dtype], copy=True).view(shape)
+            placed = stored.to(segment.device, DTYPES[segment.dtype], copy=True).view(shape)
+            tensors[checkpoint.config.to_hugging_face(name)] = placed
             checkpoint.release(stored)
         self.model.load_state_dict(tensors, assign=True)
         self.model.eval()

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, State, Strategy
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.errors import CheckpointError, TokenizerError
 from rwkv_engine.progress import StageProgress
 from rwkv_engine.runtime import Engine, load_model
@@ -126,10 +125,10 @@ def _described(checkpoint: Checkpoint) -> Iterator[Check]:
     kind = _format(path, checkpoint.packing is not None)
     yield Check("file", "ok", f"{path}, {kind}", {"path": str(path), "format": kind})
     what = (
-        f"RWKV-{config.version}, {config.n_layer} layers, width {config.n_embd} (time mixing {config.n_att},"
-        f" channel mixing {config.n_ffn}), vocabulary {config.n_vocab}, {config.n_params:,} parameters"
+        f"RWKV-{config.version}, {config.n_layer} layers, width {config.widths},"
+        f" vocabulary {config.n_vocab}, {config.n_params:,} parameters"
     )
-    numbers = {name: getattr(config, name) for name in ("n_layer", "n_embd", "n_att", "n_ffn", "n_vocab", "n_params")}
+    numbers = {**config.sizes(), "n_params": config.n_params}
     yield Check("model", "ok", what, {"version": config.version, **numbers, "fingerprint": checkpoint.fingerprint()})
     stored: Counter[str] = Counter()
     for name in checkpoint.names:
@@ -199,7 +198,7 @@ def _sample(generated: Generated, tokenizer: Tokenizer | None) -> Check:
 def _consistency(generated: Generated, logits: Tensor, state: State, tolerance: float) -> Check:
     """One prefill and single decode steps must give the same as a prefill of all tokens in chunks."""
     of_logits = relative_difference(logits[generated.n_prompt - 1 :], generated.logits)
-    of_state = max(relative_difference(getattr(state, name), getattr(generated.end, name)) for name in FIELDS)
+    of_state = max(relative_difference(field, generated.end.fields[name]) for name, field in state.fields.items())
     return judged(
         "steps = chunks",
         max(of_logits, of_state) <= tolerance,

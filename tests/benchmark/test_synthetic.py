@@ -7,14 +7,14 @@ from collections import namedtuple
 import pytest
 import torch
 
-from rwkv_engine import Checkpoint, CheckpointError, ModelConfig
+from rwkv_engine import Checkpoint, CheckpointError, Rwkv4Config
 from rwkv_engine.benchmark import models
 from rwkv_engine.benchmark.instruments import ReadBandwidth
 from rwkv_engine.benchmark.models import synthetic_tensors, write_synthetic
 from rwkv_engine.benchmark.subject import Ours, random_ids
 from rwkv_engine.verification.activations import watched
 
-CONFIG = ModelConfig(3, 64, 64, 1024, 300)
+CONFIG = Rwkv4Config(3, 64, 64, 1024, 300)
 
 
 @pytest.fixture

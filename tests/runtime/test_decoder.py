@@ -9,10 +9,10 @@ import pytest
 import torch
 from checkpoint_files import save_pth
 from oracle import Shape
+from states import FIELDS
 from tape import tape
 
 from rwkv_engine import RWKV, RequestError
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.runtime import Decoder, Engine

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import torch
+from states import FIELDS
 
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.runtime import Decoder
 
