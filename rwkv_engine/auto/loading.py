@@ -9,6 +9,7 @@ import torch
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import Strategy
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.core.strategy_grammar import Segment, is_device
 from rwkv_engine.errors import RequestError, StrategyError
@@ -18,7 +19,7 @@ DeviceMap = str | int | torch.device | Mapping[str, Any] | None
 
 _NAMES = {  # of precisions, as people write them
     **{name: name for name in DTYPES},
-    **{str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()},
+    **{word_of(dtype): name for name, dtype in DTYPES.items()},
     "float": "fp32",
     "half": "fp16",
 }
@@ -116,7 +117,7 @@ def strategy_for(
 
 def _precision(dtype: str | torch.dtype) -> str:
     """A precision as strategies name it, or "auto"."""
-    name = str(dtype).removeprefix("torch.")
+    name = word_of(dtype)
     if name == "auto":
         return name
     if name not in _NAMES:

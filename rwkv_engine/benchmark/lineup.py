@@ -112,7 +112,8 @@ def check_memory(specs: Sequence[EngineSpec], config: ModelConfig) -> None:
     free = free_memory("cpu")
     needed = SIZE
     for spec in specs:
-        plans = plan_tensors(config, spec.strategy.place(config)).values()
+        placements = spec.strategy.place(config)
+        plans = plan_tensors(config, placements).values()
         needed += PROCESS + sum(plan.nbytes for plan in plans if plan.device == "cpu")
     if free is not None and needed > free:
         raise RequestError(
@@ -134,10 +135,7 @@ def bytes_per_token(config: ModelConfig, placements: Sequence[Placement], zeros:
     total = 0.0
     for plan in plan_tensors(config, placements).values():
         spec, weights = plan.spec, plan.weights
-        if spec.role is Role.EMBEDDING:
-            total += config.n_embd * weights.bytes_per_weight
-        else:
-            total += plan.nbytes
+        total += config.n_embd * weights.bytes_per_weight if spec.role is Role.EMBEDDING else plan.nbytes
         if spec.role is Role.SPARSE_MATRIX:  # its scales are always read
             total -= zeros[spec.layer] * math.prod(spec.shape) * weights.bytes_per_weight
     return total

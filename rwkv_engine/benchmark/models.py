@@ -24,6 +24,7 @@ from torch import Tensor
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, Rwkv4Config, Strategy
 from rwkv_engine.core.config import Role
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError, RequestError
 
 # With this m P(k <= 0) is 6e-16: there are no zeros. With -m there is nothing but zeros.
@@ -87,7 +88,7 @@ def given_model(path: Path, name: str) -> BenchModel:
         CheckpointError: it cannot be read.
     """
     checkpoint = Checkpoint.open(path)
-    stored = str(checkpoint.packing) if checkpoint.packing else _word(checkpoint.read("head.weight").dtype)
+    stored = str(checkpoint.packing) if checkpoint.packing else word_of(checkpoint.read("head.weight").dtype)
     return BenchModel(path, checkpoint.config, False, _facts(name, stored, checkpoint.config))
 
 
@@ -105,7 +106,7 @@ def synthetic_model(shape: str, zeros: float, strategies: Sequence[Strategy], fo
     path = folder / "model.pth"
     write_synthetic(path, config, dtype, zeros)
     return BenchModel(
-        path, config, True, _facts(f"random weights, shape {shape}", _word(dtype), config) | {"ffn_zeros": zeros}
+        path, config, True, _facts(f"random weights, shape {shape}", word_of(dtype), config) | {"ffn_zeros": zeros}
     )
 
 
@@ -116,10 +117,6 @@ def _facts(name: str, stored: str, config: ModelConfig) -> dict[str, Any]:
         "config": {"version": config.version, **config.sizes(), "layer_norm_eps": config.layer_norm_eps},
         "parameters": config.n_params,
     }
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def write_synthetic(

@@ -25,7 +25,7 @@ from rwkv_engine.convert import pack as packing
 from rwkv_engine.errors import RequestError
 from rwkv_engine.pipeline import locate
 from rwkv_engine.progress import StageProgress
-from rwkv_engine.storage.atomic import replace_atomically
+from rwkv_engine.storage.atomic import file_problem, replace_atomically
 from rwkv_engine.verification.baselines import BASELINES
 
 FILE_WIDTH = 200  # of tables, in columns, where there is no terminal to fit them to
@@ -54,6 +54,8 @@ def _output(context: click.Context, option: click.Parameter, value: Path | None)
     """Minutes of measuring must not end in a file that cannot be written."""
     if value and not value.parent.is_dir():
         raise click.BadParameter(f"{value}: there is no folder {value.parent}")
+    if value and (problem := file_problem(value)):
+        raise click.BadParameter(f"{value}: {problem}")
     return value
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import torch
+
+from rwkv_engine.core.main_memory import free_main_memory
 
 
 def gpu_count() -> int:
@@ -21,7 +21,4 @@ def free_memory(device: str) -> int | None:
     """The free bytes of a device ("cpu", "cuda", "cuda:1"), or None if they are unknown."""
     if device.startswith("cuda") and gpu_index(device) < gpu_count():
         return torch.cuda.mem_get_info(device)[0]
-    if device == "cpu":
-        with suppress(OSError), open("/proc/meminfo") as meminfo:
-            return 1024 * next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
-    return None
+    return free_main_memory() if device == "cpu" else None

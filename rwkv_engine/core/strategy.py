@@ -18,6 +18,7 @@ import torch
 
 from rwkv_engine._version import __version__
 from rwkv_engine.core.config import ModelConfig, TensorSpec
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.core.hardware import free_memory, gpu_count, gpu_index
 from rwkv_engine.core.placement import Placement
 from rwkv_engine.core.strategy_auto import best_segments
@@ -130,6 +131,15 @@ class Strategy:
                 shares.append([_placement(segment)] * segment.count + [_placement(segment, resident=False)] * streamed)
         return shares
 
+    def nbytes(self, config: ModelConfig) -> dict[str, int]:
+        """Bytes of the weights on each device, by its name."""
+        sizes: dict[str, int] = {}
+        placements = self.place(config)
+        for spec in config.tensors().values():
+            placement = placements[spec.layer]
+            sizes[placement.device] = sizes.get(placement.device, 0) + placement.nbytes([spec])
+        return sizes
+
     def explain(self, config: ModelConfig) -> list[tuple[str, str, str, str, str]]:
         """Rows (layers, device, precision, bytes, free memory) of the plan; nothing is loaded for it."""
         rows = []
@@ -138,7 +148,7 @@ class Strategy:
             for placement, group in groupby(share):
                 last = first + len(list(group)) - 1
                 size = placement.nbytes(spec for spec in config.tensors().values() if first <= spec.layer <= last)
-                precision = str(placement.dtype).removeprefix("torch.")
+                precision = word_of(placement.dtype)
                 if placement.weight_format != "dense":
                     precision += f", {placement.weight_format} weights"
                 if not placement.resident:

@@ -120,11 +120,10 @@ class Transformers:
         with torch.device("meta"):
             self.model = package.RwkvForCausalLM(settings)
         tensors = {}
-        for name in checkpoint.names:
+        for name, spec in checkpoint.specs.items():
             stored = checkpoint.read(name)
-            shape = (1, 1, *stored.shape) if "time_mix" in name else stored.shape
-            placed = stored.to(segment.device, DTYPES[segment.dtype], copy=True).view(shape)
-            tensors[checkpoint.config.to_hugging_face(name)] = placed
+            copied = stored.to(segment.device, DTYPES[segment.dtype], copy=True)
+            tensors[checkpoint.config.to_hugging_face(name)] = copied.view(spec.file_shape)
             checkpoint.release(stored)
         self.model.load_state_dict(tensors, assign=True)
         self.model.eval()

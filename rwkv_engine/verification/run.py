@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, State, Strategy
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError, TokenizerError
 from rwkv_engine.progress import StageProgress
 from rwkv_engine.runtime import Engine, load_model
@@ -135,7 +136,7 @@ def _described(checkpoint: Checkpoint) -> Iterator[Check]:
         tensor = checkpoint.read(name)
         if checkpoint.packing:  # loading does not check packed files
             check_finite(f"{path}: {name}", tensor, tensor.dtype)
-        stored[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+        stored[word_of(tensor.dtype)] += tensor.numel()
     shares = ", ".join(f"{n / config.n_params:.1%} {dtype}" for dtype, n in stored.most_common())
     yield Check("stored as", "info", shares, dict(stored))
 

@@ -31,6 +31,7 @@ def folder(tmp_path):
     return folder_of(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_gradients", [False, True])
 @pytest.mark.parametrize("shape", [SHAPE, NARROW], ids=str)
 def test_logits_loss_and_hidden_states_are_transformers(shape, with_gradients, tmp_path):

@@ -22,6 +22,7 @@ def processor_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
 def test_a_worker_answers_then_sleeps_and_reports_how_it_ended():
     with Worker(EngineSpec("rwkv_engine", Strategy.parse("cpu fp32"), TALES)) as worker:
         worker.ask("read", ids=[5, 6, 7])
@@ -48,6 +49,7 @@ def test_a_worker_answers_then_sleeps_and_reports_how_it_ended():
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_failing_engine_is_reported_in_one_line(tmp_path):
     with Worker(EngineSpec("rwkv", Strategy.parse("cpu fp32"), tmp_path / "missing.pth")) as worker:
         with pytest.raises(BenchmarkError) as raised:

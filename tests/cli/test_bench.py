@@ -19,6 +19,7 @@ from rwkv_engine.verification import baselines
 TINY = ["--shape=2,32,100", "--rounds=2", "--starts=1", "--decode=4", "--prefill=8,16", "--batch=1,20"]
 
 
+@pytest.mark.slow
 def test_a_run_compared_with_the_rwkv_package(call, tmp_path, monkeypatch):
     pytest.importorskip("rwkv", reason="the rwkv package is not installed")
     temporary = tmp_path / "temporary"
@@ -60,6 +61,7 @@ def test_a_run_compared_with_the_rwkv_package(call, tmp_path, monkeypatch):
     assert ours["summary"]["times_as_fast"]["rwkv 0.8.32, cpu fp32"].keys() == set(names[:3])
 
 
+@pytest.mark.slow
 def test_a_packed_model_and_its_picture(call, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     picture = tmp_path / "bench.png"
@@ -131,6 +133,7 @@ def test_other_programs_run_the_same_strategy_without_int8(tales):
     assert [str(spec) for spec in specs[1:]] == ["rwkv, cpu bf16", "transformers, cpu bf16"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see processes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(number, tmp_path):

@@ -12,6 +12,7 @@ from oracle import Shape
 from rwkv_engine.verification import run
 
 
+@pytest.mark.slow
 def test_tales_is_sound_and_other_programs_agree(call):
     for name in ("transformers", "rwkv"):
         pytest.importorskip(name, reason=f"{name} is not installed")

@@ -174,7 +174,7 @@ def test_every_mix_decodes_over_a_pool(devices, home):
         assert decoder.step(drawn[:, 1], slots).device == torch.device(home)
         assert decoder.pool.read(slots).wkv_num.device == torch.device(home)
         for layer, device in zip(decoder.pool.layers, devices, strict=True):
-            assert layer.att_shift.device == torch.device(device)
+            assert layer["att_shift"].device == torch.device(device)
 
 
 def test_a_model_on_one_gpu_can_be_recorded_there():
