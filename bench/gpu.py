@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from rwkv_engine import RWKV, ModelConfig, Strategy
 from rwkv_engine.benchmark.lineup import bytes_per_token
 from rwkv_engine.benchmark.models import SHAPES, write_synthetic
 from rwkv_engine.benchmark.subject import GREEDY, random_ids
+from rwkv_engine.core.config import Role
 from rwkv_engine.core.state import State
 from rwkv_engine.native import cuda_kernels
 from rwkv_engine.runtime.decoder import Decoder
@@ -44,8 +46,8 @@ def dtype_of(strategy: str, config: ModelConfig) -> torch.dtype:
 
 def weights(config: ModelConfig, *without: str) -> int:
     """The number of weights in all matrices but those named."""
-    shapes = config.tensor_shapes().items()
-    return sum(shape[0] * shape[1] for name, shape in shapes if len(shape) == 2 and name not in without)
+    specs = config.tensors().items()
+    return sum(math.prod(s.shape) for name, s in specs if s.role is not Role.VECTOR and name not in without)
 
 
 def our_rates(path: Path, strategy: str, config: ModelConfig, bandwidth: float) -> dict[str, Rates]:

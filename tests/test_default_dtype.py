@@ -13,10 +13,10 @@ import torch
 from checkpoint_files import save_hugging_face, save_pth
 from conftest import ROOT
 from oracle import Shape
-from rwkv_engine.benchmark.synthetic import synthetic_tensors
 from torch.utils._pytree import tree_leaves
 
 from rwkv_engine import RWKV, State, auto, compat
+from rwkv_engine.benchmark.models import synthetic_tensors
 from rwkv_engine.chat import Chat
 from rwkv_engine.convert import to_hugging_face, to_pth
 from rwkv_engine.convert.pack import pack
@@ -138,7 +138,7 @@ def written_files(folder):
 
 def verification(folder):
     """But for the comparison with other programs, which run in processes of their own."""
-    with mock.patch("rwkv_engine.verification.run.PEERS", ()):
+    with mock.patch("rwkv_engine.verification.run.RUNNERS", {}):
         checks = {check.name: check for check in verify(folder / "m.pth", "cpu fp32")}
     yield [check.verdict for check in checks.values()]
     yield checks["activations"].numbers, checks["squared relu"].numbers

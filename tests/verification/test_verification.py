@@ -40,6 +40,10 @@ def by_name(path, *arguments) -> dict[str, Check]:
     return {check.name: check for check in verify(path, *arguments)}
 
 
+def scaled(state: State, name: str, factor: float) -> State:
+    return replace(state, fields={**state.fields, name: state.fields[name] * factor})
+
+
 def failed(checks: dict[str, Check]) -> list[str]:
     return [name for name, check in checks.items() if check.verdict == "FAILED"]
 
@@ -156,7 +160,7 @@ def test_decode_steps_that_differ_from_prefill_fail(wrong, tmp_path, monkeypatch
         if tokens.shape[1] == 1 and wrong == "logits":
             logits = logits * 1.01
         if tokens.shape[1] == 1 and wrong == "state" and after.position.item() == n_read:  # no logits come after it
-            after = replace(after, wkv_den=after.wkv_den * 1.01)
+            after = scaled(after, "wkv_den", 1.01)
         return logits, after
 
     monkeypatch.setattr(Rwkv4, "forward", disturbed)
@@ -168,7 +172,7 @@ def test_decode_steps_that_differ_from_prefill_fail(wrong, tmp_path, monkeypatch
 @pytest.mark.usefixtures("alone")
 def test_a_state_file_that_changes_the_state_fails(tmp_path, monkeypatch):
     load = State.load
-    monkeypatch.setattr(State, "load", lambda path: replace(load(path), att_shift=load(path).att_shift * 1.0001))
+    monkeypatch.setattr(State, "load", lambda path: scaled(load(path), "att_shift", 1.0001))
     assert failed(by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))) == ["state file"]
 
 
