@@ -1,7 +1,7 @@
-"""Checkpoints by their hub id: `owner/name`, or `owner/name/FILE.pth` for one file of many.
+"""Downloads checkpoints from the Hugging Face Hub by their id: `owner/name`, or `owner/name/FILE.pth` for one file.
 
-Only what a model needs is downloaded: the configuration, the tokenizer and one kind of weights. `huggingface_hub` does
-the rest: its cache, its login, its environment variables, its progress bars (on stderr, where that is a terminal).
+Only the files a model needs are downloaded: the configuration, the tokenizer and the weights in one format. The cache,
+the login, the environment variables and the progress bars (on a terminal) are those of `huggingface_hub`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ONCE_ONLINE = "run it once without offline=True (--offline, HF_HUB_OFFLINE) to d
 
 
 def parse_id(model: str) -> tuple[str, str | None] | None:
-    """Repository and file of a hub id; None for what can only be a path."""
+    """Splits a hub id into repository and file name; None if `model` can only be a path."""
     owner, _, rest = model.partition("/")
     name, _, file = rest.partition("/")
     if not name or name.endswith(SUFFIXES) or (file and not file.endswith(SUFFIXES)) or rest.endswith("/"):
@@ -49,25 +49,25 @@ def parse_id(model: str) -> tuple[str, str | None] | None:
 def download(
     model: str, revision: str | None = None, token: str | None = None, offline: bool = False, weights: bool = True
 ) -> Path:
-    """Brings a model into the hub cache, if it is not there, and returns its path: what `Checkpoint.open` takes.
+    """Downloads a model into the hub cache if it is not there yet, and returns its path for `Checkpoint.open`.
 
-    Where the hub cannot be asked, what the cache has of the revision is used, and a line on stderr says so.
+    If the hub cannot be reached, the copy of the revision in the cache is used, with a warning.
 
     Args:
         model: a hub id, see `parse_id`.
         revision: branch, tag or commit; by default the main branch.
-        token: for private and gated repositories; by default that of the environment or of `hf auth login`.
-        offline: use what the cache holds and ask no server; `HF_HUB_OFFLINE` does the same.
-        weights: without them, only what lies beside them comes, and the path is that of the directory; where nothing
-            does, they come all the same.
+        token: for private and gated repositories; by default the one in the environment or of `hf auth login`.
+        offline: use only the cache and make no request; `HF_HUB_OFFLINE` does the same.
+        weights: False downloads only the configuration and the tokenizer, and returns the directory; if the
+            repository has neither, the weights are downloaded all the same.
 
     Raises:
-        CheckpointError: no such repository, revision or file, no weights in it, no access, no space; no network and
-            the cache has not all of it; with `offline`, it is not in the cache.
+        CheckpointError: the repository, revision or file does not exist, holds no weights or may not be read; the disk
+            is full; or the hub cannot be reached (or `offline` is set) and the cache does not hold the whole model.
     """
     parsed = parse_id(model)
     if parsed is None:
-        raise CheckpointError(f"{model}: no hub id; expected owner/name or owner/name/FILE.pth")
+        raise CheckpointError(f"{model}: not a hub id; expected owner/name or owner/name/FILE.pth")
     repository, file = parsed
     token = checked_token(token, CheckpointError)
     if offline or constants.HF_HUB_OFFLINE:
@@ -76,21 +76,19 @@ def download(
     advice = Advice(
         missing=f"no such path here, and no such repository at {hub}: misspelt, or private; if it is private, {LOG_IN}",
         local=f"the hub cache {constants.HF_HUB_CACHE} cannot be written",
-        remedy="HF_HOME may name another",
-        broken="run it again, files that arrived whole are kept; offline=True (--offline) uses what the cache holds",
+        remedy="set HF_HOME to use another",
+        broken="run it again, files that arrived completely are kept; offline=True (--offline) uses the cache alone",
     )
     with failures_reported(CheckpointError, model, repository, revision, token, advice):
         try:
-            # This first request alone tells of nearly all that can be wrong, and gives up after seconds.
+            # Nearly every problem shows in this first request, which gives up after seconds.
             timeout = constants.HF_HUB_ETAG_TIMEOUT
             info = HfApi().model_info(repository, revision=revision, token=token, timeout=timeout)
         except Exception as error:
             cached = _whole_from_cache(model, repository, file, revision, weights) if is_no_answer(error) else None
             if cached is None:
                 raise
-            log.warning(
-                f"{model}: {hub} could not be asked ({name_failure(error)}); what the hub cache has of it is used"
-            )
+            log.warning(f"{model}: {hub} could not be reached ({name_failure(error)}); using the copy in the hub cache")
             return cached
         needed, opened = _choose(model, {sibling.rfilename for sibling in info.siblings or []}, file, weights)
         folders = set()
@@ -100,14 +98,14 @@ def download(
             path = Path(hf_hub_download(repository, name, revision=revision, token=token))
             folders.add(path.parents[name.count("/")])
     if {folder.name for folder in folders} != {info.sha}:
-        # Or a file of the cache was taken for one that could not be asked for.
+        # The library may also have taken a file from the cache when its request failed.
         raise CheckpointError(f"{model}: the repository changed while it was downloaded; run it again")
     return folders.pop() / opened
 
 
 def _from_cache(model: str, repository: str, file: str | None, revision: str | None, weights: bool) -> Path:
     try:
-        # No pattern, nothing expected: whether all that is needed is there is for us to say.
+        # Without patterns the library checks nothing; whether all needed files are there is checked below.
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError as error:
         at = f" at revision {revision!r}" if revision else ""
@@ -116,13 +114,13 @@ def _from_cache(model: str, repository: str, file: str | None, revision: str | N
     try:
         return folder / _choose(model, names, file, weights)[1]
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; this is what the hub cache has of it: {ONCE_ONLINE}") from error
+        raise CheckpointError(f"{error}; these are the files in the hub cache: {ONCE_ONLINE}") from error
 
 
 def _whole_from_cache(
     model: str, repository: str, file: str | None, revision: str | None, weights: bool
 ) -> Path | None:
-    """What `_from_cache` finds; None if it finds nothing or shards are missing: then the hub is what is missing."""
+    """The path in the cache; None if the model or one of its shards is missing there."""
     try:
         path = _from_cache(model, repository, file, revision, weights)
         shards = {
@@ -136,9 +134,9 @@ def _whole_from_cache(
 
 
 def _choose(model: str, names: set[str], file: str | None, weights: bool) -> tuple[list[str], str]:
-    """Of a repository's files those a model needs; and what of them to open: one file, or "." for the directory.
+    """The files of a repository that a model needs, and which to open: one of them, or "." for the directory.
 
-    The order of formats is that in which `Checkpoint.open` looks for them in a directory.
+    Formats are preferred in the order in which `Checkpoint.open` looks for them in a directory.
     """
     beside = [name for name in BESIDE if name in names]
     if beside and not weights:

@@ -1,6 +1,7 @@
-"""What went wrong with the hub, in one line that says what to do; for both directions, `download` and `upload`.
+"""Errors of downloads and uploads, turned into one line that says what to do.
 
-The library's own messages have several lines; its transports raise almost anything, and differ between its versions.
+The library's own messages have several lines, and the HTTP packages below it raise almost anything, depending on the
+version.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from huggingface_hub.errors import (
 from rwkv_engine.errors import RwkvError
 
 LOG_IN = "log in with `hf auth login`, or give a token (token=, or HF_TOKEN in the environment)"
-# The packages whose exceptions mean that there was no connection: those of huggingface_hub 2, 1 and before.
+# HTTP packages of huggingface_hub 2, 1 and before; their exceptions mean that the connection failed.
 TRANSPORTS = ("httpx2", "httpx", "requests")
-SHORTEST_SECRET = 8  # what is shorter is no token, and may stand in any word
+SHORTEST_SECRET = 8  # characters; anything shorter is not a token and could be part of any word
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What the two directions say differently.
+    """The parts of messages in which downloads and uploads differ.
 
     Attributes:
-        missing: the hub knows no such repository.
-        local: what failed when a file of this machine could not be read or written.
-        remedy: what to do about that.
-        broken: what to do when the connection broke.
+        missing: the message if the hub has no such repository.
+        local: what failed if a local file cannot be read or written.
+        remedy: what to do about a local failure.
+        broken: what to do if the connection breaks.
     """
 
     missing: str
@@ -48,13 +49,16 @@ class Advice:
 
 
 def checked_token(token: str | None, kind: type[RwkvError]) -> str | None:
-    """The token given; None for an empty one.
+    """The token, or None if it is empty.
 
     Raises:
-        RwkvError: of that kind: no token looks like this. The transports would say so too, and quote it.
+        RwkvError: of class `kind`: the token holds characters that no token has. (The HTTP packages would refuse it
+            too, with a message that quotes it.)
     """
     if token and not re.fullmatch(r"[!-~]+", token):
-        raise kind("the token given is none: expected one word of letters and digits; is there a space or a line end?")
+        raise kind(
+            "the token is not valid: expected one word of letters and digits; does it contain a space or a line end?"
+        )
     return token or None
 
 
@@ -62,7 +66,7 @@ def checked_token(token: str | None, kind: type[RwkvError]) -> str | None:
 def failures_reported(
     kind: type[RwkvError], subject: str, repository: str, revision: str | None, token: str | None, advice: Advice
 ) -> Iterator[None]:
-    """Turns whatever the library raises into an error of that kind: one line about the subject, without the token."""
+    """Turns any exception of the library into an error of class `kind`: one line that does not show the token."""
     try:
         yield
     except RwkvError:
@@ -76,14 +80,14 @@ def failures_reported(
 
 
 def innermost(error: Exception) -> Exception:
-    """What the library wrapped: in the news that the cache has no file either, or in the name of the file it sent."""
+    """The original exception; the library wraps it when the cache lacks the file too, or to name the file it sent."""
     while isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
 
 
 def is_no_answer(error: Exception) -> bool:
-    """Whether the hub could not be asked: no connection, no answer in time, or it is in trouble itself."""
+    """Whether the hub could not be reached: no connection, no answer in time, or a server error (5xx)."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500
     package = type(error).__module__.partition(".")[0]
@@ -91,14 +95,14 @@ def is_no_answer(error: Exception) -> bool:
 
 
 def name_failure(error: Exception) -> str:
-    """What kept the hub from answering, in few words."""
+    """A short description of why the hub did not answer."""
     if isinstance(error, HfHubHTTPError):
         return f"it answered {error.response.status_code}"
     return f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(said: object) -> str:
-    """The beginning of what was said, without line ends."""
+    """The first 300 characters, on one line."""
     return " ".join(str(said).split())[:300] or "no answer"
 
 

@@ -1,8 +1,8 @@
-"""Large files that a run left half: the next one takes them up where they end.
+"""Resumes downloads of large files that an earlier run left unfinished.
 
-huggingface_hub goes on within a run only: since 1.18 each download writes a file of its own and removes it on failure
-(its pull request 4306), for on file systems that ignore locks two programs wrote into the one they shared. Here a
-file's SHA-256 decides whether it is taken, so a lock that is ignored costs a download and no model.
+huggingface_hub resumes only within a run: since version 1.18 each download writes its own file and removes it on
+failure (its pull request 4306), because on file systems that ignore locks two programs wrote into one shared file. Here
+the SHA-256 of the finished file is checked, so an ignored lock costs a second download, never a broken model.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore
 
 
 def fetch_content(repository: str, name: str, commit: str, token: str | None) -> None:
-    """Brings a large file's content into the hub cache, where `hf_hub_download` then finds it.
+    """Downloads a large file into the hub cache, where `hf_hub_download` then finds it.
 
-    Does nothing for what is there already and for what the library is better at: small files, and those in xet, the
-    hub's storage by chunks, which has resumption of its own.
+    Does nothing if the file is there already, is small, or is stored in xet (the hub's chunked storage), which resumes
+    by itself.
 
     Raises:
-        Exception: whatever the library raises. What has arrived is kept.
+        Exception: whatever the library raises. The part that has arrived is kept.
     """
     if isinstance(try_to_load_from_cache(repository, name, revision=commit), str):
         return
@@ -49,7 +49,7 @@ def _go_on(url: str, content: Path, size: int, token: str | None, name: str) -> 
         if file.tell() > size:
             file.seek(0)
             file.truncate()
-        # What is compressed on the way cannot be taken up in the middle.
+        # A compressed response cannot be resumed in the middle.
         headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
         file_download.http_get(
             url, file, resume_size=file.tell(), headers=headers, expected_size=size, displayed_filename=name
@@ -60,5 +60,5 @@ def _go_on(url: str, content: Path, size: int, token: str | None, name: str) -> 
             digest.update(chunk)
     if digest.hexdigest() == content.name:
         partial.replace(content)
-    else:  # `hf_hub_download` will begin anew
+    else:  # `hf_hub_download` will start again
         partial.unlink()

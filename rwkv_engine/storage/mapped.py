@@ -1,4 +1,4 @@
-"""Giving the pages of a mapped file back once a tensor in it has been read."""
+"""Releases the memory pages of a mapped file after a tensor in it has been read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def release_pages(tensor: Tensor) -> None:
-    """Drops the resident pages that lie wholly inside `tensor`, if they belong to a mapped file.
+    """Drops the resident pages that lie completely inside `tensor`, if they belong to a mapped file.
 
-    They would be read again from the file if touched. Memory that is not a file's is left alone, for dropping it would
-    lose it; only Linux tells the two apart here, elsewhere this does nothing.
+    If they are touched again, they are read from the file again. Anonymous memory is left alone, because dropping it
+    would lose its content. Only on Linux can the two be distinguished here; elsewhere this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -17,6 +17,7 @@ from rwkv_engine import Checkpoint, CheckpointError, ModelConfig, RwkvError, Str
 from rwkv_engine.checkpoints import memory
 from rwkv_engine.checkpoints.failures import damage_reported, interrupts_kept
 from rwkv_engine.checkpoints.memory import memory_errors_explained
+from rwkv_engine.convert import to_hugging_face, to_pth
 from rwkv_engine.errors import OutOfMemoryError
 
 # Loads a file with so much less address space than it needs, in a process that has loaded all code before.
@@ -135,6 +136,17 @@ def test_bytes_of_a_strategy_are_counted_on_each_device(weights, tmp_path):
     parts = Strategy.parse("cuda fp32 *1 -> cpu fp32").nbytes(config)
     assert set(parts) == {"cuda", "cpu"}
     assert sum(parts.values()) == whole["cpu"]
+
+
+@pytest.mark.parametrize("convert", [to_pth, to_hugging_face])
+def test_too_little_memory_to_convert_leaves_what_was_there(convert, source, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 154450944 bytes")
+
+    monkeypatch.setattr("rwkv_engine.convert.source.check_finite", fail)
+    with pytest.raises(OutOfMemoryError, match="not enough memory to convert it"):
+        convert(source, tmp_path / "out.pth")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_other_errors_while_loading_stay_what_they_are(source):

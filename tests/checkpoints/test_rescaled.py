@@ -151,7 +151,7 @@ def saved_divided(tmp_path_factory):
 
 def test_what_transformers_divided_is_said_and_multiplied_back(saved_divided, tmp_path, capfd):
     folder, weights = saved_divided
-    note = f"rwkv_engine: {folder}: its weights look as if transformers had divided them before it saved them"
+    note = f"rwkv_engine: {folder}: transformers seems to have divided its weights before saving them"
     RWKV.from_pretrained(folder)
     said = capfd.readouterr().err
     assert said.count(note) == 1

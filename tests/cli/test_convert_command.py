@@ -41,8 +41,8 @@ def test_the_options_of_old_with_dashes_or_underscores(options, call, source):
     folder = source.parent / "hf"
     size = Checkpoint.open(source).config.n_params * 4 / 1e6
     assert errors == (
-        f"{folder}: {size:,.1f} MB, float32; no tokenizer: none that fits a vocabulary of 33 was found;"
-        " --tokenizer_file names one\n"
+        f"{folder}: {size:,.1f} MB, float32; no tokenizer: none was found that fits a vocabulary of 33; give one with"
+        " --tokenizer_file\n"
     )
     assert RWKV.from_pretrained(folder).fingerprint == Checkpoint.open(source).fingerprint()
     assert ("\n## Talk to it\n" in (folder / "README.md").read_text()) == ("--is_chat" in options)
@@ -129,13 +129,13 @@ MISTAKES = [  # options, exit code, what is said
     ("--checkpoint_file {folder}/no.pth --output_dir {folder}/hf", 1, "no.pth: no such file or directory"),
     ("--checkpoint_file {folder} --output_dir {folder}/hf", 1, "expected model.safetensors or pytorch_model.bin"),
     ("--checkpoint_file {folder}/text --output_dir {folder}/hf", 1, "damaged, or not a checkpoint"),
-    ("--checkpoint_file {source} --output_dir {folder}/text", 1, "text: is no directory; nothing was written"),
+    ("--checkpoint_file {source} --output_dir {folder}/text", 1, "text: is not a directory; nothing was written"),
     ("--checkpoint_file {source} --output_dir {folder}/text/hf", 1, "text/hf: cannot be written: Not a directory"),
     ("--checkpoint_file {source} --output_dir .", 1, "is the working directory or above it and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir ..", 1, "is the working directory or above it and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir /proc", 1, "/proc: has a file system of its own and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir /proc/hf", 1, "/proc/hf: cannot be written: No such file or directory"),
-    ("--checkpoint_file {source} --output_file {folder}/x.bin", 1, "x.bin: raw checkpoints are known by their name"),
+    ("--checkpoint_file {source} --output_file {folder}/x.bin", 1, "x.bin: expected a name that ends in .pth"),
     (
         "--checkpoint_file {source} --output_file {folder}/d.pth",
         1,
@@ -145,8 +145,16 @@ MISTAKES = [  # options, exit code, what is said
     ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {tokenizer}", 1, "has 2048 tokens, the"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {folder}/no", 1, "no tokenizer can be read"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --undo-rescale", 1, "needs a config.json with a rescale"),
-    ("--repo_id owner --checkpoint_file m.pth --output_dir {folder}/hf", 1, "owner/m.pth: no hub id; expected owner/"),
-    ("--repo_id a/b --checkpoint_file m.txt --output_dir {folder}/hf", 1, "a/b/m.txt: no hub id; expected owner/name"),
+    (
+        "--repo_id owner --checkpoint_file m.pth --output_dir {folder}/hf",
+        1,
+        "owner/m.pth: not a hub id; expected owner/",
+    ),
+    (
+        "--repo_id a/b --checkpoint_file m.txt --output_dir {folder}/hf",
+        1,
+        "a/b/m.txt: not a hub id; expected owner/name",
+    ),
     ("--repo_id a/b --checkpoint_file m.pth --output_dir {folder}/hf --offline", 1, "not in the hub cache"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --revision x", 1, "is on this machine; revision='x' can"),
 ]

@@ -186,7 +186,7 @@ def test_no_tokenizer_is_said_and_that_of_another_model_does_not_stay(source):
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}")
     done = to_hugging_face(source, folder)
-    assert done.tokenizer == "no tokenizer: none that fits a vocabulary of 33 was found; --tokenizer_file names one"
+    assert done.tokenizer == "no tokenizer: none was found that fits a vocabulary of 33; give one with --tokenizer_file"
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md",
         "config.json",

@@ -147,7 +147,7 @@ def test_offline_what_is_not_in_the_cache_is_refused(server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     download("someone/raw/RWKV-4-a.pth")
     message = reason("someone/raw/RWKV-4-b.pth", offline=True)
-    assert "has no RWKV-4-b.pth; it has RWKV-4-a.pth; this is what the hub cache has of it" in message
+    assert "has no RWKV-4-b.pth; it has RWKV-4-a.pth; these are the files in the hub cache" in message
     download("someone/raw/RWKV-4-b.pth")
     assert download("someone/raw/RWKV-4-a.pth", offline=True).name == "RWKV-4-a.pth"
 
@@ -191,7 +191,7 @@ def test_what_has_arrived_is_kept_when_the_connection_is_lost(server):
     server.break_after, server.reset = 10_000, True
     message = reason("someone/sharded")
     assert f"{server.endpoint} cannot be reached, or the connection broke (ReadError" in message
-    assert "run it again, files that arrived whole are kept" in message
+    assert "run it again, files that arrived completely are kept" in message
     assert server.fetched() == ["config.json", "model-00001-of-00003.safetensors", "model.safetensors.index.json"]
     with pytest.raises(CheckpointError, match=r"'model-00001-of-00003\.safetensors' is not in the directory"):
         RWKV.from_pretrained("someone/sharded", offline=True)
