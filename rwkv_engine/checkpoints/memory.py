@@ -11,15 +11,16 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 import torch
 
 from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.core.hardware import free_memory
 from rwkv_engine.core.main_memory import free_main_memory, within_limit
-from rwkv_engine.core.strategy import Strategy, free_memory
+from rwkv_engine.core.strategy import Strategy
 from rwkv_engine.errors import OutOfMemoryError
 
 _SIGNS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 # From the most exact to the smallest.
 _ON_CPU = ("cpu fp32", "cpu bf16", "cpu fp32i8", "cpu bf16i8")
 _ON_GPU = ("cuda fp16", "cuda fp16i8", "auto")
-_SPARE = 1.1  # working memory beside the weights: one converted matrix and the kernels' own
+_SPARE = 1.1  # times the weights: room for one matrix while it is converted, and for the kernels
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,13 +86,13 @@ def memory_errors_explained(load: Callable[Concatenate[C, Strategy, P], R]) -> C
             sizes = ", ".join(f"{_size(size)} on {d} ({_size(free[d])} were free)" for d, size in needed.items())
             raise OutOfMemoryError(
                 f"{checkpoint.path}: not enough memory to load it with strategy '{strategy}', which needs {sizes};"
-                f" {_way_out(checkpoint.config, strategy, needed, free)}"
+                f" {_way_out(checkpoint.config, needed, free)}"
             ) from error
 
     return explained
 
 
-def _way_out(config: ModelConfig, strategy: Strategy, needed: Mapping[str, int], free: Mapping[str, int | None]) -> str:
+def _way_out(config: ModelConfig, needed: Mapping[str, int], free: Mapping[str, int | None]) -> str:
     for text in _ON_CPU if set(needed) == {"cpu"} else _ON_GPU:
         other = Strategy.parse(text).resolve(config)
         sizes = other.nbytes(config)

@@ -1,4 +1,4 @@
-"""Tensor names. The original checkpoints' names are canonical; Hugging Face renames them, and trainers prefix them."""
+"""Tensor names in files: trainers prefix them, and Hugging Face renames them, see `ModelConfig.to_original`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rwkv_engine.checkpoints.contents import shown, some
+from rwkv_engine.core.architectures import config_class_of
+from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.errors import CheckpointError
 
 T = TypeVar("T")
 
-_RENAMES = (  # original, Hugging Face
-    ("emb.weight", "embeddings.weight"),
-    (".ln0.", ".pre_ln."),
-    (".att.", ".attention."),
-    (".ffn.", ".feed_forward."),
-    (".time_mix_k", ".time_mix_key"),
-    (".time_mix_v", ".time_mix_value"),
-    (".time_mix_r", ".time_mix_receptance"),
-)
 # What holds the model in a trainer (DistributedDataParallel, DeepSpeed, Lightning): any number, before every name.
 _HOLDERS = re.compile(r"(?:(?:_forward_module|module|model|rwkv)\.)+")
 # What torch.compile, FSDP and activation checkpointing wrap around any module: anywhere in a name.
@@ -28,33 +21,17 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 _LORA = re.compile(r"(?:^|\.)lora_")
 
 
-def to_hugging_face(name: str) -> str:
-    """`blocks.0.att.time_mix_k` -> `rwkv.blocks.0.attention.time_mix_key`."""
-    for original, renamed in _RENAMES:
-        name = name.replace(original, renamed)
-    return name if name.startswith("head.") else f"rwkv.{name}"
-
-
-def to_original(name: str) -> str:
-    """The inverse of `to_hugging_face`, also without `rwkv.` and with trainers' prefixes; original names are unchanged.
-
-    `_forward_module.module.rwkv.blocks.0.attention.key.weight` -> `blocks.0.att.key.weight`.
-    """
+def stripped(name: str) -> str:
+    """A name without what trainers put before it: `_forward_module.module.rwkv.blocks.0.x` -> `blocks.0.x`."""
     name = _WRAPPERS.sub("", name)
-    if holders := _HOLDERS.match(name):
-        name = name[holders.end() :]
-    for original, renamed in _RENAMES:
-        name = name.replace(renamed, original)
-    return name
+    holders = _HOLDERS.match(name)
+    return name[holders.end() :] if holders else name
 
 
-def shape_in_file(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that files have for a tensor of this original name: token-shift vectors are (1, 1, C) there."""
-    return (1, 1, *shape) if ".time_mix_" in name else shape
-
-
-def canonical(path: Path, tensors: Mapping[str, T], settings: Mapping[str, Any]) -> dict[str, T]:
-    """Tensors by their original names.
+def canonical(
+    path: Path, tensors: Mapping[str, T], settings: Mapping[str, Any]
+) -> tuple[type[ModelConfig], dict[str, T]]:
+    """The config class of a checkpoint's RWKV version, and its tensors by their original names.
 
     Args:
         path: for messages.
@@ -65,10 +42,11 @@ def canonical(path: Path, tensors: Mapping[str, T], settings: Mapping[str, Any])
         CheckpointError: two names mean one tensor, or there are LoRA factors.
     """
     _check_merged(path, tensors)
+    version = config_class_of([stripped(name) for name in tensors])
     renamed: dict[str, T] = {}
     names: dict[str, str] = {}
     for name, tensor in tensors.items():
-        original = to_original(name)
+        original = version.to_original(stripped(name))
         if original in renamed:
             raise CheckpointError(
                 f"{path}: {shown(names[original])} and {shown(name)} are one tensor but for a prefix; expected the"
@@ -77,7 +55,7 @@ def canonical(path: Path, tensors: Mapping[str, T], settings: Mapping[str, Any])
         renamed[original], names[original] = tensor, name
     if "head.weight" not in renamed and settings.get("tie_word_embeddings") and "emb.weight" in renamed:
         renamed["head.weight"] = renamed["emb.weight"]
-    return renamed
+    return version, renamed
 
 
 def _check_merged(path: Path, names: Collection[str]) -> None:

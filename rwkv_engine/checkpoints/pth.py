@@ -114,7 +114,7 @@ class _Announced:
         self.storage, self.shape = _Storage(key, dtype, torch.Size(shape).numel()), shape
 
     def __reduce__(self) -> tuple[Any, ...]:
-        strides = torch.empty(self.shape, device="meta").stride()
+        strides = torch.empty(self.shape, dtype=self.storage.dtype, device="meta").stride()
         return torch._utils._rebuild_tensor_v2, (self.storage, 0, self.shape, strides, False, OrderedDict())
 
 

@@ -1,7 +1,7 @@
-"""Downloads checkpoints from the Hugging Face Hub by their id: `owner/name`, or `owner/name/FILE.pth` for one file.
+"""Downloads models by their hub id: `owner/name`, or `owner/name/FILE.pth` for one file of a repository.
 
-Only the files a model needs are downloaded: the configuration, the tokenizer and the weights in one format. The cache,
-the login, the environment variables and the progress bars (on a terminal) are those of `huggingface_hub`.
+Only what a model needs is downloaded: the configuration, the tokenizer and the weights in one format. The cache, login,
+environment variables and progress bars (on standard error, if it is a terminal) are those of `huggingface_hub`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ONCE_ONLINE = "run it once without offline=True (--offline, HF_HUB_OFFLINE) to d
 
 
 def parse_id(model: str) -> tuple[str, str | None] | None:
-    """Splits a hub id into repository and file name; None if `model` can only be a path."""
+    """The repository and the file of a hub id; None if the name can only be a path."""
     owner, _, rest = model.partition("/")
     name, _, file = rest.partition("/")
     if not name or name.endswith(SUFFIXES) or (file and not file.endswith(SUFFIXES)) or rest.endswith("/"):
@@ -49,21 +49,22 @@ def parse_id(model: str) -> tuple[str, str | None] | None:
 def download(
     model: str, revision: str | None = None, token: str | None = None, offline: bool = False, weights: bool = True
 ) -> Path:
-    """Downloads a model into the hub cache if it is not there yet, and returns its path for `Checkpoint.open`.
+    """Downloads a model to the hub cache, if it is not there, and returns its path, as `Checkpoint.open` takes it.
 
-    If the hub cannot be reached, the copy of the revision in the cache is used, with a warning.
+    If the hub cannot be reached, the files in the cache are used, and a notice says so.
 
     Args:
         model: a hub id, see `parse_id`.
-        revision: branch, tag or commit; by default the main branch.
-        token: for private and gated repositories; by default the one in the environment or of `hf auth login`.
-        offline: use only the cache and make no request; `HF_HUB_OFFLINE` does the same.
-        weights: False downloads only the configuration and the tokenizer, and returns the directory; if the
-            repository has neither, the weights are downloaded all the same.
+        revision: a branch, tag or commit; by default the main branch.
+        token: for private and gated repositories; by default the one of the environment or of `hf auth login`.
+        offline: use the cache only and contact no server; `HF_HUB_OFFLINE` does the same.
+        weights: if false, only the other files are downloaded, and the path is that of the directory; if there are no
+            other files, the weights are downloaded nevertheless.
 
     Raises:
-        CheckpointError: the repository, revision or file does not exist, holds no weights or may not be read; the disk
-            is full; or the hub cannot be reached (or `offline` is set) and the cache does not hold the whole model.
+        CheckpointError: the repository, revision or file does not exist, there are no weights in it, there is no access
+            or no space, or the hub cannot be reached and the cache is incomplete; with `offline`, the model is not in
+            the cache.
     """
     parsed = parse_id(model)
     if parsed is None:
@@ -76,19 +77,19 @@ def download(
     advice = Advice(
         missing=f"no such path here, and no such repository at {hub}: misspelt, or private; if it is private, {LOG_IN}",
         local=f"the hub cache {constants.HF_HUB_CACHE} cannot be written",
-        remedy="set HF_HOME to use another",
-        broken="run it again, files that arrived completely are kept; offline=True (--offline) uses the cache alone",
+        remedy="HF_HOME may name another",
+        broken="run it again, files that arrived whole are kept; offline=True (--offline) uses what the cache holds",
     )
     with failures_reported(CheckpointError, model, repository, revision, token, advice):
         try:
-            # Nearly every problem shows in this first request, which gives up after seconds.
+            # This first request reveals nearly everything that can be wrong, and has a time limit of seconds.
             timeout = constants.HF_HUB_ETAG_TIMEOUT
             info = HfApi().model_info(repository, revision=revision, token=token, timeout=timeout)
         except Exception as error:
             cached = _whole_from_cache(model, repository, file, revision, weights) if is_no_answer(error) else None
             if cached is None:
                 raise
-            log.warning(f"{model}: {hub} could not be reached ({name_failure(error)}); using the copy in the hub cache")
+            log.warning(f"{model}: {hub} cannot be reached ({name_failure(error)}); using the files in the hub cache")
             return cached
         needed, opened = _choose(model, {sibling.rfilename for sibling in info.siblings or []}, file, weights)
         folders = set()
@@ -98,14 +99,14 @@ def download(
             path = Path(hf_hub_download(repository, name, revision=revision, token=token))
             folders.add(path.parents[name.count("/")])
     if {folder.name for folder in folders} != {info.sha}:
-        # The library may also have taken a file from the cache when its request failed.
+        # This also happens if a file of the cache was used in place of one that could not be requested.
         raise CheckpointError(f"{model}: the repository changed while it was downloaded; run it again")
     return folders.pop() / opened
 
 
 def _from_cache(model: str, repository: str, file: str | None, revision: str | None, weights: bool) -> Path:
     try:
-        # Without patterns the library checks nothing; whether all needed files are there is checked below.
+        # An empty list of patterns means that no file is required; `_choose` checks what is there.
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError as error:
         at = f" at revision {revision!r}" if revision else ""
@@ -120,7 +121,7 @@ def _from_cache(model: str, repository: str, file: str | None, revision: str | N
 def _whole_from_cache(
     model: str, repository: str, file: str | None, revision: str | None, weights: bool
 ) -> Path | None:
-    """The path in the cache; None if the model or one of its shards is missing there."""
+    """The path that `_from_cache` finds; None if there is none or shards are missing."""
     try:
         path = _from_cache(model, repository, file, revision, weights)
         shards = {
@@ -134,9 +135,9 @@ def _whole_from_cache(
 
 
 def _choose(model: str, names: set[str], file: str | None, weights: bool) -> tuple[list[str], str]:
-    """The files of a repository that a model needs, and which to open: one of them, or "." for the directory.
+    """The files of a repository that a model needs, and the one to open, or "." for the directory.
 
-    Formats are preferred in the order in which `Checkpoint.open` looks for them in a directory.
+    The order of formats is the one in which `Checkpoint.open` looks for them in a directory.
     """
     beside = [name for name in BESIDE if name in names]
     if beside and not weights:
@@ -156,9 +157,9 @@ def _choose(model: str, names: set[str], file: str | None, weights: bool) -> tup
         return [*beside, *raw], raw[0]
     if not raw:
         raise CheckpointError(
-            f"{model}: expected model.safetensors, pytorch_model.bin or a .pth, the repository has {_some(names)}"
+            f"{model}: expected model.safetensors, pytorch_model.bin or a .pth file; the repository has {_some(names)}"
         )
-    raise CheckpointError(f"{model}: has {len(raw)} models: {_some(raw)}; name one: {model}/{raw[0]}")
+    raise CheckpointError(f"{model}: has {len(raw)} models: {_some(raw)}; name one of them, such as {model}/{raw[0]}")
 
 
 def _some(names: Iterable[str]) -> str:

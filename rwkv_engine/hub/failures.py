@@ -1,7 +1,6 @@
-"""Errors of downloads and uploads, turned into one line that says what to do.
+"""Messages for failures of the hub, for `download` and `upload`: one line that says what to do.
 
-The library's own messages have several lines, and the HTTP packages below it raise almost anything, depending on the
-version.
+The library's own messages have several lines, and the exceptions of its transports differ between its versions.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from huggingface_hub.errors import (
 from rwkv_engine.errors import RwkvError
 
 LOG_IN = "log in with `hf auth login`, or give a token (token=, or HF_TOKEN in the environment)"
-# HTTP packages of huggingface_hub 2, 1 and before; their exceptions mean that the connection failed.
+# The packages whose exceptions mean that there was no connection: the transports of huggingface_hub 2, 1 and earlier.
 TRANSPORTS = ("httpx2", "httpx", "requests")
-SHORTEST_SECRET = 8  # characters; anything shorter is not a token and could be part of any word
+SHORTEST_SECRET = 8  # characters; a shorter string is not a token, and could be a part of any word
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The parts of messages in which downloads and uploads differ.
+    """The parts of messages that differ between download and upload.
 
     Attributes:
-        missing: the message if the hub has no such repository.
-        local: what failed if a local file cannot be read or written.
-        remedy: what to do about a local failure.
-        broken: what to do if the connection breaks.
+        missing: for a repository that does not exist.
+        local: for a local file that cannot be read or written.
+        remedy: what to do in that case.
+        broken: what to do if the connection broke.
     """
 
     missing: str
@@ -49,16 +48,14 @@ class Advice:
 
 
 def checked_token(token: str | None, kind: type[RwkvError]) -> str | None:
-    """The token, or None if it is empty.
+    """The given token; None for an empty one.
 
     Raises:
-        RwkvError: of class `kind`: the token holds characters that no token has. (The HTTP packages would refuse it
-            too, with a message that quotes it.)
+        RwkvError: of the class `kind`, if the token has characters that no token has. The transports would refuse it
+            too, but with the token in the message.
     """
     if token and not re.fullmatch(r"[!-~]+", token):
-        raise kind(
-            "the token is not valid: expected one word of letters and digits; does it contain a space or a line end?"
-        )
+        raise kind("the given token is invalid: expected one word of letters and digits, without spaces or line ends")
     return token or None
 
 
@@ -66,7 +63,7 @@ def checked_token(token: str | None, kind: type[RwkvError]) -> str | None:
 def failures_reported(
     kind: type[RwkvError], subject: str, repository: str, revision: str | None, token: str | None, advice: Advice
 ) -> Iterator[None]:
-    """Turns any exception of the library into an error of class `kind`: one line that does not show the token."""
+    """Converts exceptions of the library to errors of the class `kind`, with a one-line message without the token."""
     try:
         yield
     except RwkvError:
@@ -80,14 +77,14 @@ def failures_reported(
 
 
 def innermost(error: Exception) -> Exception:
-    """The original exception; the library wraps it when the cache lacks the file too, or to name the file it sent."""
+    """The original exception, if the library wrapped it in one about its cache or about a file."""
     while isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
 
 
 def is_no_answer(error: Exception) -> bool:
-    """Whether the hub could not be reached: no connection, no answer in time, or a server error (5xx)."""
+    """Whether the hub cannot be reached: there is no connection, no answer in time, or a server error."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500
     package = type(error).__module__.partition(".")[0]
@@ -95,14 +92,14 @@ def is_no_answer(error: Exception) -> bool:
 
 
 def name_failure(error: Exception) -> str:
-    """A short description of why the hub did not answer."""
+    """A short description of a failure for which `is_no_answer` is true."""
     if isinstance(error, HfHubHTTPError):
         return f"it answered {error.response.status_code}"
     return f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(said: object) -> str:
-    """The first 300 characters, on one line."""
+    """The beginning of a message, on one line."""
     return " ".join(str(said).split())[:300] or "no answer"
 
 

@@ -1,8 +1,8 @@
-"""Resumes downloads of large files that an earlier run left unfinished.
+"""Continues interrupted downloads of large files in the next run.
 
-huggingface_hub resumes only within a run: since version 1.18 each download writes its own file and removes it on
-failure (its pull request 4306), because on file systems that ignore locks two programs wrote into one shared file. Here
-the SHA-256 of the finished file is checked, so an ignored lock costs a second download, never a broken model.
+huggingface_hub continues a download within one run only: since 1.18 each download writes a file of its own and removes
+it on failure (its pull request 4306), because on file systems that ignore locks two programs wrote to the same file.
+Here a file is used only if its SHA-256 is right, so an ignored lock costs a download, but cannot damage a model.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore
 
 
 def fetch_content(repository: str, name: str, commit: str, token: str | None) -> None:
-    """Downloads a large file into the hub cache, where `hf_hub_download` then finds it.
+    """Downloads the content of a large file to the hub cache, where `hf_hub_download` finds it.
 
-    Does nothing if the file is there already, is small, or is stored in xet (the hub's chunked storage), which resumes
-    by itself.
+    Does nothing for files that are there already, for small files, and for files in xet, the hub's chunked storage,
+    whose downloads the library continues itself.
 
     Raises:
-        Exception: whatever the library raises. The part that has arrived is kept.
+        Exception: any exception of the library. The part that has arrived is kept.
     """
     if isinstance(try_to_load_from_cache(repository, name, revision=commit), str):
         return
@@ -35,7 +35,7 @@ def fetch_content(repository: str, name: str, commit: str, token: str | None) ->
     folder = file_download.repo_folder_name(repo_id=repository, repo_type="model")
     cache = Path(constants.HF_HUB_CACHE)
     content = cache / folder / "blobs" / digest
-    lock = cache / ".locks" / folder / f"{digest}.lock"  # the library's own
+    lock = cache / ".locks" / folder / f"{digest}.lock"  # the lock that the library uses
     for path in (content, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
@@ -49,7 +49,7 @@ def _go_on(url: str, content: Path, size: int, token: str | None, name: str) -> 
         if file.tell() > size:
             file.seek(0)
             file.truncate()
-        # A compressed response cannot be resumed in the middle.
+        # A compressed transfer could not be continued in the middle.
         headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
         file_download.http_get(
             url, file, resume_size=file.tell(), headers=headers, expected_size=size, displayed_filename=name
@@ -60,5 +60,5 @@ def _go_on(url: str, content: Path, size: int, token: str | None, name: str) -> 
             digest.update(chunk)
     if digest.hexdigest() == content.name:
         partial.replace(content)
-    else:  # `hf_hub_download` will start again
+    else:  # `hf_hub_download` starts again
         partial.unlink()

@@ -1,7 +1,7 @@
-"""Uploads the files of a folder to a repository on the Hugging Face Hub.
+"""Uploads a folder to a repository on the Hugging Face hub.
 
-The login, the environment variables and the progress bars are those of `huggingface_hub`, and so is xet, the hub's
-chunked storage, where it is installed (`HF_HUB_DISABLE_XET` sends whole files instead).
+This uses `huggingface_hub` with its login, environment variables and progress bars, and xet, the hub's chunked storage,
+if it is installed (`HF_HUB_DISABLE_XET` switches it off).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rwkv_engine.errors import HubError
 from rwkv_engine.hub.failures import LOG_IN, Advice, checked_token, failures_reported
 
 NOT_SENT = {".git", ".cache"}  # folders of git and of the hub's client, which the hub refuses
-SILENCE = 300.0  # seconds without an answer; a commit of many files takes a minute
+SILENCE = 300.0  # seconds; a commit of many files is answered after a minute
 
 
 def upload(
@@ -38,29 +38,29 @@ def upload(
     revision: str | None = None,
     message: str | None = None,
 ) -> str:
-    """Uploads all files of a folder in one commit and returns their URL.
+    """Uploads all files of a folder in one commit and returns the URL at which they are.
 
-    The repository then has all of the files, or none if anything fails. Large files are sent before the commit, one
-    after the other; a second run does not send those again that have arrived. Other files in the repository are left
-    alone.
+    If anything fails, the repository stays as it was. Large files are sent one by one before the commit; if the upload
+    is repeated, those that have arrived are not sent again. Files that are only in the repository are kept.
 
     Args:
-        folder: its files and subfolders go into the root of the repository.
+        folder: its contents, including subfolders, are uploaded to the root of the repository.
         repo_id: `owner/name`, or `name` for a repository of your own. It is created if it does not exist.
-        token: one that may write; by default the one in the environment or of `hf auth login`.
-        private: whether a new repository is private; otherwise it is public, or as its organisation prefers.
-        revision: the branch, by default the main branch; a new one starts from the main branch.
-        message: the commit's message.
+        token: an access token with write permission. By default the one of the environment or of `hf auth login`.
+        private: make the repository private if it is created. Otherwise it is public, unless its organisation has
+            another default.
+        revision: the branch, by default the main one. It is created from the main branch if it does not exist.
+        message: the commit message.
 
     Raises:
-        HubError: the folder does not exist or is empty, `repo_id` is not a valid name, the owner does not exist, there
-            is no login or no permission, or the hub cannot be reached or fails.
+        HubError: the folder does not exist or is empty, the name of the repository is invalid, there is no login or no
+            access, or the hub failed or cannot be reached.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(
-            f"{repo_id}: not a repository name; expected owner/name of letters, digits, -, _ and ."
+            f"{repo_id}: not a name of a repository; expected owner/name of letters, digits, -, _ and ."
         ) from error
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"{repo_id}: cannot be uploaded offline; unset HF_HUB_OFFLINE")
@@ -71,7 +71,7 @@ def upload(
         missing=f"no such owner or repository at {constants.ENDPOINT}: misspelt, or the token may not see it",
         local=f"{folder} cannot be read",
         remedy="nothing was committed",
-        broken="the repository is as it was; run it again, files that arrived completely are not sent again",
+        broken="the repository is as it was; run it again, files that arrived whole are not sent again",
     )
     with (
         failures_reported(HubError, repo_id, repo_id, revision, token, advice),
@@ -85,7 +85,7 @@ def upload(
         api.create_repo(repository, private=private or None, exist_ok=True)
         if revision and not revision.startswith("refs/"):
             api.create_branch(repository, branch=revision, exist_ok=True)
-        # One at a time: several at once would all be lost on failure, and Ctrl-C would wait for their threads.
+        # Several at once would all be lost half way, and would keep Ctrl-C waiting for their threads.
         for addition in additions:
             api.preupload_lfs_files(repository, [addition], revision=revision, free_memory=False)
         # Not `upload_folder`, which may make several commits.
@@ -95,7 +95,7 @@ def upload(
 
 def _additions(folder: Path) -> list[CommitOperationAdd]:
     if not folder.is_dir():
-        raise HubError(f"{folder}: is not a folder; expected one with the files to upload")
+        raise HubError(f"{folder}: not a folder; expected one with the files to upload")
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     additions = [
         CommitOperationAdd(name.as_posix(), str(path)) for name, path in files.items() if not NOT_SENT & {*name.parts}
@@ -107,9 +107,9 @@ def _additions(folder: Path) -> list[CommitOperationAdd]:
 
 @contextmanager
 def _silence_limited() -> Iterator[None]:
-    """Sets a timeout for the library's session, which otherwise waits for a silent server for ever."""
+    """Limits the time without an answer from the server, for which the library would wait for ever."""
     session = get_session()
-    before = getattr(session, "timeout", None)  # sessions of requests, used by old versions, have none
+    before = getattr(session, "timeout", None)  # requests, which old versions go through, knows none
     session.timeout = SILENCE
     try:
         yield
@@ -119,7 +119,7 @@ def _silence_limited() -> Iterator[None]:
 
 @contextmanager
 def _bars_on_terminals() -> Iterator[None]:
-    """Hides upload progress bars unless standard error is a terminal, as the library does for downloads."""
+    """Shows the library's upload progress bars on terminals only, as it does with its download bars."""
     if sys.stderr.isatty() or are_progress_bars_disabled():
         yield
         return

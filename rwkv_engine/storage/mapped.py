@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def release_pages(tensor: Tensor) -> None:
-    """Drops the resident pages that lie completely inside `tensor`, if they belong to a mapped file.
+    """Drops the resident pages that lie wholly inside `tensor`, if they belong to a mapped file.
 
-    If they are touched again, they are read from the file again. Anonymous memory is left alone, because dropping it
-    would lose its content. Only on Linux can the two be distinguished here; elsewhere this does nothing.
+    A later access reads them from the file again. Other memory is not touched, because its contents would be lost. This
+    works on Linux, which shows what memory belongs to a file; elsewhere it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

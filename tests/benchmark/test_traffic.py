@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from rwkv_engine.benchmark.shapes import SHAPES, parse_shape
-from rwkv_engine.benchmark.traffic import bytes_per_token
-from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine import Rwkv4Config
+from rwkv_engine.benchmark.lineup import bytes_per_token
+from rwkv_engine.benchmark.models import SHAPES, parse_shape
+from rwkv_engine.core import Strategy
 from rwkv_engine.errors import RequestError
 
-SMALL = ModelConfig(n_layer=2, n_embd=10, n_att=6, n_ffn=30, n_vocab=100)
+SMALL = Rwkv4Config(n_layer=2, n_embd=10, n_att=6, n_ffn=30, n_vocab=100)
 # Of one layer: two LayerNorms, decay and first, three and two mixes.
 VECTORS = 4 * 10 + 2 * 6 + 5 * 10
 LAYER = 3 * 6 * 10 + 10 * 6 + 30 * 10 + 10 * 10  # matrices but for the value matrix of channel mixing
@@ -26,7 +27,7 @@ def test_float_matrices_vectors_and_one_row_of_the_embedding():
     rest = 4 * (2 * VECTORS + LN0_AND_OUT)
     assert counted("cpu fp32") == 4 * (2 * (LAYER + VALUE) + HEAD + 10) + rest
     assert counted("cpu bf16") == 2 * (2 * (LAYER + VALUE) + HEAD + 10) + rest
-    # The embedding lies with the first layer, the head has a place of its own.
+    # The embedding belongs to the first layer, the head has its own placement.
     assert counted("cpu fp32 *1 -> cpu fp16") == 4 * (LAYER + VALUE + 10) + 2 * (LAYER + VALUE + HEAD) + rest
 
 
@@ -38,7 +39,7 @@ def test_zeros_are_not_read_in_their_layer():
     )
 
 
-def test_int8_is_a_byte_and_scales_which_are_read_whatever_is_zero():
+def test_int8_weights_are_one_byte_and_their_scales_are_always_read():
     rest = 4 * (2 * VECTORS + LN0_AND_OUT) + 4 * 10
     shapes = [s for name, s in SMALL.tensor_shapes().items() if len(s) == 2 and name != "emb.weight"]
     scales = 4 * sum(n + k for n, k in shapes)
@@ -46,7 +47,7 @@ def test_int8_is_a_byte_and_scales_which_are_read_whatever_is_zero():
     assert counted("cpu fp32i8", (1.0, 1.0)) == 2 * LAYER + HEAD + scales + rest
 
 
-def test_named_shapes_are_those_of_the_models_of_that_name():
+def test_named_shapes_have_the_parameters_of_the_models_of_that_name():
     parameters = {name: config.n_params / 1e6 for name, config in SHAPES.items()}
     expected = {"169m": 169.3, "430m": 430.4, "1b5": 1515.1, "3b": 2984.6, "tales": 3.9}
     assert parameters == pytest.approx(expected, abs=0.06)
@@ -57,7 +58,7 @@ def test_named_shapes_are_those_of_the_models_of_that_name():
 
 
 def test_a_shape_is_a_name_or_three_numbers():
-    assert parse_shape("2,16,100") == ModelConfig(2, 16, 16, 64, 100)
+    assert parse_shape("2,16,100") == Rwkv4Config(2, 16, 16, 64, 100)
     for wrong in ("7b", "2,16", "2,16,100,4", "2,0,100", "2,16,x", ""):
         with pytest.raises(RequestError, match=f"shape: got '{wrong}', expected one of 169m, .*L,C,V"):
             parse_shape(wrong)

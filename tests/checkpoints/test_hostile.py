@@ -11,8 +11,8 @@ import pytest
 from checkpoint_files import save_packed, save_pth, save_safetensors
 from oracle import Shape
 
-from rwkv_engine import Checkpoint, CheckpointError, ModelConfig
-from rwkv_engine.core.config import TENSORS_PER_LAYER
+from rwkv_engine import Checkpoint, CheckpointError, Rwkv4Config
+from rwkv_engine.core.rwkv4 import TENSORS_PER_LAYER
 
 SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
 
@@ -37,14 +37,14 @@ path = good.with_name("mutated" + "".join(good.suffixes))
 seen, bad, slowest, before = collections.Counter(), [], 0.0, megabytes()
 for what, content in make(good.read_bytes(), count):
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()  # the machine may be busy
     try:
         outcome = "harmless" if load(path) == config else "another model"
     except CheckpointError as error:
         outcome = "refused" if len(str(error).splitlines()) == 1 and len(str(error)) < 1000 else "a long message"
     except BaseException as error:
         outcome = repr(error)
-    slowest = max(slowest, time.perf_counter() - start)
+    slowest = max(slowest, time.process_time() - start)
     seen[outcome] += 1
     if outcome not in ("refused", "harmless"):
         bad.append((what, outcome[:500]))
@@ -52,6 +52,7 @@ print(json.dumps({"bad": bad, "seen": seen, "slowest": slowest, "grown": megabyt
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "name", "count"),
     [
@@ -79,7 +80,7 @@ def test_mutated_files_are_refused_or_harmless(make, name, count, tmp_path, run_
     assert seen["bad"] == []
     assert sum(seen["seen"].values()) == count
     assert 0 < seen["seen"]["harmless"] < count / 4, seen  # else they would be no test
-    # Measured on two busy cores: 0.3 s and 10 MB.
+    # Measured on two busy cores: 0.3 s, of the processor alone, and 10 MB.
     assert seen["slowest"] < 1.0
     assert seen["grown"] < 500
 
@@ -118,5 +119,5 @@ def test_layers_a_file_only_names_are_not_counted(tmp_path):
 
 
 def test_tensors_per_layer():
-    sizes = [len(ModelConfig(n, 8, 8, 8, 8).tensor_shapes()) for n in (1, 2, 3)]
+    sizes = [len(Rwkv4Config(n, 8, 8, 8, 8).tensor_shapes()) for n in (1, 2, 3)]
     assert [sizes[1] - sizes[0], sizes[2] - sizes[1]] == [TENSORS_PER_LAYER, TENSORS_PER_LAYER]

@@ -216,6 +216,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["--output_dir", "--output_file"])
 @pytest.mark.parametrize(
     ("event", "code", "message"),
@@ -245,6 +246,7 @@ def test_the_old_output_stays_whatever_happens(event, code, message, output, sou
     assert sorted(source.parent.iterdir()) == sorted([source, path])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
 def test_a_bar_is_shown_at_a_terminal(source, run_python):
     code = (

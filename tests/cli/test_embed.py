@@ -95,6 +95,7 @@ def test_blank_lines_are_left_out_if_that_is_asked_for(call, tmp_path, tales):
 PIPED = "import sys; from rwkv_engine.cli import main; sys.argv[:1] = ['rwkv-engine']; main()"
 
 
+@pytest.mark.slow
 def test_lines_come_from_a_pipe(tmp_path, tales):
     output = tmp_path / "out.npy"
     command = [sys.executable, "-c", PIPED, "embed", "tales", "-o", str(output), "--pooling", "state"]
@@ -167,6 +168,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "event", "code", "left", "message"),
     [

@@ -135,7 +135,9 @@ def test_a_gated_repository(server):
 def test_what_a_repository_does_not_have(server):
     assert "no such repository" in reason("someone/missing")
     assert "has no RWKV-4-c.pth; it has README.md, RWKV-4-a.pth" in reason("someone/raw/RWKV-4-c.pth")
-    assert "has 2 models: RWKV-4-a.pth, RWKV-4-b.pth; name one: someone/raw/RWKV-4-a.pth" in reason("someone/raw")
+    assert "has 2 models: RWKV-4-a.pth, RWKV-4-b.pth; name one of them, such as someone/raw/RWKV-4-a.pth" in reason(
+        "someone/raw"
+    )
     assert "the repository has README.md, onnx/model.onnx, optimizer.pt" in reason("someone/nothing")
     assert server.fetched() == []
 
@@ -191,7 +193,7 @@ def test_what_has_arrived_is_kept_when_the_connection_is_lost(server):
     server.break_after, server.reset = 10_000, True
     message = reason("someone/sharded")
     assert f"{server.endpoint} cannot be reached, or the connection broke (ReadError" in message
-    assert "run it again, files that arrived completely are kept" in message
+    assert "run it again, files that arrived whole are kept" in message
     assert server.fetched() == ["config.json", "model-00001-of-00003.safetensors", "model.safetensors.index.json"]
     with pytest.raises(CheckpointError, match=r"'model-00001-of-00003\.safetensors' is not in the directory"):
         RWKV.from_pretrained("someone/sharded", offline=True)
@@ -224,6 +226,7 @@ def test_a_branch_that_moves_during_the_download_mixes_no_two_commits(found, ser
     assert "changed while it was downloaded" in reason("someone/single")
 
 
+@pytest.mark.slow
 def test_the_command_line(repositories, tmp_path):
     """In a process of its own that has nothing but its environment."""
     server = HubServer(repositories)

@@ -12,7 +12,7 @@ from checkpoint_files import save_pth
 from oracle import Shape
 from safetensors.torch import save_file
 
-from rwkv_engine import ModelConfig
+from rwkv_engine import Rwkv4Config
 from rwkv_engine.convert.pack import pack
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -58,10 +58,11 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def large():
     """100 M parameters, 200 MB in bfloat16."""
-    shapes = ModelConfig(n_layer=6, n_embd=1024, n_att=1024, n_ffn=4096, n_vocab=9000).tensor_shapes()
+    shapes = Rwkv4Config(n_layer=6, n_embd=1024, n_att=1024, n_ffn=4096, n_vocab=9000).tensor_shapes()
     return {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [("pth", "cpu fp32"), ("safetensors", "cpu fp32"), ("legacy", "cpu fp32"), ("pth", "cpu bf16i8")],
@@ -85,6 +86,7 @@ def test_loading_holds_the_placed_weights_and_little_more(kind, strategy, large,
         assert seen["RssFile"] < file / 2, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "size"), [("cpu fp32", 390e6), ("cpu bf16i8", 100e6)])
 def test_loading_a_packed_file_takes_no_memory(strategy, size, large, tmp_path, run_python):
     """Not even that of pages of the file: nothing of 400 MB is read, and of int8 only the scales."""
@@ -99,12 +101,13 @@ def test_loading_a_packed_file_takes_no_memory(strategy, size, large, tmp_path, 
     assert seen["RssFile"] < 60e6, seen  # code of libraries; measured: 17 MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [("safetensors", "cpu fp32"), ("packed", "cpu fp32"), ("pth", "cpu bf16i8"), ("packed", "cpu bf16i8")],
 )
 def test_packing_holds_one_matrix(kind, strategy, tmp_path, run_python):
-    shapes = ModelConfig(n_layer=1, n_embd=1024, n_att=1024, n_ffn=8192, n_vocab=100).tensor_shapes()
+    shapes = Rwkv4Config(n_layer=1, n_embd=1024, n_att=1024, n_ffn=8192, n_vocab=100).tensor_shapes()
     source = tmp_path / ("m.pth" if kind == "pth" else "m.safetensors")
     save = torch.save if kind == "pth" else save_file
     save({name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}, source)
@@ -142,6 +145,7 @@ print(kilobytes() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_100_000_tokens(tmp_path, run_python):
     path = save_pth(oracle.random_weights(Shape(n_embd=64, n_att=64, n_ffn=256)), tmp_path / "m.pth")
     result = run_python(READ, str(path))
