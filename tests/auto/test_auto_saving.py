@@ -48,7 +48,7 @@ def test_transformers_reads_what_is_saved(trained, folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_transformers_saves_is_read(dtype, folder, tmp_path):
+def test_models_saved_by_transformers_are_read(dtype, folder, tmp_path):
     peer = theirs(folder, dtype=getattr(torch, dtype))
     peer.save_pretrained(tmp_path / "theirs")
     mine, ids = ours(tmp_path / "theirs", dtype="auto"), random_ids(2, 9)
