@@ -63,11 +63,6 @@ def save_hugging_face(
         ValueError: the tensors are not those of the model, or not of the dtypes announced.
     """
     check_directory(output)
-    if config.n_att != config.n_embd:
-        log.warning(
-            f"{output}: time mixing is {config.n_att} wide and the model {config.n_embd}, so the RwkvForCausalLM of"
-            " transformers fails on it as soon as it uses a state, as generate does; rwkv_engine runs it"
-        )
     expected = config.tensors()
     if dtypes is None:
         tensors = list(tensors)
@@ -95,6 +90,11 @@ def save_hugging_face(
             names = {path.name for path in new.iterdir()}
     except OSError as error:
         raise CheckpointError(f"{output}: cannot be written: {error.strerror or error}") from error
+    if config.n_att != config.n_embd:
+        log.warning(
+            f"{output}: time mixing is {config.n_att} wide and the model {config.n_embd}, so the RwkvForCausalLM of"
+            " transformers fails on it as soon as it uses a state, as generate does; rwkv_engine runs it"
+        )
     return tuple(sorted(names | ({"README.md"} if (output / "README.md").is_file() else set())))
 
 
