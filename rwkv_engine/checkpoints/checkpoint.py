@@ -1,8 +1,8 @@
-"""An RWKV-4 checkpoint: its tensors by their original names, checked against each other, read one at a time.
+"""A checkpoint: its tensors by their original names, checked against each other, and read one at a time.
 
-Formats: BlinkDL `.pth` (zip, mapped; legacy, read whole), `.safetensors` with original or Hugging Face names, and
-Hugging Face directories (`config.json` with single or sharded safetensors or `pytorch_model.bin`), and packed files
-(`packed`).
+Formats: `.pth` (the zip format is mapped, the legacy one read into memory) and `.safetensors`, both with original or
+Hugging Face names and with trainers' prefixes; Hugging Face directories (`config.json` with safetensors or
+`pytorch_model.bin`, in one file or in shards); and packed files (`packed`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Checkpoint:
-    """An RWKV-4 checkpoint whose names, shapes and sizes agree with each other.
+    """A checkpoint whose names, shapes and sizes agree with each other.
 
     Attributes:
-        path: what was opened.
+        path: the file or directory.
         config: the model's sizes, from the tensor shapes.
         specs: the model's tensors by their original names, in the order of `ModelConfig.tensors`.
-        packing: what a packed file tells of itself; None for all others.
-        rescale_every: of a Hugging Face directory, after how many layers transformers halves the residual stream; or 0.
+        packing: the metadata of a packed file; None for all other formats.
+        rescale_every: for a Hugging Face directory, the number of layers after which transformers halves the residual
+            stream; 0 if it does not.
     """
 
     def __init__(self, path: Path, contents: Contents):
@@ -57,10 +58,12 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Opens a file or a directory; reads names and shapes, no weights (a legacy `.pth` is read whole).
+        """Opens a file or a directory. Only names and shapes are read, no weights (except from a legacy `.pth`).
 
         Raises:
-            CheckpointError: nothing there, no checkpoint, damaged, another architecture, or numbers that disagree.
+            CheckpointError: the path does not exist, is not a checkpoint (a file of a known other format is named), is
+                damaged or cut off, is of another architecture, or its names, shapes and settings disagree.
+            OutOfMemoryError: there is not enough memory to map or read it.
         """
         path = Path(path)
         if path.is_dir():

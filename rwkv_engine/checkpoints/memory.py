@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ _SIGNS = ("not enough memory", "can't allocate memory", "cannot allocate memory"
 # From the most exact to the smallest.
 _ON_CPU = ("cpu fp32", "cpu bf16", "cpu fp32i8", "cpu bf16i8")
 _ON_GPU = ("cuda fp16", "cuda fp16i8", "auto")
-_SPARE = 1.1  # working memory beside the weights: one converted matrix and the kernels' own
+_SPARE = 1.1  # times the weights: room for one matrix while it is converted, and for the kernels
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +53,20 @@ def out_of_memory_while_opening(path: Path) -> OutOfMemoryError:
     )
 
 
+@contextmanager
+def conversion_memory_reported(path: Path) -> Iterator[None]:
+    """Running out of memory in the block, which converts a checkpoint, is an OutOfMemoryError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
+            raise
+        raise OutOfMemoryError(
+            f"{path}: not enough memory to convert it, which takes one tensor at a time in the old and the new dtype;"
+            f" {_size(free_main_memory())} are free; {_make_room()}"
+        ) from error
+
+
 def memory_errors_explained(load: Callable[Concatenate[C, Strategy, P], R]) -> Callable[Concatenate[C, Strategy, P], R]:
     """Decorates a function that loads a checkpoint under a strategy: running out of memory is an OutOfMemoryError.
 
@@ -60,23 +75,24 @@ def memory_errors_explained(load: Callable[Concatenate[C, Strategy, P], R]) -> C
 
     @functools.wraps(load)
     def explained(checkpoint: C, strategy: Strategy, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        needed = strategy.nbytes(checkpoint.config)
-        free = {device: free_memory(device) for device in (*needed, "cpu")}
+        devices = {placement.device for placement in strategy.place(checkpoint.config)}
+        free = {device: free_memory(device) for device in devices | {"cpu"}}
         try:
             return load(checkpoint, strategy, *args, **kwargs)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            needed = strategy.nbytes(checkpoint.config)
             sizes = ", ".join(f"{_size(size)} on {d} ({_size(free[d])} were free)" for d, size in needed.items())
             raise OutOfMemoryError(
                 f"{checkpoint.path}: not enough memory to load it with strategy '{strategy}', which needs {sizes};"
-                f" {_way_out(checkpoint.config, strategy, needed, free)}"
+                f" {_way_out(checkpoint.config, needed, free)}"
             ) from error
 
     return explained
 
 
-def _way_out(config: ModelConfig, strategy: Strategy, needed: Mapping[str, int], free: Mapping[str, int | None]) -> str:
+def _way_out(config: ModelConfig, needed: Mapping[str, int], free: Mapping[str, int | None]) -> str:
     for text in _ON_CPU if set(needed) == {"cpu"} else _ON_GPU:
         other = Strategy.parse(text).resolve(config)
         sizes = other.nbytes(config)

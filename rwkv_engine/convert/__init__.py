@@ -1,4 +1,4 @@
-"""Models from one format to another: raw files to Hugging Face directories, and back."""
+"""Converts models between formats: any checkpoint to a Hugging Face directory or to a raw `.pth`."""
 
 from rwkv_engine.convert.directory import SHARD_SIZE, save_hugging_face
 from rwkv_engine.convert.hugging_face import to_hugging_face

@@ -1,4 +1,4 @@
-"""The model card of a converted model: what it is, how to run it, how to talk to it."""
+"""The model card (README.md) of a converted model: its sizes, how to run it, and its chat format."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def model_card(name: str, source: Path, config: ModelConfig, dtype: str, is_chat
     """The text of README.md.
 
     Args:
-        name: of the model.
-        source: what was converted.
-        config: the model's numbers.
-        dtype: in which its matrices are stored.
-        is_chat: whether it was trained to follow a chat format, which is told then.
+        name: the model's name.
+        source: the checkpoint that was converted.
+        config: the model's sizes.
+        dtype: the dtype in which its matrices are stored.
+        is_chat: whether the model was trained on a chat format, which the card then describes.
     """
     size = size_of(config)
     card = _CARD.format(

@@ -1,4 +1,4 @@
-"""A Hugging Face directory, written whole or not at all."""
+"""Writes a Hugging Face directory, completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rwkv_engine.notices import log
 from rwkv_engine.storage.atomic import replace_directory_atomically
 
 SHARD_SIZE = 5_000_000_000
-# Weights of any kind: left where they are, they could be taken for those of the new model.
+# Weights in any format; old ones left in the directory could be taken for those of the new model.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
@@ -45,28 +45,24 @@ def save_hugging_face(
 
     Args:
         output: the directory.
-        config: the model's numbers.
-        tensors: all of the model with their original names, in any order; vectors (C,) or (1, 1, C).
-        dtypes: of the tensors, or of each by its name, for they come first in a file; without, all tensors are held.
-        shard_size: more bytes of tensors than this make several files with an index.
-        settings: of config.json, besides or in place of what the model's numbers say.
-        generation: of generation_config.json; by default the ids of config.json that begin and end a text.
-        files: more files by their names: what is in them, or the path of one to be copied.
-        replaced: names of files in the old directory that vanish even if nothing new has their name.
+        config: the model's sizes.
+        tensors: all tensors of the model with their original names, in any order; vectors are (C,) or (1, 1, C).
+        dtypes: one dtype for all tensors, or one for each by its name. A file begins with them, so without this
+            argument all tensors are held in memory first.
+        shard_size: bytes of tensors in one file; a larger model is written to several files with an index.
+        settings: entries of config.json, in addition to or in place of those that follow from `config`.
+        generation: the content of generation_config.json; by default the ids in config.json that begin and end a text.
+        files: further files by their names: the text, or the path of a file to be copied.
+        replaced: names of files that are removed from the old directory even if no new file has their name.
 
     Returns:
         The names of all files that belong to the model.
 
     Raises:
-        CheckpointError: `output` is no directory or cannot be replaced, or nothing can be written there.
+        CheckpointError: `output` is not a directory, cannot be replaced, or cannot be written.
         ValueError: the tensors are not those of the model, or not of the dtypes announced.
     """
     check_directory(output)
-    if config.n_att != config.n_embd:
-        log.warning(
-            f"{output}: time mixing is {config.n_att} wide and the model {config.n_embd}, so the RwkvForCausalLM of"
-            " transformers fails on it as soon as it uses a state, as generate does; rwkv_engine runs it"
-        )
     expected = config.tensors()
     if dtypes is None:
         tensors = list(tensors)
@@ -94,19 +90,24 @@ def save_hugging_face(
             names = {path.name for path in new.iterdir()}
     except OSError as error:
         raise CheckpointError(f"{output}: cannot be written: {error.strerror or error}") from error
+    if config.n_att != config.n_embd:
+        log.warning(
+            f"{output}: time mixing is {config.n_att} wide and the model {config.n_embd}, so the RwkvForCausalLM of"
+            " transformers fails on it as soon as it uses a state, as generate does; rwkv_engine runs it"
+        )
     return tuple(sorted(names | ({"README.md"} if (output / "README.md").is_file() else set())))
 
 
 def check_directory(output: Path) -> None:
-    """Refuses what no directory can be put in the place of.
+    """Refuses a path that cannot be replaced by a directory.
 
     Raises:
-        CheckpointError: it is a file, a mounted file system, or the working directory or above it.
+        CheckpointError: it is a file, a mounted file system, the working directory or one of its parents.
     """
     try:
         path = output.resolve()
         if path.exists() and not path.is_dir():
-            raise CheckpointError(f"{output}: is no directory; nothing was written")
+            raise CheckpointError(f"{output}: is not a directory; nothing was written")
         problem = "has a file system of its own" if os.path.ismount(path) else None
         if path in (here := Path.cwd().resolve(), *here.parents):
             problem = "is the working directory or above it"
@@ -114,7 +115,7 @@ def check_directory(output: Path) -> None:
         known = errno.errorcode.get(error.errno or 0)
         raise CheckpointError(f"{output}: cannot be written: {error.strerror or known}") from error
     if problem:
-        raise CheckpointError(f"{output}: {problem} and cannot be replaced in one step; name a directory inside it")
+        raise CheckpointError(f"{output}: {problem} and cannot be replaced in one step; choose a directory inside it")
 
 
 def _settings(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -125,8 +126,8 @@ def _settings(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "context_length": 1024,
         "bos_token_id": 0,
         "eos_token_id": 0,
-        # Halving the residual stream every few layers, as transformers does by default, rounds nothing in float32, but
-        # moves the epsilon of every LayerNorm behind it; and it divides weights in place, see `core.rescaled`.
+        # By default transformers halves the residual stream every few layers. That changes the effect of every later
+        # LayerNorm's epsilon, and divides weights in place; see `checkpoints.rescaled`.
         "rescale_every": 0,
         "tie_word_embeddings": False,
         "use_cache": True,

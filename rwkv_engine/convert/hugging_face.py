@@ -1,4 +1,4 @@
-"""Any checkpoint -> a Hugging Face directory."""
+"""Converts any checkpoint to a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rwkv_engine.checkpoints.memory import conversion_memory_reported
 from rwkv_engine.convert.card import MARK, model_card
 from rwkv_engine.convert.directory import SHARD_SIZE, check_directory, save_hugging_face
 from rwkv_engine.convert.source import Converted, Source
@@ -15,7 +16,7 @@ from rwkv_engine.convert.tokenizer_files import FILES, chosen_tokenizer, tokeniz
 from rwkv_engine.progress import Progress
 from rwkv_engine.storage.json_object import read_json
 
-# Of the configurations of another directory, what the tensors do not tell.
+# Entries of the source's config.json that do not follow from the tensors.
 _TAKEN_OVER = ("context_length", "bos_token_id", "eos_token_id")
 
 
@@ -31,26 +32,27 @@ def to_hugging_face(
     undo_rescale: bool | None = None,
     size: str | None = None,
 ) -> Converted:
-    """Writes a directory that transformers loads, in place of an old one or not at all; holds one tensor at a time.
+    """Writes a directory that transformers loads, completely or not at all; holds one tensor at a time.
 
-    Names change, and nothing else does unless it is asked for. A README.md that is none of this function's is kept.
+    Only names change, unless an argument asks for more. A README.md that this function did not write is kept.
 
     Args:
-        model: path of a checkpoint, see `Checkpoint`; its file name may tell the length of texts it was trained with,
-            as `ctx4096`.
+        model: path of a checkpoint, see `Checkpoint`. If its file name holds the context length it was trained with, as
+            in `ctx4096`, that goes into config.json.
         output: the directory; see `save_hugging_face`.
-        shard_size: more bytes of tensors than this make several files with an index.
-        tokenizer: path of a tokenizer file; by default one that fits is looked for, see `text.find_tokenizer`.
-        is_chat: whether the model card tells of a chat format.
+        shard_size: bytes of tensors in one file; a larger model is written to several files with an index.
+        tokenizer: path of a tokenizer file; by default a fitting one is looked for, see `text.find_tokenizer`.
+        is_chat: whether the model card describes a chat format.
         progress: called after each tensor with the parameters written so far and in all.
-        dtype: of the tensors, but for time_decay and time_first, which keep theirs; by default each keeps its own.
-        undo_rescale: whether weights that transformers divided before it saved them are multiplied back, exactly; None
-            refuses a model that looks like one of those.
-        size: one of `SIZES`, which the model then must have.
+        dtype: the new dtype of all tensors except time_decay and time_first; by default each tensor keeps its own.
+        undo_rescale: True multiplies weights back, exactly, that transformers divided before saving; None refuses a
+            model whose weights look divided; False converts it as it is.
+        size: one of `SIZES`; a model of another size is refused.
 
     Raises:
-        CheckpointError: the model is damaged, is of another size, holds NaN, infinity or numbers too large for `dtype`,
-            or looks divided; or the directory cannot be written.
+        CheckpointError: the model is damaged, of another size, holds NaN, infinity or numbers too large for `dtype`, or
+            its weights look divided; or the directory cannot be written.
+        OutOfMemoryError: a tensor does not fit into memory.
         TokenizerError: the tokenizer cannot be read or does not fit the model.
     """
     check_directory(output)
@@ -64,17 +66,18 @@ def to_hugging_face(
     settings = {name: own[name] for name in _TAKEN_OVER if own.get(name) is not None}
     if told := re.search(r"ctx(\d{3,6})(?!\d)", model.name):
         settings.setdefault("context_length", int(told[1]))
-    names = save_hugging_face(
-        output,
-        config,
-        source.tensors(progress),
-        {name: kind for name, (kind, _) in source.shapes.items()},
-        shard_size=shard_size,
-        settings=settings,
-        generation=_json_of(model, "generation_config.json") or None,
-        files=files,
-        replaced=FILES,
-    )
+    with conversion_memory_reported(model):
+        names = save_hugging_face(
+            output,
+            config,
+            source.tensors(progress),
+            {name: kind for name, (kind, _) in source.shapes.items()},
+            shard_size=shard_size,
+            settings=settings,
+            generation=_json_of(model, "generation_config.json") or None,
+            files=files,
+            replaced=FILES,
+        )
     return source.converted(why, names)
 
 

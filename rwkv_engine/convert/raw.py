@@ -1,4 +1,4 @@
-"""Any checkpoint -> a raw `.pth`, as RWKV-4 models are published."""
+"""Converts any checkpoint to a raw `.pth`, the format in which RWKV-4 models are published."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rwkv_engine.checkpoints.memory import conversion_memory_reported
 from rwkv_engine.checkpoints.pth import write_pth
 from rwkv_engine.convert.source import Converted, Source
 from rwkv_engine.errors import CheckpointError
@@ -22,11 +23,11 @@ def to_pth(
     undo_rescale: bool | None = None,
     size: str | None = None,
 ) -> Converted:
-    """Writes a `.pth`, whole or not at all; holds one tensor at a time.
+    """Writes a `.pth`, completely or not at all; holds one tensor at a time.
 
     Args:
         model: path of a checkpoint, see `Checkpoint`.
-        output: a file of this name is replaced.
+        output: the file; a regular file of that name is replaced.
         progress: called after each tensor with the parameters written so far and in all.
         dtype: as for `to_hugging_face`.
         undo_rescale: as for `to_hugging_face`.
@@ -36,9 +37,10 @@ def to_pth(
         CheckpointError: as for `to_hugging_face`.
     """
     if output.suffix != ".pth":
-        raise CheckpointError(f"{output}: raw checkpoints are known by their name; expected one that ends in .pth")
+        raise CheckpointError(f"{output}: expected a name that ends in .pth")
     if problem := file_problem(output):
         raise CheckpointError(f"{output}: {problem}")
     source = Source(model, dtype, undo_rescale, size)
-    write_pth(output, source.shapes, source.tensors(progress))
+    with conversion_memory_reported(model):
+        write_pth(output, source.shapes, source.tensors(progress))
     return source.converted()

@@ -1,4 +1,4 @@
-"""How large a file of weights may be, as people write it."""
+"""Parses the maximum size of a weights file, such as 5GB."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _UNITS = {
 
 
 def bytes_of(size: int | str) -> int:
-    """The bytes of "500MB", "0.5GB", "1GiB"; a plain number is bytes, but not as text, where a unit was forgotten.
+    """The number of bytes in "500MB", "0.5GB" or "1GiB". An int is bytes; text without a unit is refused.
 
     Raises:
-        RequestError: it is none of these, or less than one byte.
+        RequestError: it is not such a size, or less than one byte.
     """
     text = f"{size}B" if isinstance(size, int) else str(size).strip().upper()
     found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?) *([KMGT]I?|)B", text)

@@ -1,4 +1,4 @@
-"""The sizes that RWKV-4 models were published in: a name, a number of layers, a width."""
+"""The sizes in which RWKV-4 models were published: name, number of layers, width."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SIZES = {
 
 
 def size_of(config: ModelConfig) -> str | None:
-    """The name of a model's size, if it has one."""
+    """The name of a model's published size; None if it has another one."""
     return next((name for name, numbers in SIZES.items() if numbers == (config.n_layer, config.n_embd)), None)
 
 
 def check_size(what: object, config: ModelConfig, size: str) -> None:
-    """Refuses a model that is not of the size it is said to be.
+    """Refuses a model that is not of the given size.
 
     Raises:
-        CheckpointError: with both sizes.
+        CheckpointError: its message shows both sizes.
     """
     if SIZES[size] == (config.n_layer, config.n_embd):
         return
@@ -32,5 +32,5 @@ def check_size(what: object, config: ModelConfig, size: str) -> None:
     name = size_of(config)
     raise CheckpointError(
         f"{what}: has {config.n_layer} layers of width {config.n_embd}{f', which is {name}' if name else ''}; expected"
-        f" {layers} of {width} for --size {size}; leave --size out, for the tensors tell"
+        f" {layers} of {width} for --size {size}; leave --size out, the size is read from the tensors"
     )

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as a conversion writes them, one at a time."""
+"""The tensors that a conversion writes, one at a time."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.loader import check_finite
 
-# Exponentials are made of these; transformers keeps them in float32 whatever the rest is in.
+# These are exponentiated; transformers keeps them in float32 whatever dtype the rest has.
 KEPT = ("att.time_decay", "att.time_first")
-# Rows of an int8 matrix widened at a time.
+# Rows of an int8 matrix that are converted to floats at a time.
 PIECE = 128
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written.
+    """The result of a conversion.
 
     Attributes:
-        n_bytes: of the tensors.
-        dtype: that of the head.
-        tokenizer: of a directory: which one lies beside the weights, or why none does.
-        files: of a directory: the names of all that belongs to the model.
+        n_bytes: size of all tensors in bytes.
+        dtype: name of the head's dtype.
+        tokenizer: for a directory, which tokenizer was written with the weights, or why none was.
+        files: for a directory, the names of all files that belong to the model.
     """
 
     n_bytes: int
@@ -45,10 +45,10 @@ class Converted:
 
 
 class Source:
-    """What a conversion writes.
+    """The source of a conversion.
 
     Attributes:
-        checkpoint: an opened one.
+        checkpoint: the opened checkpoint.
         shapes: dtype and shape of every tensor in the new file, by its original name.
     """
 
@@ -56,8 +56,8 @@ class Source:
         """See `to_hugging_face`.
 
         Raises:
-            CheckpointError: no model is there; it is not of this size; it looks divided, and `undo_rescale` is
-                None; or nothing tells what to multiply it with.
+            CheckpointError: there is no model; it is of another size; its weights look divided and `undo_rescale` is
+                None; or `undo_rescale` is True and no config.json says by what they were divided.
         """
         self.checkpoint = Checkpoint.open(model)
         if size:
@@ -72,7 +72,7 @@ class Source:
         }
 
     def tensors(self, progress: Progress | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor with its original name, in the order of `shapes`; each is gone when the next is asked for.
+        """Every tensor with its original name, in the order of `shapes`; each is valid until the next is requested.
 
         Raises:
             CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for their new dtype.
@@ -98,7 +98,7 @@ class Source:
         return word_of(self.shapes["head.weight"][0])
 
     def converted(self, tokenizer: str = "", files: tuple[str, ...] = ()) -> Converted:
-        """The report when all is written."""
+        """The result, after everything is written."""
         n_bytes = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in self.shapes.values())
         return Converted(n_bytes, self.dtype, tokenizer, files)
 
@@ -109,13 +109,13 @@ class Source:
         else:
             words = {matrix_name: matrix.dtype for matrix_name, matrix in packing.matrices.items()}
             weights = FORMATS[words.get(name, "fp32")]
-            # A quantised matrix takes the embedding's type, the one that was not rounded.
+            # A quantised matrix takes the dtype of the embedding, which is never quantised.
             stored = weights.storage if weights.is_float else FORMATS[words["emb.weight"]].storage
         return stored if wanted is None or name.endswith(KEPT) else wanted
 
 
 def _undone(checkpoint: Checkpoint, undo_rescale: bool | None) -> int:
-    """The R of layers to be multiplied back; 0 for none."""
+    """The `rescale_every` by which weights are multiplied back; 0 for none."""
     if undo_rescale and checkpoint.rescale_every < 1:
         raise CheckpointError(
             f"{checkpoint.path}: --undo-rescale needs a config.json with a rescale_every above 0, which tells what"

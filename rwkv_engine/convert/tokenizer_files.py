@@ -1,4 +1,4 @@
-"""The tokenizer beside converted weights: its file, and what transformers needs to know to load that."""
+"""The tokenizer files of a converted model, with the settings that transformers needs to load them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rwkv_engine.text.find import WORLD_FILE
 from rwkv_engine.text.tokenizer import END_OF_TEXT, ByteTokenizer
 from rwkv_engine.text.world import WorldTokenizer
 
-# All that a tokenizer may have in a directory: that of another model must not stay there.
+# All files a tokenizer may have in a directory; those of another model's tokenizer must not stay there.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,10 +24,10 @@ _PADDING = "<|padding|>"  # in the 20B vocabulary
 
 
 def chosen_tokenizer(model: Path, n_vocab: int, given: Path | None) -> tuple[Tokenizer | None, str]:
-    """The tokenizer given, which must fit; else one that is found. And which it is, or why there is none.
+    """The given tokenizer, or else one that is found and fits; with a line that names it, or says why there is none.
 
     Raises:
-        TokenizerError: the one given cannot be read or does not fit.
+        TokenizerError: the given tokenizer cannot be read or does not fit.
     """
     if given:
         tokenizer = load_tokenizer(given)
@@ -38,7 +38,7 @@ def chosen_tokenizer(model: Path, n_vocab: int, given: Path | None) -> tuple[Tok
     except TokenizerError as error:
         return None, f"no tokenizer: {error}"
     if found is None:
-        return None, f"no tokenizer: none that fits a vocabulary of {n_vocab} was found; --tokenizer_file names one"
+        return None, f"no tokenizer: none was found that fits a vocabulary of {n_vocab}; give one with --tokenizer_file"
     return found, _told(found)
 
 
@@ -51,9 +51,9 @@ def _told(tokenizer: Tokenizer) -> str:
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str | Path]:
-    """Files of a directory that has this tokenizer, see `save_hugging_face`.
+    """The tokenizer's files for a directory, see `save_hugging_face`.
 
-    A configuration that lies beside the tokenizer's file is its author's, and is taken along.
+    If its author's tokenizer_config.json and the like lie next to the tokenizer's file, they are copied too.
     """
     if isinstance(tokenizer, ByteTokenizer):
         return {}
@@ -69,14 +69,14 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str | Path]:
 
 
 def _configuration(path: Path) -> dict[str, object]:
-    """Of a vocabulary in `tokenizer.json`; transformers finds out nothing of this by itself."""
+    """The tokenizer_config.json for a `tokenizer.json`; transformers cannot infer any of it."""
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
     special = {token["content"] for token in added}
     configuration: dict[str, object] = {
-        # The file as it is. GPTNeoXTokenizer, which transformers takes by default for this kind of model, rebuilds the
-        # 20B tokenizer around any vocabulary, with its way of splitting words.
+        # This class uses the file as it is. The default for this model type, GPTNeoXTokenizer, builds the 20B
+        # tokenizer around any vocabulary, with that tokenizer's way of splitting words.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,  # or what is decoded is not what was encoded
+        "clean_up_tokenization_spaces": False,  # otherwise decoding would not invert encoding
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if END_OF_TEXT in special:

@@ -210,7 +210,7 @@ def test_a_shard_outside_the_directory_is_refused(weights, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nothing.pth", "folder", "x" * 300])
-def test_nothing_there(name, tmp_path):
+def test_a_missing_path_is_refused(name, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(CheckpointError, match=name):
         RWKV.from_pretrained(tmp_path / name)

@@ -13,10 +13,12 @@ import pytest
 import torch
 from checkpoint_files import save_pth, save_safetensors
 
-from rwkv_engine import Checkpoint, CheckpointError, ModelConfig, RwkvError, Strategy
+from rwkv_engine import Checkpoint, CheckpointError, RwkvError, Strategy
 from rwkv_engine.checkpoints import memory
 from rwkv_engine.checkpoints.failures import damage_reported, interrupts_kept
 from rwkv_engine.checkpoints.memory import memory_errors_explained
+from rwkv_engine.convert import to_hugging_face, to_pth
+from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.errors import OutOfMemoryError
 
 # Loads a file with so much less address space than it needs, in a process that has loaded all code before.
@@ -43,7 +45,7 @@ except MemoryError:
     print("MemoryError")
 """
 
-BIG = ModelConfig(n_layer=1, n_embd=256, n_att=256, n_ffn=256, n_vocab=60_000)  # 123 MB in float32
+BIG = Rwkv4Config(n_layer=1, n_embd=256, n_att=256, n_ffn=256, n_vocab=60_000)  # 123 MB in float32
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,8 @@ def run(run_python, *arguments):
     return result.stdout.strip(), (result.stderr.strip().splitlines() or [""])[-1]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on address space are Linux's")
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits address space so")
 @pytest.mark.parametrize("name", ["m.pth", "legacy.pth", "m.safetensors"])
 def test_too_little_memory_to_open_a_file_is_not_damage(name, big, run_python):
     output, error = run(run_python, big / name, "opening", 30_000_000, "cpu fp32")
@@ -75,7 +78,8 @@ def test_too_little_memory_to_open_a_file_is_not_damage(name, big, run_python):
     assert "GB are free; raise this process's limit (ulimit -v), or close other programs" in error
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on address space are Linux's")
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits address space so")
 @pytest.mark.parametrize("name", ["m.pth", "legacy.pth", "m.safetensors"])
 def test_too_little_memory_for_a_strategy_names_one_that_fits(name, big, run_python):
     output, error = run(run_python, big / name, "loading", 105_000_000, "cpu fp32")
@@ -137,6 +141,17 @@ def test_bytes_of_a_strategy_are_counted_on_each_device(weights, tmp_path):
     assert sum(parts.values()) == whole["cpu"]
 
 
+@pytest.mark.parametrize("convert", [to_pth, to_hugging_face])
+def test_too_little_memory_to_convert_leaves_what_was_there(convert, source, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 154450944 bytes")
+
+    monkeypatch.setattr("rwkv_engine.convert.source.check_finite", fail)
+    with pytest.raises(OutOfMemoryError, match="not enough memory to convert it"):
+        convert(source, tmp_path / "out.pth")
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_other_errors_while_loading_stay_what_they_are(source):
     @memory_errors_explained
     def load(checkpoint, strategy):
@@ -175,6 +190,7 @@ def test_a_handler_that_raises_nothing_is_left_to_its_work(tmp_path):
     assert calls == [1, 1]
 
 
+@pytest.mark.slow
 def test_interrupts_while_a_safetensors_file_is_read(weights, tmp_path):
     """Every interrupt at a random moment is a KeyboardInterrupt; without care most of them are ValueErrors of torch."""
     program = """

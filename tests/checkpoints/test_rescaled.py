@@ -62,7 +62,7 @@ RATES = [
 
 
 @pytest.mark.parametrize(("n_layer", "every", "spread", "wrong", "missed"), RATES)
-def test_rates_over_layers_of_every_size(n_layer, every, spread, wrong, missed):
+def test_rates_of_wrong_and_missed_detections(n_layer, every, spread, wrong, missed):
     assert verdicts(n_layer, every, spread, False) <= wrong
     assert verdicts(n_layer, every, spread, True) >= 1 - missed
 
@@ -74,7 +74,7 @@ def test_first_and_last_layers_may_be_unlike_all_others(first, last, n_layer):
     assert verdicts(n_layer, 6, 0.2, True, 50, first, last) == 1
 
 
-def test_a_staircase_is_measured_beside_any_curve():
+def test_the_staircase_is_measured_independently_of_the_curve():
     layers = torch.arange(24, dtype=torch.float64)
     curve = torch.stack([layers / 5, 3 - layers**2 / 100])
     for s in (0.0, 1.0, 0.25):
@@ -112,19 +112,19 @@ def test_the_trained_model_is_not_taken_for_divided(tmp_path):
         assert not looks_divided(Checkpoint.open(tmp_path / "hf"))
 
 
-def test_matrices_of_zeros_tell_nothing(tmp_path):
+def test_zero_matrices_count_as_not_divided(tmp_path):
     weights = oracle.random_weights(SHAPE)
     weights |= {name: 0 * value for name, value in weights.items() if name.endswith(DIVIDED)}
     assert not looks_divided(Checkpoint.open(directory(weights, tmp_path / "hf", 6)))
 
 
 @pytest.mark.parametrize("every", ["6", 1.5, [6], None])
-def test_a_config_that_says_nonsense_is_refused(every, tmp_path):
+def test_an_invalid_rescale_every_is_refused(every, tmp_path):
     with pytest.raises(CheckpointError, match=r"rescale_every: got .*, expected a whole number"):
         Checkpoint.open(directory(oracle.random_weights(SHAPE), tmp_path / "hf", every))
 
 
-def test_a_config_that_says_nothing_means_what_transformers_makes_of_it(tmp_path):
+def test_a_missing_rescale_every_means_the_default_of_transformers(tmp_path):
     folder = directory(oracle.random_weights(SHAPE), tmp_path / "hf", 6)
     config = settings(SHAPE)
     del config["rescale_every"]
@@ -149,9 +149,9 @@ def saved_divided(tmp_path_factory):
     return folder / "after", weights
 
 
-def test_what_transformers_divided_is_said_and_multiplied_back(saved_divided, tmp_path, capfd):
+def test_divided_weights_are_reported_and_multiplied_back(saved_divided, tmp_path, capfd):
     folder, weights = saved_divided
-    note = f"rwkv_engine: {folder}: its weights look as if transformers had divided them before it saved them"
+    note = f"rwkv_engine: {folder}: transformers seems to have divided its weights before saving them"
     RWKV.from_pretrained(folder)
     said = capfd.readouterr().err
     assert said.count(note) == 1
@@ -168,7 +168,7 @@ def test_what_transformers_divided_is_said_and_multiplied_back(saved_divided, tm
         assert "divided" not in capfd.readouterr().err
 
 
-def test_a_conversion_of_such_weights_asks_what_to_do(saved_divided, tmp_path, call):
+def test_converting_divided_weights_asks_what_to_do(saved_divided, tmp_path, call):
     folder, weights = saved_divided
     output = tmp_path / "hf"
     arguments = "convert", "--checkpoint-file", str(folder), "--output-dir", str(output)

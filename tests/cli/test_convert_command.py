@@ -40,9 +40,11 @@ def test_the_options_of_old_with_dashes_or_underscores(options, call, source):
     assert (code, text) == (0, ""), errors
     folder = source.parent / "hf"
     size = Checkpoint.open(source).config.n_params * 4 / 1e6
-    assert errors == (
-        f"{folder}: {size:,.1f} MB, float32; no tokenizer: none that fits a vocabulary of 33 was found;"
-        " --tokenizer_file names one\n"
+    notice, report = errors.split("\n", 1)
+    assert "time mixing is 24 wide and the model 16" in notice
+    assert report == (
+        f"{folder}: {size:,.1f} MB, float32; no tokenizer: none was found that fits a vocabulary of 33; give one with"
+        " --tokenizer_file\n"
     )
     assert RWKV.from_pretrained(folder).fingerprint == Checkpoint.open(source).fingerprint()
     assert ("\n## Talk to it\n" in (folder / "README.md").read_text()) == ("--is_chat" in options)
@@ -99,10 +101,10 @@ def test_what_was_written_is_uploaded_and_nothing_else(call, source, uploads):
     (folder / "diary.txt").write_text("mine")
     command = "convert --checkpoint_file {source} --output_dir {folder}/hf --push_to_hub --model_name "
     code, _, errors = run(call, command + "owner/new", source)
-    assert (code, errors.splitlines()[1:]) == (0, ["uploaded to https://hub/owner/new"])
+    assert (code, errors.splitlines()[2:]) == (0, ["uploaded to https://hub/owner/new"])
     assert uploads == [("owner/new", ["README.md", "config.json", "generation_config.json", "model.safetensors"])]
     code, _, errors = run(call, command + "owner/refused", source)
-    assert (code, len(errors.splitlines())) == (1, 2)
+    assert (code, len(errors.splitlines())) == (1, 3)
     assert errors.endswith(f"owner/refused: no; the converted model is whole in {folder}\n")
     assert RWKV.from_pretrained(folder)
     assert (folder / "diary.txt").exists()
@@ -129,13 +131,13 @@ MISTAKES = [  # options, exit code, what is said
     ("--checkpoint_file {folder}/no.pth --output_dir {folder}/hf", 1, "no.pth: no such file or directory"),
     ("--checkpoint_file {folder} --output_dir {folder}/hf", 1, "expected model.safetensors or pytorch_model.bin"),
     ("--checkpoint_file {folder}/text --output_dir {folder}/hf", 1, "damaged, or not a checkpoint"),
-    ("--checkpoint_file {source} --output_dir {folder}/text", 1, "text: is no directory; nothing was written"),
+    ("--checkpoint_file {source} --output_dir {folder}/text", 1, "text: is not a directory; nothing was written"),
     ("--checkpoint_file {source} --output_dir {folder}/text/hf", 1, "text/hf: cannot be written: Not a directory"),
     ("--checkpoint_file {source} --output_dir .", 1, "is the working directory or above it and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir ..", 1, "is the working directory or above it and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir /proc", 1, "/proc: has a file system of its own and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir /proc/hf", 1, "/proc/hf: cannot be written: No such file or directory"),
-    ("--checkpoint_file {source} --output_file {folder}/x.bin", 1, "x.bin: raw checkpoints are known by their name"),
+    ("--checkpoint_file {source} --output_file {folder}/x.bin", 1, "x.bin: expected a name that ends in .pth"),
     (
         "--checkpoint_file {source} --output_file {folder}/d.pth",
         1,

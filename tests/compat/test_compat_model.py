@@ -148,7 +148,7 @@ def test_what_is_no_list_of_tokens_is_refused(tokens, model):
     assert "\n" not in str(refused.value)
 
 
-def test_what_is_no_state_is_refused(model, tmp_path):
+def test_files_that_are_not_states_are_refused(model, tmp_path):
     _, state = model.forward([1], None)
     for wrong in (tuple(state), torch.stack(state), rwkv_engine.State.initial(model._config)):
         with pytest.raises(RequestError, match="expected None or a list of tensors"):

@@ -44,7 +44,7 @@ def assert_same_bits(first, second):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shard_size", [10**9, 2000])
-def test_there_and_back_to_the_bit(dtype, shard_size, weights, tmp_path):
+def test_a_round_trip_is_bit_identical(dtype, shard_size, weights, tmp_path):
     source = save_pth(weights, tmp_path / "m.pth", dtype)
     to_hugging_face(source, tmp_path / "hf", shard_size=shard_size)
     assert (tmp_path / "hf" / INDEX).exists() == (shard_size == 2000)
@@ -54,7 +54,7 @@ def test_there_and_back_to_the_bit(dtype, shard_size, weights, tmp_path):
     assert_same_bits(original, stored(tmp_path / "hf"))
 
 
-def test_types_that_differ_inside_a_model_are_kept_and_lie_where_they_can_be_read(weights, tmp_path):
+def test_mixed_dtypes_are_kept_and_aligned(weights, tmp_path):
     """33 x 15 numbers of 16 bits would leave a float32 behind them at an odd place."""
     weights = oracle.random_weights(Shape(n_embd=15, n_att=15, n_ffn=17))
     tensors = as_torch(weights, torch.bfloat16)
@@ -70,7 +70,7 @@ def test_types_that_differ_inside_a_model_are_kept_and_lie_where_they_can_be_rea
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "packed", "original names", "tales"])
-def test_any_checkpoint_becomes_a_raw_file(kind, shape, weights, tmp_path):
+def test_every_format_converts_to_a_pth(kind, shape, weights, tmp_path):
     match kind:
         case "packed":
             model = save_packed(weights, tmp_path / "m.safetensors")
@@ -116,7 +116,7 @@ def logits_of(theirs, tokens):
 
 
 @pytest.mark.parametrize("shard_size", [10**9, 20_000])
-def test_transformers_gives_our_logits_of_what_is_written(shard_size, transformers, tmp_path):
+def test_transformers_computes_our_logits_from_converted_weights(shard_size, transformers, tmp_path):
     shape = Shape(n_layer=8, n_embd=32, n_att=32, n_ffn=72, n_vocab=50)  # deep enough to be rescaled by default
     source = save_pth(oracle.random_weights(shape), tmp_path / "m-ctx4096.pth")
     to_hugging_face(source, tmp_path / "hf", shard_size=shard_size)
@@ -146,7 +146,7 @@ def test_transformers_writes_our_greedy_tokens(transformers, tales, tmp_path):
     assert (theirs.generation_config.bos_token_id, theirs.generation_config.eos_token_id) == (0, 0)
 
 
-def test_what_transformers_saves_is_read(transformers, tmp_path):
+def test_models_saved_by_transformers_are_read(transformers, tmp_path):
     config = transformers.RwkvConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=3, intermediate_size=72, context_length=77, eos_token_id=3
     )
@@ -166,7 +166,7 @@ def test_what_transformers_saves_is_read(transformers, tmp_path):
     assert again.generation_config.eos_token_id == 3
 
 
-def test_the_20b_tokenizer_comes_along(transformers, data, tmp_path):
+def test_the_20b_tokenizer_is_copied(transformers, data, tmp_path):
     shape = Shape(n_layer=1, n_embd=8, n_att=8, n_ffn=8, n_vocab=50277)
     source = save_pth(oracle.random_weights(shape), tmp_path / "m.pth")
     (tmp_path / "20B_tokenizer.json").write_bytes((data / "20B_tokenizer.json").read_bytes())
@@ -183,12 +183,12 @@ def test_the_20b_tokenizer_comes_along(transformers, data, tmp_path):
     assert "\n# Response:\n" in (tmp_path / "hf" / "README.md").read_text()
 
 
-def test_no_tokenizer_is_said_and_that_of_another_model_does_not_stay(source):
+def test_a_missing_tokenizer_is_reported_and_an_old_one_is_removed(source):
     folder = source.parent / "hf"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}")
     done = to_hugging_face(source, folder)
-    assert done.tokenizer == "no tokenizer: none that fits a vocabulary of 33 was found; --tokenizer_file names one"
+    assert done.tokenizer == "no tokenizer: none was found that fits a vocabulary of 33; give one with --tokenizer_file"
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md",
         "config.json",
@@ -198,7 +198,7 @@ def test_no_tokenizer_is_said_and_that_of_another_model_does_not_stay(source):
     assert "Alice" not in (folder / "README.md").read_text()
 
 
-def test_a_tokenizer_of_another_model_is_refused_if_given_and_said_if_found(source):
+def test_a_tokenizer_that_does_not_fit_is_refused_if_given_and_reported_if_found(source):
     given = EMBEDDED["tales"] / "tokenizer.json"
     with pytest.raises(TokenizerError, match="has 2048 tokens, the model's vocabulary is 33"):
         to_hugging_face(source, source.parent / "hf", tokenizer=given)
@@ -208,7 +208,7 @@ def test_a_tokenizer_of_another_model_is_refused_if_given_and_said_if_found(sour
     assert not (source.parent / "hf" / "tokenizer.json").exists()
 
 
-def test_the_users_files_are_kept_and_old_weights_vanish(source):
+def test_the_users_files_are_kept_and_old_weights_are_removed(source):
     folder = source.parent / "hf"
     to_hugging_face(source, folder, shard_size=2000)
     (folder / "notes").mkdir()
@@ -244,7 +244,7 @@ def test_a_directory_may_be_converted_onto_itself_and_parents_are_made(source):
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_quantised_model_becomes_floats_aloud(source, weights, capfd):
+def test_converting_a_quantised_model_to_floats_warns(source, weights, capfd):
     from rwkv_engine.convert.pack import quantize
 
     path = source.with_name("q.safetensors")
@@ -258,7 +258,7 @@ def test_a_quantised_model_becomes_floats_aloud(source, weights, capfd):
         assert (value - expected[name]).abs().max() <= 2e-7 * value.abs().max(), name
 
 
-def test_numbers_a_type_cannot_hold_leave_nothing(weights, tmp_path):
+def test_numbers_too_large_for_the_dtype_write_nothing(weights, tmp_path):
     source = save_pth(weights | {"head.weight": weights["head.weight"] * 1e6}, tmp_path / "m.pth")
     message = r"head.weight: holds numbers up to .*, too large for torch.float16"
     with pytest.raises(CheckpointError, match=message):
@@ -277,7 +277,7 @@ def test_sizes_are_those_published(shape, weights, source):
         to_pth(source, source.with_name("out.pth"), size="14B")
 
 
-def test_tensors_come_in_any_order_and_must_be_those_announced(weights, source):
+def test_tensors_may_come_in_any_order_but_must_be_those_announced(weights, source):
     config = Checkpoint.open(source).config
     tensors = list(as_torch(weights).items())
     folder = source.parent / "hf"

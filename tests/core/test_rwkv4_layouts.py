@@ -212,7 +212,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_is_no_state_is_refused(message, model):
+def test_files_that_are_not_states_are_refused(message, model):
     layout, make = REFUSED[message]
     with pytest.raises(RequestError) as refused:
         from_layout(make(model), layout, model.config)

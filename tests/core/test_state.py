@@ -63,7 +63,7 @@ def test_a_state_of_another_batch_is_refused(model):
         model.forward([1], state)
 
 
-def test_initial_is_what_none_means(model):
+def test_the_initial_state_equals_none(model):
     given, _ = model.forward([1, 2], model.engine.initial_state())
     none, after = model.forward([1, 2], None)
     unmarked, marked = model.forward([1, 2], State.initial(model.config))
@@ -72,7 +72,7 @@ def test_initial_is_what_none_means(model):
     assert after.fingerprint == marked.fingerprint == model.fingerprint
 
 
-def test_clone_shares_nothing(model):
+def test_a_clone_shares_no_memory(model):
     _, state = model.forward([1])
     copy = state.clone()
     copy.wkv_num.zero_()
@@ -80,7 +80,7 @@ def test_clone_shares_nothing(model):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", b'\x08\0\0\0\0\0\0\0{"a": 1}'])
-def test_what_is_no_state_is_refused(content, tmp_path):
+def test_files_that_are_not_states_are_refused(content, tmp_path):
     path = tmp_path / "s.safetensors"
     path.write_bytes(content)
     with pytest.raises(RequestError, match=r"s\.safetensors"):
@@ -89,7 +89,7 @@ def test_what_is_no_state_is_refused(content, tmp_path):
         State.load(tmp_path / "missing")
 
 
-def test_a_checkpoint_is_no_state(tales, tmp_path):
+def test_a_checkpoint_is_not_a_state(tales, tmp_path):
     with pytest.raises(RequestError, match="expected a saved state"):
         State.load(tales.source / "model.safetensors")
 

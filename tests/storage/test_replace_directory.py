@@ -57,7 +57,7 @@ def test_new_files_replace_old_ones_and_the_rest_is_kept(system, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, ValueError])
-def test_an_error_leaves_what_was_there(error, tmp_path):
+def test_an_error_leaves_the_old_directory(error, tmp_path):
     def fail(path):
         with replace_directory_atomically(path, lambda name: True) as new:
             (new / "half").write_text("x")
@@ -85,7 +85,7 @@ def test_a_disk_that_is_full_when_all_is_written_leaves_what_was_there(tmp_path,
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others know no exchange")
-def test_at_no_moment_is_there_nothing(tmp_path, monkeypatch):
+def test_the_path_exists_at_every_moment(tmp_path, monkeypatch):
     """Two renames would leave one, too short for a test that looks at random moments."""
     write(tmp_path / "out", "a")
 
@@ -113,7 +113,7 @@ def test_an_exchange_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert content(tmp_path) == {"out/a": "new a"}
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_by_the_next(tmp_path):
     """Its lock went with it. What another process is at, or has only just begun, stays."""
     folders = {state: tmp_path / f".out.unfinished-{state}" for state in ("killed", "at work", "young")}
     other = tmp_path / ".other.unfinished-killed"
@@ -142,7 +142,7 @@ def test_an_old_directory_that_is_nowhere_else_is_not_removed(tmp_path):
     assert not old.exists()
 
 
-def test_a_folder_at_work_is_locked(tmp_path):
+def test_a_folder_in_use_is_locked(tmp_path):
     with replace_directory_atomically(tmp_path / "out", lambda name: True) as new:
         os.utime(new.parent, (0, 0))
         write(tmp_path / "out", "second")
@@ -150,7 +150,7 @@ def test_a_folder_at_work_is_locked(tmp_path):
     assert content(tmp_path) == {"out/first": "new first"}
 
 
-def test_a_file_is_no_directory(tmp_path):
+def test_a_file_is_not_replaced_by_a_directory(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(NotADirectoryError):
         write(tmp_path / "out", "a")

@@ -129,7 +129,8 @@ def test_what_becomes_a_special_file_meanwhile_is_refused(tmp_path):
     path = tmp_path / "x"
 
     def change_while_writing():
-        with replace_atomically(path):
+        with replace_atomically(path) as temporary:
+            temporary.write_text("new")
             os.mkfifo(path)
 
     with pytest.raises(OSError, match="named pipe"):
