@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before torch is imported. Threads that wait for each other must not spin: where other processes, such as further test
+# workers or the programs that tests start, need the cores, small models would be a hundred times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import oracle
 import pytest
 from checkpoint_files import save_pth

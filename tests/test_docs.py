@@ -20,7 +20,6 @@ from oracle import Shape
 from snippets import REASONS, RUNNABLE, Block, Command, blocks_of, commands_of, excerpts_of
 
 from rwkv_engine import Checkpoint
-from rwkv_engine.cli import main
 from rwkv_engine.pipeline import EMBEDDED
 from rwkv_engine.verification import run as verification
 
@@ -74,13 +73,15 @@ def folder(files, tmp_path, monkeypatch) -> Path:
     here = tmp_path / "here"
     shutil.copytree(files, here, copy_function=os.link)
     monkeypatch.chdir(here)
-    monkeypatch.setattr(verification, "PEERS", {})  # tests/cli/test_verify.py covers them
+    monkeypatch.setattr(verification, "RUNNERS", {})  # tests/cli/test_verify.py asks them
     return here
 
 
 @pytest.fixture
 def run(folder, monkeypatch, capfd):
     """A function that runs a block and returns its output."""
+    # Imported here, so that collecting tests does not need what only the commands need.
+    from rwkv_engine.cli import main
 
     def run_command(command: Command) -> tuple[int, str]:
         program, *arguments = command.words
@@ -139,6 +140,7 @@ def quotes(block: Block) -> bool:
     return all(part in text for part in excerpts_of(block.code))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_block_of_a_page_runs(name, run):
     text = (ROOT / name).read_text(encoding="utf-8")

@@ -80,6 +80,7 @@ def test_the_default_finds_best(bench, tales):
 
 
 # Measured: auc 0.96 and 0.70, recall 0.83 and 0.43, by chance 1/15. The last token of a tale knows nothing of it.
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "auc", "recall"), [("mean", 0.92, 0.65), ("state", 0.63, 0.25)])
 def test_halves_of_a_tale_are_near(pooling, auc, recall, bench, tales, data):
     texts = bench.tales_in((data / bench.FILE).read_text(encoding="utf-8"))
@@ -91,6 +92,7 @@ def test_halves_of_a_tale_are_near(pooling, auc, recall, bench, tales, data):
 
 
 # Measured: 0.62, 0.55 and 0.63; many passages are of one tale. By chance 0.50 and 0.02 more or less.
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "auc"), [("mean", 0.59), ("last", 0.525), ("state", 0.59)])
 def test_halves_of_a_passage_are_near(pooling, auc, bench, tales, data):
     texts = bench.passages_of(bench.tales_in((data / bench.FILE).read_text(encoding="utf-8")))[:80]

@@ -56,6 +56,7 @@ def test_the_first_token_comes_after_the_end_of_text(tales):
     assert score.n_bytes == len(text) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_chunks_change_nothing_and_no_more_logits_are_asked_for(chunk, tmp_path, monkeypatch):
     model, _ = random_model(tmp_path)
@@ -94,6 +95,7 @@ def test_a_divergence_is_that_of_the_oracles_distributions(tmp_path):
     assert found.tested_nats == pytest.approx(-q[rows, ids[1:]].sum(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_strategy_does_not_diverge_from_itself_and_bfloat16_does_a_little(tales):
     ids = write(tales, 400)
     same = compare(tales, RWKV.from_pretrained("tales"), ids)

@@ -69,6 +69,7 @@ def wheel(source, tmp_path_factory) -> Path:
     return next(out.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_wheel_is_pure_complete_and_small(wheel):
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -84,6 +85,7 @@ def test_the_wheel_is_pure_complete_and_small(wheel):
     assert names == expected
 
 
+@pytest.mark.slow
 def test_wheel(wheel, environment, tmp_path):
     pip(environment, "install", "--no-deps", wheel, cwd=tmp_path)
     assert str(tmp_path / "environment") in run(environment, *LOCATE, cwd=tmp_path)
@@ -92,6 +94,7 @@ def test_wheel(wheel, environment, tmp_path):
     assert "kernels" in run(command, "info", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_sdist_to_wheel(source, environment, tmp_path):
     build = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
     run(sys.executable, "-c", build, cwd=source)
@@ -105,17 +108,20 @@ def test_sdist_to_wheel(source, environment, tmp_path):
     assert run(environment, *GENERATE, cwd=tmp_path).startswith("Once upon a time")
 
 
+@pytest.mark.slow
 def test_editable_install(source, environment, tmp_path):
     pip(environment, "install", "--no-deps", "--editable", source, cwd=tmp_path)
     assert str(source) in run(environment, *LOCATE, cwd=tmp_path)
     assert run(environment, *GENERATE, cwd=tmp_path).startswith("Once upon a time")
 
 
+@pytest.mark.slow
 def test_plain_checkout(source, environment):
     assert str(source) in run(environment, *LOCATE, cwd=source)
     assert run(environment, *GENERATE, cwd=source).startswith("Once upon a time")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
 def test_ahead_of_time(few_sources, environment, tmp_path, monkeypatch):
     """Without build isolation torch is there, and the wheel carries compiled kernels that are used as they are."""
@@ -129,7 +135,7 @@ def test_ahead_of_time(few_sources, environment, tmp_path, monkeypatch):
     output = run(environment, "-m", "rwkv_engine", "info", cwd=tmp_path, XDG_CACHE_HOME=str(cache))
     assert "built when the package was installed" in output
     assert cpu_kernels.processor_level() in output
-    trie = "from rwkv_engine import cpu_kernels; print(cpu_kernels.python_module('byte_trie').ByteTrie.__name__)"
+    trie = "from rwkv_engine.native import cpu_kernels; print(cpu_kernels.python_module('byte_trie').ByteTrie.__name__)"
     assert run(environment, "-c", trie, cwd=tmp_path, XDG_CACHE_HOME=str(cache)) == "ByteTrie\n"
     assert not cache.exists()
     assert run(environment, *GENERATE, cwd=tmp_path).startswith("Once upon a time")

@@ -13,12 +13,14 @@ GOLDEN = ROOT / "tests" / "golden" / "tales.txt"
 PROMPT = "Once upon a time"
 
 
+@pytest.mark.slow
 def test_golden_greedy_text(tales):
     """Written by this engine; transformers agrees, see below. A change of a single token shows here."""
     text = PROMPT + tales.generate(PROMPT, max_new_tokens=120, temperature=0)
     assert text + "\n" == GOLDEN.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_transformers_writes_the_golden_text_too(tales):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     theirs = transformers.RwkvForCausalLM.from_pretrained(tales.source, dtype=torch.float32).eval()
@@ -32,6 +34,7 @@ def test_transformers_writes_the_golden_text_too(tales):
     assert PROMPT + tales.tokenizer.decode(written) + "\n" == GOLDEN.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_embedded_model_fits_and_learned_its_corpus(tales, data):
     """The whole validation text read once, state carried."""
     size = sum(path.stat().st_size for path in tales.source.iterdir())

@@ -59,7 +59,7 @@ def divided_note(checkpoint: Checkpoint) -> str:
 
 def _typical_size(checkpoint: Checkpoint, name: str) -> float:
     matrix = checkpoint.read(name)
-    rows = matrix[torch.linspace(0, len(matrix) - 1, min(_ROWS, len(matrix))).long()].float()
+    rows = matrix[torch.linspace(0, len(matrix) - 1, min(_ROWS, len(matrix)), dtype=torch.float32).long()].float()
     checkpoint.release(matrix)
     return rows.square().mean(1).sqrt().median().item()
 

@@ -57,7 +57,7 @@ class TokenStream(Iterator[int]):
         self.logprobs: Logprob | None = None
         self.state = state
         self._unread = list(prompt)  # the prompt, later the last token
-        self._logits = torch.empty(1, 0)  # after what has been read
+        self._logits = torch.empty(1, 0, dtype=torch.float32)  # after what has been read
         self._left = max_new_tokens
         self.sample = sample
         self._history: History | None = None

@@ -101,7 +101,7 @@ class Sampler:
         """For each of B samples, its seed and its number, (B,) int64, as a `Draw` takes them."""
         key = (tuple(samples), device)
         if key not in self._counters:  # the last ones are kept: bringing numbers to a GPU waits for all it has to do
-            seeds = torch.full((len(samples),), as_int64(self.seed), device=device)
+            seeds = torch.full((len(samples),), as_int64(self.seed), dtype=torch.int64, device=device)
             self._counters = {key: (seeds, torch.tensor([as_int64(sample) for sample in samples], device=device))}
         return self._counters[key]
 
@@ -120,7 +120,9 @@ class Sampler:
         if params.logit_bias or params.banned_tokens:
             logits = logits + self._offset(logits.shape[-1], logits.device)
         if history:
-            logits = logits - (params.presence_penalty * history.seen + params.frequency_penalty * history.counts)
+            logits = logits - (
+                params.presence_penalty * history.seen.double() + params.frequency_penalty * history.counts
+            )
         return logits
 
     def logprobs(self, logits: Tensor, tokens: Sequence[int]) -> list[Logprob]:

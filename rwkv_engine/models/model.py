@@ -66,7 +66,7 @@ class Block(nn.Module):
         Args:
             x: the residual stream, (B, C) float32.
             state: (S, ...) of this layer; the rows `slots` are replaced in place.
-            slots: (B,) int64 on this layer's device, see `ops.time_mixing_step`; None: S = B, in the same order.
+            slots: (B,) int64 on this layer's device, see `ops.TimeMixing4Step`; None: S = B, in the same order.
             first: as for `forward`, (B, ...).
 
         Returns:
@@ -186,7 +186,7 @@ class Model(nn.Module):
         Args:
             tokens: (B,) int64, each in [0, V).
             layers: the states of all layers, each on its layer's device; replaced in place.
-            slots: (B,) int64, which of the states' rows are those of the B sequences, see `ops.time_mixing_step`; None
+            slots: (B,) int64, which of the states' rows are those of the B sequences, see `ops.TimeMixing4Step`; None
                 where they have B rows in the same order.
 
         Returns:

@@ -19,11 +19,13 @@ from rwkv_engine.core.state import LayerState
 from rwkv_engine.models.model import Block, Model, float32_parameter
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.ops import (
-    channel_mixing_step,
+    ChannelMixing4Step,
+    TimeMixing4Step,
+    channel_mixing4_step,
     gate_residual,
     ln_shift,
     squared_relu,
-    time_mixing_step,
+    time_mixing4_step,
     wkv4,
 )
 
@@ -62,26 +64,28 @@ class TimeMixing(nn.Module):
     def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
         key, value, receptance, output = (cast(Tiled, m) for m in (self.key, self.value, self.receptance, self.output))
-        return time_mixing_step(
-            x,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            self.time_mix_k,
-            self.time_mix_v,
-            self.time_mix_r,
-            self._decay,
-            self.time_first,
-            key.tiles,
-            value.tiles,
-            receptance.tiles,
-            output.tiles,
-            state["att_shift"],
-            state["wkv_num"],
-            state["wkv_den"],
-            state["wkv_max"],
-            slots,
-            scales_of(key, value, receptance, output),
+        return time_mixing4_step(
+            TimeMixing4Step(
+                x,
+                norm.weight,
+                norm.bias,
+                norm.eps,
+                self.time_mix_k,
+                self.time_mix_v,
+                self.time_mix_r,
+                self._decay,
+                self.time_first,
+                key.tiles,
+                value.tiles,
+                receptance.tiles,
+                output.tiles,
+                state["att_shift"],
+                state["wkv_num"],
+                state["wkv_den"],
+                state["wkv_max"],
+                slots,
+                scales_of(key, value, receptance, output),
+            )
         )
 
 
@@ -108,19 +112,21 @@ class ChannelMixing(nn.Module):
         """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
         key, receptance = cast(Tiled, self.key), cast(Tiled, self.receptance)
         value = cast(InputMajor, self.value)
-        return channel_mixing_step(
-            x,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            self.time_mix_k,
-            self.time_mix_r,
-            key.tiles,
-            receptance.tiles,
-            value.rows,
-            state["ffn_shift"],
-            slots,
-            scales_of(key, receptance, value),
+        return channel_mixing4_step(
+            ChannelMixing4Step(
+                x,
+                norm.weight,
+                norm.bias,
+                norm.eps,
+                self.time_mix_k,
+                self.time_mix_r,
+                key.tiles,
+                receptance.tiles,
+                value.rows,
+                state["ffn_shift"],
+                slots,
+                scales_of(key, receptance, value),
+            )
         )
 
 

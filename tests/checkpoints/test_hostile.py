@@ -37,14 +37,14 @@ path = good.with_name("mutated" + "".join(good.suffixes))
 seen, bad, slowest, before = collections.Counter(), [], 0.0, megabytes()
 for what, content in make(good.read_bytes(), count):
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()  # the machine may be busy
     try:
         outcome = "harmless" if load(path) == config else "another model"
     except CheckpointError as error:
         outcome = "refused" if len(str(error).splitlines()) == 1 and len(str(error)) < 1000 else "a long message"
     except BaseException as error:
         outcome = repr(error)
-    slowest = max(slowest, time.perf_counter() - start)
+    slowest = max(slowest, time.process_time() - start)
     seen[outcome] += 1
     if outcome not in ("refused", "harmless"):
         bad.append((what, outcome[:500]))
@@ -52,6 +52,7 @@ print(json.dumps({"bad": bad, "seen": seen, "slowest": slowest, "grown": megabyt
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "name", "count"),
     [
@@ -79,7 +80,7 @@ def test_mutated_files_are_refused_or_harmless(make, name, count, tmp_path, run_
     assert seen["bad"] == []
     assert sum(seen["seen"].values()) == count
     assert 0 < seen["seen"]["harmless"] < count / 4, seen  # else they would be no test
-    # Measured on two busy cores: 0.3 s and 10 MB.
+    # Measured on two busy cores: 0.3 s, of the processor alone, and 10 MB.
     assert seen["slowest"] < 1.0
     assert seen["grown"] < 500
 

@@ -391,6 +391,7 @@ pack(source, again, "cpu bf16")
 """
 
 
+@pytest.mark.slow
 def test_without_compiled_kernels(source, run_python):
     path, again = packed(source, "cpu bf16"), source.with_name("again.safetensors")
     result = run_python(REFERENCE, str(source), str(path), str(again), RWKV_ENGINE_KERNELS="reference")

@@ -31,6 +31,7 @@ PROMPT, ENTERED = r"\[\?2004h", r"\[\?2004l"
 WORDS = r"[a-z]{2,} [a-z]{2,}"
 
 
+@pytest.mark.slow
 def test_a_conversation_in_a_terminal(terminal, tmp_path):
     saved = tmp_path / "talk.state"
 
@@ -73,6 +74,7 @@ def pipe(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_conversation_through_a_pipe(tmp_path):
     about = tmp_path / "about.txt"
     about.write_text("A king lived in a castle.")
@@ -85,6 +87,7 @@ def test_a_conversation_through_a_pipe(tmp_path):
     assert "# Instruction:\n/slash\n" in loaded.stdout
 
 
+@pytest.mark.slow
 def test_mistakes_in_a_pipe_are_lines_and_exit_code_1(tmp_path):
     result = pipe(f"/save\n/load {tmp_path}/nothing\n/undo\n/input {tmp_path}/nothing\n/dance\n")
     assert (result.returncode, result.stdout) == (1, "")

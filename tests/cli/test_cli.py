@@ -13,8 +13,8 @@ import pytest
 import torch
 from checkpoint_files import save_pth
 from conftest import ROOT
+from fake_nvcc import fake_nvcc
 from oracle import Shape
-from test_toolkit import fake_nvcc
 
 import rwkv_engine
 from rwkv_engine.native import cuda_kernels
@@ -32,6 +32,7 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_generate_writes_text_to_stdout_and_the_rest_to_stderr(tales):
     options = {"max_new_tokens": 30, "temperature": 0.8, "top_p": 0.9, "seed": 1}
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -104,6 +105,7 @@ def test_prompts_come_from_files(call, tales, tmp_path):
     assert "expected UTF-8 text" in errors
 
 
+@pytest.mark.slow
 def test_a_prompt_comes_from_standard_input(tales):
     result = run("generate", "--file", "-", "--max-new-tokens", "6", "--seed", "1", input="The fox\n")
     assert result.stdout == "The fox" + tales.generate("The fox", max_new_tokens=6, seed=1) + "\n"
@@ -157,6 +159,7 @@ def test_wrong_usage_is_exit_code_2(arguments, call):
     assert "Usage" in errors
 
 
+@pytest.mark.slow
 def test_errors_of_a_real_process_are_no_traceback(tmp_path):
     path = save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth")
     result = run("generate", "x", "--model", str(path))
@@ -165,6 +168,7 @@ def test_errors_of_a_real_process_are_no_traceback(tmp_path):
     assert "--tokenizer" in line
 
 
+@pytest.mark.slow
 def test_what_is_said_about_kernels_does_not_fall_into_the_text(tmp_path):
     """As a terminal shows it, both streams together, on the first run of a machine without a compiler."""
     environment = os.environ | {"CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
@@ -177,6 +181,7 @@ def test_what_is_said_about_kernels_does_not_fall_into_the_text(tmp_path):
     assert second.startswith("Once")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback():
     command = [sys.executable, "-m", "rwkv_engine", "generate", "x", "--max-new-tokens", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -186,6 +191,7 @@ def test_a_closed_pipe_is_no_traceback():
     assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_exit_code_130_and_no_traceback():
     command = [sys.executable, "-m", "rwkv_engine", "generate", "x", "--max-new-tokens", "1000000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)

@@ -95,6 +95,7 @@ def test_blank_lines_are_left_out_if_that_is_asked_for(call, tmp_path, tales):
 PIPED = "import sys; from rwkv_engine.cli import main; sys.argv[:1] = ['rwkv-engine']; main()"
 
 
+@pytest.mark.slow
 def test_lines_come_from_a_pipe(tmp_path, tales):
     output = tmp_path / "out.npy"
     command = [sys.executable, "-c", PIPED, "embed", "tales", "-o", str(output), "--pooling", "state"]
@@ -145,7 +146,10 @@ def test_a_users_mistake_is_one_line_and_leaves_no_file(content, arguments, mess
 def test_a_folder_is_no_output(call, file, tmp_path):
     (tmp_path / "out.npy").mkdir()
     code, _, errors = call("embed", "tales", file, "-o", str(tmp_path / "out.npy"))
-    assert (code, errors) == (1, f"rwkv-engine: error: {tmp_path / 'out.npy'}: is no file; nothing was written\n")
+    assert (code, errors) == (
+        1,
+        f"rwkv-engine: error: {tmp_path / 'out.npy'}: is a directory, not a regular file; nothing was written\n",
+    )
 
 
 STOPPED = """
@@ -164,6 +168,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "event", "code", "left", "message"),
     [

@@ -27,6 +27,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["pack", "quantize"])
 @pytest.mark.parametrize(
     ("event", "code", "left", "message"),

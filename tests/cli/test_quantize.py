@@ -133,6 +133,7 @@ def test_wrong_usage(options, call, source):
     assert list(source.parent.iterdir()) == [source]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
 def test_a_bar_is_shown_at_a_terminal(source, run_python):
     code = (

@@ -75,6 +75,7 @@ for turn in range(2):
 needs_the_package = pytest.mark.skipif(find_spec("rwkv") is None, reason="the rwkv package is not installed")
 
 
+@pytest.mark.slow
 @needs_the_package
 def test_the_same_program_prints_the_same(run_python, tmp_path):
     weights = oracle.random_weights(Shape(n_layer=3, n_embd=32, n_att=32, n_ffn=96, n_vocab=2048))
@@ -104,6 +105,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @needs_the_package
 def test_the_packages_published_example_prints_the_same(run_python, tmp_path):
     """The first program of its description, as it is installed beside it."""

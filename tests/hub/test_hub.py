@@ -226,6 +226,7 @@ def test_a_branch_that_moves_during_the_download_mixes_no_two_commits(found, ser
     assert "changed while it was downloaded" in reason("someone/single")
 
 
+@pytest.mark.slow
 def test_the_command_line(repositories, tmp_path):
     """In a process of its own that has nothing but its environment."""
     server = HubServer(repositories)

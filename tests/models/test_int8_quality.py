@@ -113,6 +113,7 @@ def test_text_of_its_own_step_by_step(tales, rounded, written):
     assert abs(lost) < ALLOWED, lost
 
 
+@pytest.mark.slow
 def test_the_validation_text(tales, rounded, data):
     ids = text_ids(tales, (data / "fairy_tales_valid.txt").read_text(encoding="utf-8"))
     check(compare(tales, rounded, ids), ALLOWED)
@@ -128,6 +129,7 @@ def test_outliers_that_cancel_out(change, tales, written, tmp_path):
     assert abs(lost) < ALLOWED_WITH_OUTLIERS, lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 def test_outliers_that_stay(change, tales, tmp_path):
     exact, rounded = changed(tales, change, tmp_path)
@@ -138,6 +140,7 @@ def test_outliers_that_stay(change, tales, tmp_path):
     assert abs(lost) < ALLOWED_WITH_OUTLIERS, lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", (SAME | OTHERS).values(), ids=SAME | OTHERS)
 def test_outliers_in_the_validation_text(change, tales, data, tmp_path):
     ids = text_ids(tales, (data / "fairy_tales_valid.txt").read_text(encoding="utf-8"))[:10_000]

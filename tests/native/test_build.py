@@ -18,7 +18,7 @@ from rwkv_engine.native import build, cpu_kernels, jit
 
 CALL = (
     "import torch\n"
-    "from rwkv_engine import cpu_kernels\n"
+    "from rwkv_engine.native import cpu_kernels\n"
     "from rwkv_engine.ops import wkv4\n"
     "z = torch.zeros(2, 8)\n"
     "for _ in range(3): wkv4(-torch.ones(8), torch.ones(8), torch.ones(2, 3, 8), torch.ones(2, 3, 8), z, z, z - 1e30)\n"
@@ -30,7 +30,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ 
 def test_importing_compiles_and_loads_nothing(run_python, tmp_path):
     code = (
         "import rwkv_engine, sys, pathlib\n"
-        "from rwkv_engine import cpu_kernels\n"
+        "from rwkv_engine.native import cpu_kernels\n"
         "assert cpu_kernels.status.cache_info().currsize == 0\n"
         "assert 'kernels_' not in pathlib.Path('/proc/self/maps').read_text()\n"
         "assert 'torch.utils.cpp_extension' not in sys.modules\n"
@@ -48,6 +48,7 @@ def test_without_a_compiler_the_reference_runs_and_says_so_once(run_python, tmp_
     assert "no-such-compiler" in line
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_quoted(run_python, tmp_path):
     compiler = tmp_path / "g++"
     compiler.write_text(
@@ -64,6 +65,7 @@ def test_a_compiler_that_fails_is_quoted(run_python, tmp_path):
     assert not list((tmp_path / "rwkv_engine").glob("*.so"))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_first_use_builds_once_with_one_line_and_later_ones_use_the_cache(few_sources, tmp_path, monkeypatch):
     """Two processes at once, and what a killed build leaves behind: its half-filled folder with torch's own lock."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_nvcc import fake_nvcc
 from test_build import needs_compiler
-from test_toolkit import fake_nvcc
 from torch.utils import cpp_extension
 
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels, toolkit
@@ -62,6 +62,7 @@ def decide():
     return cuda_kernels.status.__wrapped__()
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_it_is_built_once_with_the_flags_of_the_list_and_opened(machine, capsys):
     (machine / "twice_cuda.cpp").write_text(BINDING.replace("NAMESPACE", namespace(machine)))
@@ -188,7 +189,8 @@ def test_a_prebuilt_library_that_cannot_be_opened_is_passed_over(tmp_path, monke
 
 def test_importing_decides_nothing(run_python, tmp_path):
     code = (
-        "from rwkv_engine import RWKV, cuda_kernels\n"
+        "from rwkv_engine import RWKV\n"
+        "from rwkv_engine.native import cuda_kernels\n"
         "RWKV.from_pretrained('tales')\n"
         "assert cuda_kernels.status.cache_info().currsize == 0, 'a model on the CPU needs no GPU'\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from states import FIELDS
 
@@ -63,6 +64,7 @@ def write(engine, prompts: list[list[int]], length: int) -> tuple[list[list[int]
     return [[first, *row] for first, row in zip(firsts, drawn.tolist(), strict=True)], decoder
 
 
+@pytest.mark.slow
 def test_ten_thousand_greedy_tokens(tales, run_python, tmp_path):
     engine = tales.engine
     prompts = [tales.tokenizer.encode(opening) for opening in OPENINGS]

@@ -62,6 +62,7 @@ def large():
     return {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [("pth", "cpu fp32"), ("safetensors", "cpu fp32"), ("legacy", "cpu fp32"), ("pth", "cpu bf16i8")],
@@ -85,6 +86,7 @@ def test_loading_holds_the_placed_weights_and_little_more(kind, strategy, large,
         assert seen["RssFile"] < file / 2, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "size"), [("cpu fp32", 390e6), ("cpu bf16i8", 100e6)])
 def test_loading_a_packed_file_takes_no_memory(strategy, size, large, tmp_path, run_python):
     """Not even that of pages of the file: nothing of 400 MB is read, and of int8 only the scales."""
@@ -99,6 +101,7 @@ def test_loading_a_packed_file_takes_no_memory(strategy, size, large, tmp_path, 
     assert seen["RssFile"] < 60e6, seen  # code of libraries; measured: 17 MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [("safetensors", "cpu fp32"), ("packed", "cpu fp32"), ("pth", "cpu bf16i8"), ("packed", "cpu bf16i8")],
@@ -142,6 +145,7 @@ print(kilobytes() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_100_000_tokens(tmp_path, run_python):
     path = save_pth(oracle.random_weights(Shape(n_embd=64, n_att=64, n_ffn=256)), tmp_path / "m.pth")
     result = run_python(READ, str(path))
