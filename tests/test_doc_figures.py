@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from rich.table import Table
 
-from rwkv_engine.benchmark.record import EngineRecord, Report, Series
+from rwkv_engine.benchmark.report import EngineRecord, Report, Series
 from rwkv_engine.benchmark.table import tables
 
 Cells = dict[str, dict[str, str]]  # by row and column
@@ -27,11 +27,11 @@ def report_of(file: Path) -> Report:
         series = {name: Series(**values) for name, values in engine["series"].items()}
         engines.append(EngineRecord(**fields, series=series))
     titles = [engine.title for engine in engines]
-    peers = {
+    baselines = {
         i: [titles.index(title) for title in engine["summary"]["times_as_fast"]]
         for i, engine in enumerate(written["engines"])
     }
-    return Report(written["machine"], written["model"], written["settings"], engines, peers)
+    return Report(written["machine"], written["model"], written["settings"], engines, baselines)
 
 
 def cells_of(table: Table) -> Cells:
