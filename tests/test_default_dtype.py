@@ -16,7 +16,7 @@ from oracle import Shape
 from torch.utils._pytree import tree_leaves
 
 from rwkv_engine import RWKV, State, auto, compat
-from rwkv_engine.benchmark.synthetic import synthetic_tensors
+from rwkv_engine.benchmark.models import synthetic_tensors
 from rwkv_engine.chat import Chat
 from rwkv_engine.convert import to_hugging_face, to_pth
 from rwkv_engine.convert.pack import pack
