@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rwkv_engine.checks import require_text
 from rwkv_engine.core import ModelConfig, State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.progress import Progress
@@ -83,10 +84,7 @@ def ids_of(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Tensor]:
     """
     ids = []
     for i, text in enumerate(texts):
-        try:
-            text.encode()
-        except (AttributeError, UnicodeEncodeError) as error:
-            raise RequestError(f"texts[{i}]: expected text, got {text!r:.60}: {error}") from error
+        require_text(f"texts[{i}]", text)
         ids.append(torch.tensor(tokenizer.encode(text), dtype=torch.int64))
         if not len(ids[-1]):
             raise RequestError(f"texts[{i}]: is empty, expected at least one token; leave it out")

@@ -98,7 +98,7 @@ def test_the_list_is_replaced_in_place(kind, model, theirs):
 def test_a_call_that_fails_leaves_the_state(model):
     _, state = model.forward(TOKENS[:20], None)
     before = list(state)
-    with pytest.raises(RequestError, match="outside this model's vocabulary"):
+    with pytest.raises(RequestError, match="token id 120, expected ids from 0 to 119"):
         model.forward([1, SHAPE.n_vocab], state)
     assert equal(state, before)
 

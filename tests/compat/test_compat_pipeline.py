@@ -227,10 +227,10 @@ def test_what_cannot_be_asked_for_is_refused(world):
         "ctx: has no tokens": lambda: pipeline.generate(""),
         "token_count: got -1": lambda: pipeline.generate("x", -1),
         "chunk_len: got 0": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(chunk_len=0)),
-        "token_ban: got [300], expected ids below 300": lambda: pipeline.generate(
+        "token_ban: got the token id 300, expected ids from 0 to 299": lambda: pipeline.generate(
             "x", 1, PIPELINE_ARGS(token_ban=[300])
         ),
-        "token_ban: got ['a']": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(token_ban=["a"])),
+        "token_ban: got 'a', expected integer": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(token_ban=["a"])),
         "every token is banned": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(token_ban=range(300))),
         "temperature: got -1": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(temperature=-1)),
     }

@@ -8,7 +8,7 @@ import torch
 from peer_package import rwkv_package
 
 from rwkv_engine import RequestError
-from rwkv_engine.compat import PIPELINE, sampling
+from rwkv_engine.compat import PIPELINE, RWKV, sampling
 
 
 def bare(made, exact=False):
@@ -139,3 +139,25 @@ def test_logits_that_are_no_numbers_are_refused(exact):
 def test_parameters_out_of_range_are_refused(how):
     with pytest.raises(RequestError, match="got"):
         bare(PIPELINE).sample_logits(torch.zeros(9), *how)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_logits_may_be_an_array_and_anything_else_is_refused(exact, tales):
+    pipeline = PIPELINE(RWKV("tales", "cpu fp32", verbose=False), tales.source / "tokenizer.json", exact)
+    logits = np.full(2048, -5.0, dtype=np.float32)
+    logits[7] = 50
+    assert pipeline.sample_logits(logits) == 7
+    for wrong in ("text", None, [1, 2], np.array(["a"])):
+        with pytest.raises(RequestError, match="logits: got"):
+            pipeline.sample_logits(wrong)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_wrong_texts_and_ids_are_refused(exact, tales):
+    pipeline = PIPELINE(RWKV("tales", "cpu fp32", verbose=False), tales.source / "tokenizer.json", exact)
+    for token in (-1, 2048):
+        with pytest.raises(RequestError, match=f"token id {token}, expected ids from 0 to 2047"):
+            pipeline.decode([token])
+    for text in (5, None, "\udcff"):
+        with pytest.raises(RequestError, match="x: expected text"):
+            pipeline.generate(text)

@@ -92,3 +92,11 @@ def test_what_is_no_state_is_refused(content, tmp_path):
 def test_a_checkpoint_is_no_state(tales, tmp_path):
     with pytest.raises(RequestError, match="expected a saved state"):
         State.load(tales.source / "model.safetensors")
+
+
+def test_only_text_is_remembered_with_a_state(model, tmp_path):
+    _, state = model.forward([1, 2])
+    for about in ({"n": 5}, {"n": None}, {5: "n"}, {"n": "\udcff"}):
+        with pytest.raises(RequestError, match="about"):
+            state.save(tmp_path / "s", about)
+    assert not (tmp_path / "s").exists()
