@@ -1,4 +1,4 @@
-"""Training: gradients are transformers', the two forms of the weights are one, a fine-tune lowers the loss."""
+"""Training: gradients equal those of transformers, weights are unpacked once, a fine-tune lowers the loss."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_short_fine_tune_lowers_the_loss():
     assert F.cross_entropy(engine[0, :-1], ids[0, 1:]).item() == pytest.approx(after, rel=1e-4)
 
 
-# Two forms of the weights.
+# Packed and plain weights.
 
 
 @pytest.mark.parametrize(
