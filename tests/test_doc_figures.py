@@ -27,11 +27,11 @@ def report_of(file: Path) -> Report:
         series = {name: Series(**values) for name, values in engine["series"].items()}
         engines.append(EngineRecord(**fields, series=series))
     titles = [engine.title for engine in engines]
-    peers = {
+    baselines = {
         i: [titles.index(title) for title in engine["summary"]["times_as_fast"]]
         for i, engine in enumerate(written["engines"])
     }
-    return Report(written["machine"], written["model"], written["settings"], engines, peers)
+    return Report(written["machine"], written["model"], written["settings"], engines, baselines)
 
 
 def cells_of(table: Table) -> Cells:
