@@ -189,7 +189,8 @@ def test_a_prebuilt_library_that_cannot_be_opened_is_passed_over(tmp_path, monke
 
 def test_importing_decides_nothing(run_python, tmp_path):
     code = (
-        "from rwkv_engine import RWKV, cuda_kernels\n"
+        "from rwkv_engine import RWKV\n"
+        "from rwkv_engine.native import cuda_kernels\n"
         "RWKV.from_pretrained('tales')\n"
         "assert cuda_kernels.status.cache_info().currsize == 0, 'a model on the CPU needs no GPU'\n"
     )
