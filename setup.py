@@ -7,7 +7,6 @@ one for the GPUs here (or those of TORCH_CUDA_ARCH_LIST) where torch is built fo
 
 import importlib.util
 import os
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -39,7 +38,13 @@ def cuda_extensions(build):
         print(f"rwkv_engine: no CUDA kernels ahead of time: {problem}")
         return []
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    architectures = toolkit.chosen_architectures(machine.nvcc, machine.gpus, wanted) or build.ARCHITECTURES
+    architectures, left_out = toolkit.chosen_architectures(machine.nvcc, machine.gpus, wanted)
+    if left_out:
+        print(f"rwkv_engine: of TORCH_CUDA_ARCH_LIST left out, unknown to {machine.nvcc}: {' '.join(left_out)}")
+    architectures = architectures or [a for a in build.ARCHITECTURES if a in machine.nvcc.architectures]
+    if not architectures:
+        print(f"rwkv_engine: no CUDA kernels ahead of time: {machine.nvcc} compiles for none of {build.ARCHITECTURES}")
+        return []
     cpp_extension.CUDA_HOME = str(machine.nvcc.root)
     return [
         cpp_extension.CUDAExtension(
@@ -59,7 +64,9 @@ def ahead_of_time():
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         return {}
-    if not shutil.which(shlex.split(os.environ.get("CXX", "c++"))[0]):
+    if not os.environ.get("CXX", "").strip():
+        os.environ.pop("CXX", None)  # setuptools would run a program without a name
+    if not shutil.which(module("toolkit").cxx_command()[0]):
         return {}
     build = module("build")
     extensions = [

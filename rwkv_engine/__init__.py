@@ -2,7 +2,7 @@
 
 from rwkv_engine._version import __version__
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.core import ModelConfig, State, Strategy
+from rwkv_engine.core import ModelConfig, Rwkv4Config, State, Strategy
 from rwkv_engine.errors import (
     CheckpointError,
     ExtensionError,
@@ -20,6 +20,7 @@ __all__ = [
     "ExtensionError",
     "ModelConfig",
     "RequestError",
+    "Rwkv4Config",
     "RwkvError",
     "State",
     "Strategy",

@@ -1,25 +1,26 @@
-"""Texts as vectors: what reading a text leaves behind.
+"""Embeddings: vectors computed from the hidden states or the recurrent state of a text.
 
-With h_t (C,) the hidden state of token t of T after the last LayerNorm, and for each layer A and B the sums of the
-recurrence, see `ops.wkv4`:
+With h_t (C,) the hidden state of token t of T after the last LayerNorm, and for each layer A and B the numerator and
+the denominator of the recurrence, see `ops.wkv4`:
 
     mean:   (h_1 + ... + h_T) / T
     last:   h_T
     state:  A / B after the last token, of the upper layers, see `of_state`
 
-`mean` is the default, for it did best where it was measured (`python -m bench.embedding`): of 30 texts of thousands of
-tokens, cut in two, `tales` found the other one for 68 % of the halves, with `state` for 13 %, with `last` for 5 %; by
-chance it were 3 %. What a state remembers fades within hundreds of tokens: with halves of a hundred tokens `state` is
-nearly as good as `mean` (the right half is nearer than another in 65 and 67 % of all cases, with `last` in 54 %).
-Taking the mean of all vectors away from each brought a little more. `tales` has 4 M parameters: to count tokens, with
-no model, found more than any of its vectors.
+`mean` is the default because it was best where it was measured (`python -m bench.embedding`). 30 texts of thousands of
+tokens were cut in half: with `mean`, the most similar half was the other half of the same text in 68 % of the cases,
+with `state` in 13 %, with `last` in 5 %, by chance in 3 %. A state forgets within hundreds of tokens: for halves of a
+hundred tokens, `state` is nearly as good as `mean` (the right half is more similar than another one in 65 % and 67 % of
+the cases, with `last` in 54 %). Subtracting the mean of all vectors improves this a little. The model was `tales`,
+which has 4 M parameters; token counts, without a model, were better than all of its vectors.
 
-A vector depends on its text alone, not on what is read beside it: on the CPU with kernels to the last bit, elsewhere as
-far as products of another size round alike.
+A text's vector does not depend on the other texts of a call: on the CPU with compiled kernels to the last bit,
+elsewhere up to rounding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -40,24 +41,31 @@ ROWS = 2048
 
 
 def dimension(config: ModelConfig, pooling: str) -> int:
-    """Numbers in a vector.
+    """The dimension of the vectors.
 
     Raises:
-        RequestError: no such pooling.
+        RequestError: the pooling is unknown.
     """
     if pooling not in POOLINGS:
         raise RequestError(f"pooling: got {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    return (config.n_layer - config.n_layer // 2) * config.n_att if pooling == "state" else config.n_embd
+    if pooling != "state":
+        return config.n_embd
+    widths = {field.name: math.prod(field.shape) for field in config.state_fields()}
+    if "wkv_num" not in widths:
+        raise RequestError(
+            f"pooling: 'state' reads the recurrence of RWKV-4, this is an RWKV-{config.version}; use mean"
+        )
+    return (config.n_layer - config.n_layer // 2) * widths["wkv_num"]
 
 
 def of_state(state: State) -> Tensor:
-    """What N texts left in the recurrence: A / B, the mean of the values v_t weighted by e^{k_t} and their decay.
+    """The `state` vectors of N texts: A / B, the mean of the values v_t weighted by e^{k_t} and their decay.
 
-    Of the upper half of the layers, and of the middle one where their number is odd: there texts told more of
-    themselves than in the lower layers or in the token shifts, which know the last token only.
+    They are those of the upper half of the layers (with the middle one if their number is odd), which were better than
+    the lower layers and than the token shifts, which contain the last token only.
 
     Args:
-        state: of any texts, such as that of a stream; nothing has to be read again.
+        state: the state after N texts, such as that of a stream.
 
     Returns:
         (N, D) float32, lowest layer first, on the state's device; zeros before the first token.
@@ -68,10 +76,10 @@ def of_state(state: State) -> Tensor:
 
 
 def ids_of(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Tensor]:
-    """Token ids of each text, (T_i,) int64.
+    """The token ids of each text, (T_i,) int64.
 
     Raises:
-        RequestError: one of them is no text, or an empty one.
+        RequestError: one of them is not a string, or is empty.
     """
     ids = []
     for i, text in enumerate(texts):
@@ -94,21 +102,21 @@ def embed(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Tensor:
-    """One vector for each text. Texts of near lengths are read together, nothing is padded, no logits are computed.
+    """Computes a vector for each text. Texts of similar length are processed together, without padding or logits.
 
     Args:
-        engine: with the model.
-        texts: ids of each of N texts, (T_i,) int64, T_i >= 1, each in [0, V).
+        engine: runs the model.
+        texts: the token ids of N texts, each (T_i,) int64, T_i >= 1, in [0, V).
         pooling: one of `POOLINGS`.
-        normalize: make every vector one of length 1, so that products of two are cosines.
-        batch_size: texts read at once at most.
-        progress: called with the tokens read so far and in all.
+        normalize: scale every vector to length 1, so that the dot product of two is their cosine similarity.
+        batch_size: the maximum number of texts that are processed at once.
+        progress: called with the number of tokens processed so far, and of all tokens.
 
     Returns:
         (N, D) float32 on the CPU; D is `dimension`.
 
     Raises:
-        RequestError: a value out of range, or hidden states that are not finite.
+        RequestError: an argument is out of range, or hidden states are not finite.
     """
     vectors = torch.empty(len(texts), dimension(engine.model.config, pooling))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -158,7 +166,8 @@ def _read(engine: Engine, texts: Sequence[Tensor], pooling: str, tell: Callable[
         return model.ln_out(hidden if pooling == "mean" else hidden[:, -1]), state
 
     state = engine.initial_state(len(texts))
-    vectors = torch.zeros(len(texts), dimension(model.config, pooling), dtype=torch.float64, device=model.layout.home)
+    home = model.device_map.home
+    vectors = torch.zeros(len(texts), dimension(model.config, pooling), dtype=torch.float64, device=home)
     for begin in range(0, len(texts[0]), engine.chunk):
         parts = [text[begin : begin + engine.chunk] for text in texts if len(text) > begin]
         hidden, state = read_ragged(read, parts, state.rows(slice(0, len(parts))))

@@ -1,36 +1,36 @@
-"""Every error a user can cause derives from `RwkvError`: one `except` catches them all.
+"""The errors that this package raises. All of them derive from `RwkvError`.
 
-A message says what failed, what was found, what was expected, and what to do about it, in one line.
+A message is one line: what failed, what was found, what was expected, and what to do.
 """
 
 
 class RwkvError(Exception):
-    """Base class of every error this package raises on purpose."""
+    """Base class: every error that is caused by input, files or the environment is one of these."""
 
 
 class CheckpointError(RwkvError):
-    """A file is no RWKV-4 checkpoint, is damaged, or contradicts itself."""
+    """A model cannot be read: it is missing, damaged, inconsistent, or not an RWKV-4 checkpoint."""
 
 
 class StrategyError(RwkvError):
-    """A strategy string cannot be parsed or cannot run here."""
+    """A strategy cannot be parsed, does not fit the model, or cannot run on this machine."""
 
 
 class TokenizerError(RwkvError):
-    """No tokenizer was found, or the one given does not fit the model."""
+    """A tokenizer is missing, cannot be read, or does not fit the model."""
 
 
 class ExtensionError(RwkvError):
-    """The native kernels could not be built or loaded although they were asked for."""
+    """Compiled kernels were requested but could not be built or loaded."""
 
 
 class RequestError(RwkvError):
-    """The arguments of a call do not make sense: token ids, sampling parameters, a foreign state."""
+    """An argument is invalid: token ids, sampling options, or a state of another model."""
 
 
 class BenchmarkError(RwkvError):
-    """An engine could not be measured: it failed, or its process ended."""
+    """`bench` could not measure an engine, because it failed or its process ended."""
 
 
 class HubError(RwkvError):
-    """Nothing was uploaded: the hub refused or could not be reached, or there is nothing it would take."""
+    """Nothing was uploaded: the hub refused it or could not be reached, or there is nothing to upload."""

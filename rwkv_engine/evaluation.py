@@ -1,6 +1,6 @@
-"""How well a model predicts a text, and how far one strategy is from another, in nats.
+"""How well a model predicts a text, and how far one strategy's predictions are from another's, in nats.
 
-Texts may have any length: they are read chunk by chunk with the state carried, and no logits outlive their chunk.
+Texts may have any length: they are read in chunks with the state carried over, and logits are dropped with their chunk.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rwkv_engine.pipeline import RWKV
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.engine import CHUNK
 
-# What a text of the model's own begins from: id 0 ends a text in every RWKV-4 vocabulary that has an end of text.
+# Where a generated text begins: id 0 is the end of text in every RWKV-4 vocabulary that has one.
 BEGINNING = 0
-# Rows of logits that become float64 together: 65536 of them have 17 MB.
+# Rows of logits that are converted to float64 together; with a vocabulary of 65536 they take 17 MB.
 ROWS = 32
 
 
@@ -31,8 +31,8 @@ class Score:
     """How well a model predicts a text.
 
     Attributes:
-        n_tokens: predicted.
-        n_bytes: of UTF-8 they stand for.
+        n_tokens: the number of tokens predicted.
+        n_bytes: the length of their text in UTF-8.
         nats: -sum over tokens of ln p(token | all before it).
     """
 
@@ -42,37 +42,37 @@ class Score:
 
     @property
     def nats_per_token(self) -> float:
-        """The mean cross-entropy; depends on the tokenizer."""
+        """The mean cross-entropy of a token; depends on the tokenizer."""
         return self.nats / self.n_tokens
 
     @property
     def nats_per_byte(self) -> float:
-        """Comparable between tokenizers."""
+        """The mean cross-entropy of a byte; comparable between tokenizers."""
         return self.nats / self.n_bytes
 
     @property
     def bits_per_byte(self) -> float:
-        """Nats per byte / ln 2: the size of the text, compressed by this model, in bits for each byte."""
+        """Nats per byte / ln 2: the size of the text if compressed with this model, in bits per byte."""
         return self.nats_per_byte / math.log(2)
 
     @property
     def perplexity(self) -> float:
-        """exp(nats per token), infinite where a float holds no more."""
+        """exp(nats per token), infinite where that exceeds the range of a float."""
         return math.exp(self.nats_per_token) if self.nats_per_token < 709 else math.inf
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far what one model predicts, q, is from what the reference does, p, over the tokens of a text.
+    """How far a model's predictions, q, are from those of a reference, p, over the tokens of a text.
 
-    KL(p || q) = sum over the vocabulary of p (ln p - ln q), in nats, one number for each token; 0 means the same
-    distribution (Kullback and Leibler 1951).
+    KL(p || q) = sum over the vocabulary of p (ln p - ln q), in nats, one value for each token; it is 0 where the two
+    distributions are equal (Kullback and Leibler 1951).
 
     Attributes:
-        n_tokens: predicted.
+        n_tokens: the number of tokens predicted.
         mean, percentile_99, maximum: of KL(p || q) over the tokens.
-        n_same: tokens where the likeliest one is the same.
-        reference_nats, tested_nats: cross-entropy of the text in both, as `Score.nats`.
+        n_same: the number of positions where both models have the same most likely token.
+        reference_nats, tested_nats: the cross-entropy of the text under each model, as `Score.nats`.
     """
 
     n_tokens: int
@@ -85,19 +85,19 @@ class Divergence:
 
     @property
     def agreement(self) -> float:
-        """Share of tokens where the likeliest one is the same."""
+        """The share of positions where both models have the same most likely token."""
         return self.n_same / self.n_tokens
 
 
 def evaluate(model: RWKV, text: str, progress: Progress | None = None) -> Score:
-    """How well a model predicts a text, read once from beginning to end.
+    """Scores how well a model predicts a text, which is read once from beginning to end.
 
-    The first token is predicted from the tokenizer's end-of-text token; where there is none it is not scored.
+    The first token is predicted from the tokenizer's end-of-text token; without such a token it is not scored.
 
     Args:
-        model: with a tokenizer.
-        text: of any length; it and its ids are held whole, logits are not.
-        progress: called with the tokens read so far and in all.
+        model: a model with a tokenizer.
+        text: of any length; the text and its ids are held in memory as a whole, logits are not.
+        progress: called with the number of tokens read so far and their total.
 
     Raises:
         RequestError: the text has no token to score, or the model's logits are not finite.
@@ -110,21 +110,21 @@ def evaluate(model: RWKV, text: str, progress: Progress | None = None) -> Score:
 
 
 def compare(reference: RWKV, tested: RWKV, ids: list[int], progress: Progress | None = None) -> Divergence:
-    """How far one model's predictions are from another's; both may be one checkpoint under two strategies.
+    """Measures how far one model's predictions are from another's, such as one checkpoint's under two strategies.
 
     Args:
-        reference: p.
-        tested: q.
-        ids: the text; its first token is read, but not scored.
-        progress: called with the tokens read so far and in all.
+        reference: the model that predicts p.
+        tested: the model that predicts q.
+        ids: the text's token ids; the first is read, but not scored.
+        progress: called with the number of tokens read so far and their total.
 
     Raises:
-        RequestError: fewer than two ids or one outside the vocabulary, vocabularies of two sizes, or logits that are
-            not finite.
+        RequestError: there are fewer than two ids, an id is outside the vocabulary, the models' vocabularies differ in
+            size, or logits are not finite.
     """
     if reference.config.n_vocab != tested.config.n_vocab:
         sizes = f"{reference.config.n_vocab} and {tested.config.n_vocab}"
-        raise RequestError(f"only models with one vocabulary can be compared, got vocabularies of {sizes}")
+        raise RequestError(f"only models with the same vocabulary can be compared, got vocabularies of {sizes} tokens")
     divergences, n_same, nats = [], 0, [0.0, 0.0]
     for (p, q), token in _predictions((reference, tested), ids, progress):
         divergences.append((p.exp() * (p - q)).sum(-1))
@@ -144,10 +144,10 @@ def compare(reference: RWKV, tested: RWKV, ids: list[int], progress: Progress | 
 
 
 def text_ids(model: RWKV, text: str) -> list[int]:
-    """Ids of a text, the tokenizer's end-of-text token in front where there is one.
+    """The token ids of a text, after the tokenizer's end-of-text token if it has one.
 
     Raises:
-        RequestError: they leave nothing to predict.
+        RequestError: there are fewer than two, so there is nothing to predict.
         TokenizerError: the model has no tokenizer.
     """
     begin = model.tokenizer.end_of_text
@@ -158,16 +158,16 @@ def text_ids(model: RWKV, text: str) -> list[int]:
 
 
 def write(model: RWKV, n_tokens: int, seed: int = 0, progress: Progress | None = None) -> list[int]:
-    """Ids of a text that the model writes at temperature 1, from its end-of-text token, id 0, which comes first.
+    """Generates a text at temperature 1 and returns its token ids, after id 0, the end-of-text token it begins from.
 
     Args:
-        model: needs no tokenizer.
-        n_tokens: drawn; an end of text does not stop it, another text follows.
-        seed: of the draws.
-        progress: called with the tokens drawn so far and in all.
+        model: any model; a tokenizer is not needed.
+        n_tokens: the number of tokens to generate; an end-of-text token does not stop it, another text follows.
+        seed: the random seed.
+        progress: called with the number of tokens generated so far and their total.
 
     Raises:
-        RequestError: a value out of range.
+        RequestError: a value is out of range.
     """
     sampler = Sampler(SamplingParams(seed=seed))
     ids = [BEGINNING]
@@ -181,9 +181,9 @@ def write(model: RWKV, n_tokens: int, seed: int = 0, progress: Progress | None =
 def _predictions(
     models: tuple[RWKV, ...], ids: list[int], progress: Progress | None
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """For a few tokens at a time ln p of each model, float64 (rows, V), and what came, int64 (rows, 1).
+    """Yields, a few tokens at a time, ln p of each model, float64 (rows, V), and the actual tokens, int64 (rows, 1).
 
-    All on the device of the first model's logits.
+    All are on the device of the first model's logits.
     """
     inputs, targets = torch.tensor(ids[:-1]), torch.tensor(ids[1:]).unsqueeze(-1)
     states: list[State | None] = [None] * len(models)

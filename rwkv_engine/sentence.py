@@ -29,14 +29,14 @@ SAVED = {"model", "strategy", "tokenizer", "revision", "pooling", "normalize", "
 
 
 class RwkvEmbedding(nn.Module):
-    """The first module of a `SentenceTransformer`, and the only one it needs: texts in, vectors out.
+    """A module that computes the embeddings of a `SentenceTransformer`, which needs no other module.
 
-    The model stays where its strategy puts it: `to(device)` moves nothing, and there is nothing to train.
+    The model stays on the devices of its strategy: `to(device)` has no effect. It cannot be trained.
 
     Attributes:
-        model: what reads the texts.
+        model: the model that computes the vectors.
         pooling, normalize: as for `RWKV.embed`.
-        max_seq_length: longer texts are cut after so many tokens; None, the default, reads them whole.
+        max_seq_length: longer texts are truncated to this number of tokens; None, the default, does not truncate.
     """
 
     # What `encode` may hand on to `forward`: nothing.
@@ -53,10 +53,10 @@ class RwkvEmbedding(nn.Module):
         max_seq_length: int | None = None,
         revision: str | None = None,
     ):
-        """Loads a model, see `RWKV.from_pretrained`; one that is loaded already is used as it is.
+        """Loads a model as `RWKV.from_pretrained` does; an `RWKV` is used as it is.
 
         Raises:
-            RwkvError: as `RWKV.from_pretrained` and `RWKV.embed` do.
+            RwkvError: for the reasons for which `RWKV.from_pretrained` and `RWKV.embed` raise it.
         """
         super().__init__()
         if isinstance(model, RWKV):
@@ -82,22 +82,22 @@ class RwkvEmbedding(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's."""
+        """The tokenizer of the model."""
         return self.model.tokenizer
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Token ids of B texts, padded on the right.
+        """Converts B texts to token ids, padded on the right.
 
         Args:
             inputs: the texts.
-            prompt: what to put before each.
-            kwargs: what the package may say besides; not used.
+            prompt: a text to put before each of them.
+            kwargs: ignored; sentence-transformers may pass further arguments.
 
         Returns:
-            `input_ids` and `attention_mask` (B, T), int64; the mask is 0 where a text has ended.
+            `input_ids` and `attention_mask`, (B, T) int64; the mask is 0 for padding.
 
         Raises:
-            RequestError: one of them is no text, or an empty one.
+            RequestError: one of the texts is not a string, or is empty.
         """
         texts = [f"{prompt}{text}" if prompt and isinstance(text, str) else text for text in inputs]
         ids = [row[: self.max_seq_length] for row in ids_of(self.tokenizer, texts)]
@@ -106,28 +106,28 @@ class RwkvEmbedding(nn.Module):
         return dict(zip(("input_ids", "attention_mask"), padded, strict=True))
 
     def tokenize(self, texts: Sequence[str], **kwargs: Any) -> dict[str, Tensor]:
-        """`preprocess`, as releases before 5.4 call it."""
+        """`preprocess` under its name in releases before 5.4."""
         return self.preprocess(texts, **kwargs)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds `sentence_embedding` (B, D) float32 to what `preprocess` returned; padding is not read."""
+        """Adds `sentence_embedding`, (B, D) float32, to the result of `preprocess`. Padding has no effect on it."""
         masks = features["attention_mask"].bool().cpu()
         ids = [row[mask] for row, mask in zip(features["input_ids"].cpu(), masks, strict=True)]
         vectors = embed(self.model.engine, ids, self.pooling, self.normalize, max(1, len(ids)))
         return {**features, "sentence_embedding": vectors.to(features["input_ids"].device)}
 
     def get_embedding_dimension(self) -> int:
-        """Numbers in a vector."""
+        """The dimension of the vectors."""
         return dimension(self.model.config, self.pooling)
 
     def get_sentence_embedding_dimension(self) -> int:
-        """The same by its older name."""
+        """`get_embedding_dimension` under its older name."""
         return self.get_embedding_dimension()
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes which model this is, not the model: `load` takes it from where it came from.
+        """Writes the name or path of the model and the options, not the weights; `load` loads the model from there.
 
-        A hub id or `tales` is found on any machine, a path only where the file is.
+        A hub id or `tales` works on any machine, a path only where that file exists.
         """
         about = {
             **self._origin,
@@ -139,11 +139,11 @@ class RwkvEmbedding(nn.Module):
 
     @staticmethod
     def load(input_path: str) -> RwkvEmbedding:
-        """What `save` wrote.
+        """Loads what `save` wrote.
 
         Raises:
-            CheckpointError: nothing of the kind is there.
-            RwkvError: as `RWKV.from_pretrained` does.
+            CheckpointError: there is no such file, or it cannot be read.
+            RwkvError: for the reasons for which `RWKV.from_pretrained` raises it.
         """
         path = Path(input_path, CONFIG)
         try:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from checkpoint_files import save_hugging_face
 from oracle import Shape
+from states import FIELDS
 from torch import Tensor
 
 from rwkv_engine.auto import AutoModelForCausalLM, RwkvForCausalLM
-from rwkv_engine.core.state import FIELDS, State
+from rwkv_engine.core.state import State
 
 SHAPE = Shape(n_layer=3, n_embd=32, n_att=32, n_ffn=72, n_vocab=50)
 

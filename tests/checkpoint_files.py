@@ -10,8 +10,8 @@ import torch
 from oracle import Shape
 from safetensors.torch import save_file
 
-from rwkv_engine.checkpoints.names import to_hugging_face
 from rwkv_engine.convert.pack import pack
+from rwkv_engine.core.rwkv4 import Rwkv4Config
 
 Weights = dict[str, np.ndarray]
 
@@ -55,7 +55,7 @@ def save_hugging_face(
     """A directory: `kind` is "safetensors" or "bin"."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings(shape)))
-    tensors = {to_hugging_face(name): tensor for name, tensor in as_torch(weights).items()}
+    tensors = {Rwkv4Config.to_hugging_face(name): tensor for name, tensor in as_torch(weights).items()}
     if not prefix:
         tensors = {name.removeprefix("rwkv."): tensor for name, tensor in tensors.items()}
     stem, ending = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")

@@ -1,7 +1,7 @@
-"""Blocks of code in pages of documentation: found, and taken apart as a reader would take them.
+"""Parses the code blocks of documentation pages.
 
-A page is Markdown. A comment right above a block, `<!-- NAME: TEXT -->`, is a mark on it; `MARKS` lists them. A block
-of ```text right behind one that runs is what that one prints.
+A page is Markdown. A comment directly above a block, `<!-- NAME: TEXT -->`, is a mark on that block; `MARKS` lists the
+possible names. A ```text block directly below a block that runs shows the expected output of that block.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-# What a mark says of the block below it.
+# The names of marks, and the meaning of their texts.
 MARKS = {
-    "not run": "why not, one of REASONS and more",
-    "fails": "the exit code of its last command",
-    "run": "all of it is run by .ci/run, here only what is ours",
-    "test": "all of it is run by .ci/run",
+    "not run": "the reason, which begins with one of REASONS",
+    "fails": "the exit code that its last command must have",
+    "run": "run as a whole by .ci/run; tests run only the commands of rwkv-engine",
+    "test": "run by .ci/run only",
 }
 REASONS = ("needs a network", "needs a GPU", "takes minutes", "installs")
 RUNNABLE = ("python", "sh")
@@ -30,13 +30,13 @@ class Block:
     """One fenced block.
 
     Attributes:
-        page: its path.
-        line: of its first line of code.
-        language: what stands behind the fence.
-        title: of a block that quotes a file, the file's path.
-        code: without the indentation of the fence.
-        marks: texts by name.
-        shown: what it prints, as the page says; None if the page does not.
+        page: path of the page.
+        line: line number of the first line of code.
+        language: the word after the opening fence.
+        title: path of the file that the block quotes; empty if it quotes none.
+        code: the lines without the indentation of the fence.
+        marks: texts of the marks by name.
+        shown: the expected output; None if the page shows none.
     """
 
     page: str
@@ -53,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a shell: its words, and the files it reads from and writes to, if any."""
+    """One shell command: its words, and the files that its input and output are redirected to, if any."""
 
     words: list[str]
     reads: str | None = None
@@ -64,7 +64,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
     """All blocks of a page, in order."""
     found: list[Block] = []
     marks: dict[str, str] = {}
-    adjoining = False  # only blank lines since the last block
+    adjoining = False  # whether there were only blank lines since the last block
     lines = enumerate(text.splitlines(), start=1)
     for number, line in lines:
         if mark := _MARK.match(line):
@@ -81,7 +81,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
                 found.append(Block(page, number + 1, language, title[1] if title else "", code, marks))
             marks, adjoining = {}, True
         elif line.strip():
-            assert not marks, f"{page}:{number}: a mark with no block below it"
+            assert not marks, f"{page}:{number}: a mark without a block below it"
             adjoining = False
     return found
 
@@ -91,11 +91,11 @@ def _inside(where: str, indent: str, lines: Iterator[tuple[int, str]]) -> Iterat
         if line.strip() == "```":
             return
         yield line.removeprefix(indent) + "\n"
-    raise AssertionError(f"{where}: a block that never ends")
+    raise AssertionError(f"{where}: a block without a closing fence")
 
 
 def commands_of(code: str) -> Iterator[Command]:
-    """The commands of a shell block, without comments."""
+    """The commands of a shell block; comments are removed."""
     for line in code.replace("\\\n", " ").splitlines():
         reader = shlex.shlex(line, posix=True, punctuation_chars=True)
         reader.whitespace_split = True
@@ -119,6 +119,6 @@ def _redirected(words: list[str]) -> Command:
 
 
 def excerpts_of(code: str) -> list[str]:
-    """What a block that quotes a file has of it; a line of dots stands for what is left out."""
+    """The parts of a file that a block quotes; a line of three dots separates them."""
     parts = re.split(r"^[ /#]*\.\.\.\n", code, flags=re.MULTILINE)
     return [part.strip("\n") for part in parts if part.strip()]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from checkpoint_files import save_pth
 from oracle import Shape
+from states import FIELDS
 
 from rwkv_engine import RWKV, RequestError, State
 from rwkv_engine.chat import Chat
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.text.templates import TEMPLATES
 
 

@@ -1,4 +1,4 @@
-"""Docs and README tell the truth: every block runs, prints what is shown beneath it, or says why it is not run."""
+"""Every code block in the README and docs/ runs and prints what the page shows, or is marked with why it cannot run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from oracle import Shape
 from snippets import REASONS, RUNNABLE, Block, Command, blocks_of, commands_of, excerpts_of
 
 from rwkv_engine import Checkpoint
-from rwkv_engine.cli import main
 from rwkv_engine.pipeline import EMBEDDED
 from rwkv_engine.verification import run as verification
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-# What would take minutes is run with these options behind its own: the last one of a kind counts.
+# Options appended to commands that would take minutes; of an option given twice, the last one counts.
 SMALLER = {
     "bench": {
         "--shape": ["2,32,256"],
@@ -48,7 +47,7 @@ Every morning he went to the river to look at the moon.
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> Path:
-    """The files that pages speak of: the embedded model stands in for all that a reader has on his disk."""
+    """The files that pages mention; the embedded model takes the place of the models that a reader has."""
     folder = tmp_path_factory.mktemp("files")
     tales = EMBEDDED["tales"]
     (folder / "RWKV").mkdir()
@@ -70,21 +69,23 @@ def files(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(files, tmp_path, monkeypatch) -> Path:
-    """Where a page's blocks run, with those files in it."""
+    """The working directory of a page's blocks, with those files in it."""
     here = tmp_path / "here"
     shutil.copytree(files, here, copy_function=os.link)
     monkeypatch.chdir(here)
-    monkeypatch.setattr(verification, "PEERS", {})  # tests/cli/test_verify.py asks them
+    monkeypatch.setattr(verification, "PEERS", {})  # tests/cli/test_verify.py covers them
     return here
 
 
 @pytest.fixture
 def run(folder, monkeypatch, capfd):
-    """Runs a block; returns what it printed."""
+    """A function that runs a block and returns its output."""
+    # Imported here, so that collecting tests does not need what only the commands need.
+    from rwkv_engine.cli import main
 
     def run_command(command: Command) -> tuple[int, str]:
         program, *arguments = command.words
-        assert program == "rwkv-engine", f"{program}: expected rwkv-engine; blocks of other programs are marked"
+        assert program == "rwkv-engine", f"{program}: expected rwkv-engine; mark blocks that run other programs"
         monkeypatch.setattr(sys, "argv", [program, *arguments, *smaller(arguments)])
         text = (folder / command.reads).read_text(encoding="utf-8") if command.reads else ""
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
@@ -102,7 +103,7 @@ def run(folder, monkeypatch, capfd):
     def run_block(block: Block, namespace: dict) -> str:
         capfd.readouterr()
         if block.language == "python":
-            # Blank lines before it, so that an error names the page's line.
+            # Preceding blank lines make an error message show the line of the page.
             code = "\n" * (block.line - 1) + block.code
             exec(compile(code, ROOT / block.page, "exec", dont_inherit=True), namespace)
             return capfd.readouterr().out
@@ -123,18 +124,18 @@ def run(folder, monkeypatch, capfd):
 
 
 def smaller(arguments: list[str]) -> list[str]:
-    """Options that make a command quick."""
+    """The options that make a command fast enough for a test."""
     options = SMALLER.get(arguments[0], {}) if "--help" not in arguments else {}
     return [word for name, value in options.items() if name in (*ALWAYS, *arguments) for word in (name, *value)]
 
 
 def is_shown(shown: str, printed: str) -> bool:
-    """Spaces and the ends of lines may differ, and `...` stands for anything."""
+    """Compares outputs, ignoring differences in white space; `...` matches anything."""
     return doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
 
 
 def quotes(block: Block) -> bool:
-    """Whether all of a block stands in the file it names."""
+    """Whether the file that a block names contains all of its code."""
     text = (ROOT / block.title).read_text(encoding="utf-8")
     return all(part in text for part in excerpts_of(block.code))
 
@@ -150,12 +151,12 @@ def test_every_block_of_a_page_runs(name, run):
         if "not run" in block.marks or "test" in block.marks:
             marked += 1
         elif block.title:
-            assert quotes(block), f"{block}: {block.title} has changed, quote it anew"
+            assert quotes(block), f"{block}: {block.title} has changed; update the quotation"
             checked += 1
         elif block.language in RUNNABLE:
             printed = run(block, namespace)
             assert block.shown is None or is_shown(block.shown, printed), (
-                f"{block}: prints\n{printed}\nwhere the page shows\n{block.shown}"
+                f"{block}: printed\n{printed}\nbut the page shows\n{block.shown}"
             )
             checked += 1
         else:
@@ -163,25 +164,29 @@ def test_every_block_of_a_page_runs(name, run):
             checked += 1
     shown = sum(block.shown is not None for block in blocks)
     fences = len(re.findall(r"^ *```", text, re.MULTILINE))
-    assert 2 * (marked + checked + shown) == fences, f"{name}: blocks were overlooked"
+    assert 2 * (marked + checked + shown) == fences, f"{name}: some blocks were not recognised"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_marks_say_why(name):
+def test_marks_give_a_reason(name):
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for block in blocks_of(name, (ROOT / name).read_text(encoding="utf-8")):
         assert block.marks.get("not run", REASONS[0]).startswith(REASONS), f"{block}: expected one of {REASONS}"
         for mark in {"run", "test"} & block.marks.keys():
-            assert name == "README.md", f"{block}: .ci/run reads README.md alone"
+            assert name == "README.md", f"{block}: .ci/run reads README.md only"
             assert f"readme_command {mark}" in ci, f"{block}: .ci/run does not run it"
 
 
-def test_readme_text_comes_by_line_30():
+def test_readme_shows_generated_text_by_line_30():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme[: readme.index("```text")].count("\n") + 1 <= 30
 
 
-def test_the_picture_is_drawn_anew():
+def test_readme_has_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150, "move details to docs/"
+
+
+def test_the_plan_picture_is_up_to_date():
     spec = importlib.util.spec_from_file_location("draw_plan", ROOT / "tools" / "draw_plan.py")
     draw_plan = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(draw_plan)

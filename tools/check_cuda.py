@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import os
 import re
-import shlex
 import subprocess
 import sys
 import sysconfig
@@ -29,7 +27,7 @@ from torch.utils import cpp_extension
 from rwkv_engine.native import build, toolkit
 
 # Files whose kernels decode: a register spilled there is memory traffic where memory is the whole cost.
-NO_SPILLS = ("linear", "*_mixing_step")
+NO_SPILLS = ("linear", "*_mixing4_step")
 TORCH_DEFINES = ("-DTORCH_EXTENSION_NAME=check", "-DTORCH_API_INCLUDE_EXTENSION_H")
 
 
@@ -55,8 +53,8 @@ def kernel_command(nvcc: toolkit.Nvcc, source: Path, architectures: tuple[int, .
 
 
 def binding_command(nvcc: toolkit.Nvcc, source: Path, target: Path) -> list[str]:
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    torchs = [*TORCH_DEFINES, *includes(nvcc.root), "-fPIC", "-std=c++20"]
+    compiler = toolkit.cxx_command()
+    torchs = [*TORCH_DEFINES, *includes(nvcc.root), "-fPIC"]
     return [*compiler, *torchs, *build.CUDA_BINDING_FLAGS, "-c", str(source), "-o", str(target)]
 
 
@@ -143,9 +141,7 @@ def main() -> int:
     args = parser.parse_args()
     nvcc = toolkit.find_nvcc()
     if nvcc is None or not nvcc.architectures:
-        print(
-            f"the CUDA kernels are not compiled here: {nvcc or 'no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda'}"
-        )
+        print(f"the CUDA kernels are not compiled here: {nvcc or f'no nvcc in {toolkit.NVCC_PLACES}'}")
         return 1 if args.require else 0
     print(f"{nvcc} for {', '.join(f'sm_{a}' for a in build.ARCHITECTURES)}", flush=True)
     wrong = check(nvcc, build.cuda_sources(), args.jobs)

@@ -1,4 +1,4 @@
-"""Draws docs/plan.svg: where strategies put the layers of a model, as `Strategy` says it, not as somebody remembers.
+"""Draws docs/plan.svg: where strategies place the layers of a model, computed by `Strategy`.
 
 python tools/draw_plan.py
 """
@@ -9,16 +9,16 @@ import sys
 from html import escape
 from pathlib import Path
 
-from rwkv_engine import ModelConfig, Strategy
+from rwkv_engine import Rwkv4Config, Strategy
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "plan.svg"
-RAVEN_1B5 = ModelConfig(n_layer=24, n_embd=2048, n_att=2048, n_ffn=8192, n_vocab=50277)
+RAVEN_1B5 = Rwkv4Config(n_layer=24, n_embd=2048, n_att=2048, n_ffn=8192, n_vocab=50277)
 STRATEGIES = (
     "cpu fp32",
     "cuda fp16 *10 -> cpu fp32",
     "cuda:0 fp16i8 *8 -> cuda:0 fp16 *8 -> cuda:1 fp16 *5 -> cpu fp32",
 )
-# Of each device and precision; dark enough for white letters.
+# A colour for each device and precision, dark enough for white letters.
 COLOURS = {
     ("cpu", "float32"): "#455a64",
     ("cuda", "float16"): "#2e7d32",
@@ -29,14 +29,14 @@ CELL, HEIGHT, LEFT, TOP, STEP = 34, 34, 12, 74, 118
 
 
 def picture() -> str:
-    """The whole file."""
+    """The whole SVG file."""
     width = 2 * LEFT + CELL * (RAVEN_1B5.n_layer + 1)
     height = TOP + STEP * len(STRATEGIES)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" rx="6" fill="#fff"/>',
         text(LEFT, 26, "A 1B5 model: 24 layers, the embedding with the first, and the head", size=15, weight="bold"),
-        text(LEFT, 46, "Bytes are those of the weights. A token passes from left to right.", fill="#555"),
+        text(LEFT, 46, "Sizes are those of the weights. A token passes the layers from left to right.", fill="#555"),
     ]
     for i, strategy in enumerate(STRATEGIES):
         parts += plan(strategy, TOP + STEP * i)
@@ -44,12 +44,12 @@ def picture() -> str:
 
 
 def plan(strategy: str, y: int) -> list[str]:
-    """One strategy: a cell for each layer, a line of words for each segment."""
+    """One strategy: a cell for each layer, and a few lines of text for each segment."""
     parsed = Strategy.parse(strategy)
     parts = [text(LEFT, y + 12, strategy, family="monospace", size=14)]
     first = 0
     for share, row in zip(parsed.shares(RAVEN_1B5), parsed.explain(RAVEN_1B5), strict=True):
-        layers, device, precision, size, _ = row  # free memory is another one everywhere
+        layers, device, precision, size, _ = row  # free memory depends on the machine
         colour = COLOURS[device.removesuffix(":0"), precision]
         for i in range(first, first + len(share)):
             label = str(i) if i < RAVEN_1B5.n_layer else "head"
@@ -74,7 +74,7 @@ def text(
     weight: str = "normal",
     family: str = "sans-serif",
 ) -> str:
-    """One line of words, `y` at their feet."""
+    """One line of text with its baseline at `y`."""
     return (
         f'<text x="{x}" y="{y}" font-size="{size}" fill="{fill}" text-anchor="{anchor}" font-weight="{weight}"'
         f' font-family="{family}">{escape(words)}</text>'

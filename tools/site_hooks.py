@@ -1,7 +1,7 @@
-"""What mkdocs asks while it builds the site: the reference of the command line, and that no other host is needed.
+"""Hooks of mkdocs: they insert the command line reference and check that pages load nothing from other hosts.
 
-`mkdocs-click` would write the reference too; 0.9 prints `Sentinel.UNSET` for every option without a default, with any
-click since 8.3.
+`mkdocs-click` could write the reference too, but 0.9 prints `Sentinel.UNSET` for every option without a default with
+any click since 8.3.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FETCHED = re.compile(
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by mkdocs for each page; one of them has a place for the commands."""
+    """Called by mkdocs for each page; replaces the marker of docs/cli.md by the reference."""
     if COMMANDS not in markdown:
         return markdown
     from rwkv_engine.cli import commands  # imports torch

@@ -23,8 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwkv_engine.checkpoints.names import to_hugging_face
-from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.core.state import State
 from rwkv_engine.models import Rwkv4
 from rwkv_engine.storage.atomic import replace_atomically
@@ -152,7 +151,7 @@ def save(model: Rwkv4, tokenizer: Tokenizer, folder: Path) -> None:
     tensors = {}
     for name, tensor in model.state_dict().items():
         shape = (1, 1, -1) if "time_mix" in name else tensor.shape
-        tensors[to_hugging_face(name)] = tensor.reshape(shape).half().contiguous()
+        tensors[Rwkv4Config.to_hugging_face(name)] = tensor.reshape(shape).half().contiguous()
     with replace_atomically(folder / "model.safetensors") as path:
         save_file(tensors, path, metadata={"format": "pt"})
     settings = {
@@ -213,7 +212,7 @@ def main() -> None:
     ids = encode(tokenizer, text)
     print(f"{len(ids)} tokens, {len(text.encode()) / len(ids):.2f} bytes each", flush=True)
 
-    model = Rwkv4(ModelConfig(args.layers, args.embd, args.embd, args.ffn, tokenizer.get_vocab_size()))
+    model = Rwkv4(Rwkv4Config(args.layers, args.embd, args.embd, args.ffn, tokenizer.get_vocab_size()))
     initialise(model)
     add_dropout(model, args.dropout)
     print(f"{model.config.n_params / 1e6:.2f} M parameters", flush=True)

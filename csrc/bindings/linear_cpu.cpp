@@ -16,16 +16,16 @@ struct Cpu {
 
   template <class Weight>
   void tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles) const {
-    cpu::tile(matrix, N, K, tiles, torch_threads(1));
+    cpu::tile(matrix, N, K, tiles, torch_threads);
   }
   template <class Weight>
   void untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix) const {
-    cpu::untile(tiles, N, K, matrix, torch_threads(1));
+    cpu::untile(tiles, N, K, matrix, torch_threads);
   }
   void linear(const Tensor& x, const Matrix& matrix, const Tensor& y) const {
     const cpu::Linear linear{x.size(0), x.const_data_ptr<float>(), matrix, y.data_ptr<float>()};
-    Tensor scratch = at::empty({linear.scratch()}, x.options().dtype(at::kByte));
-    cpu::linear(linear, scratch.data_ptr(), torch_threads(1));
+    Tensor scratch = at::empty({linear.scratch_bytes()}, x.options().dtype(at::kByte));
+    cpu::linear(linear, scratch.data_ptr(), torch_threads);
   }
 };
 
@@ -39,8 +39,8 @@ Tensor linear_many(const Tensor& x, const Tensor& weight, int64_t outputs, const
   const Matrix matrix = argument(op, "weight", weight, outputs, K, scales ? &*scales : nullptr, x.device());
   Tensor y = at::empty({M, outputs}, rows.options());
   const cpu::LinearMany linear{M, rows.const_data_ptr<float>(), matrix, in_tiles, y.data_ptr<float>()};
-  Tensor scratch = at::empty({linear.scratch()}, rows.options().dtype(at::kByte));
-  cpu::linear_many(linear, scratch.data_ptr(), torch_threads(1));
+  Tensor scratch = at::empty({linear.scratch_bytes()}, rows.options().dtype(at::kByte));
+  cpu::linear_many(linear, scratch.data_ptr(), torch_threads);
   return y;
 }
 

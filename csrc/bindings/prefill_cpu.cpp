@@ -4,8 +4,6 @@
 
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "bindings/parallel.h"
 #include "kernels/cpu/gates.h"
 #include "kernels/cpu/ln_shift.h"
@@ -13,18 +11,13 @@
 namespace rwkv {
 namespace {
 
-// Numbers a thread is worth waking for.
-constexpr int64_t kGrain = 16384;
-
 struct Cpu {
   explicit Cpu(at::Device) {}
 
-  void ln_shift(const LnShift& all) const {
-    cpu::ln_shift(all, torch_threads(std::max<int64_t>(1, kGrain / std::max<int64_t>(1, all.C))));
-  }
-  void squared_relu(const float* k, int64_t n, float* y) const { cpu::squared_relu(k, n, y, torch_threads(kGrain)); }
+  void ln_shift(const LnShift& all) const { cpu::ln_shift(all, torch_threads); }
+  void squared_relu(const float* k, int64_t n, float* y) const { cpu::squared_relu(k, n, y, torch_threads); }
   void gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out) const {
-    cpu::gate_residual(x, r, y, n, out, torch_threads(kGrain));
+    cpu::gate_residual(x, r, y, n, out, torch_threads);
   }
 };
 

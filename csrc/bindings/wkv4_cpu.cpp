@@ -4,8 +4,6 @@
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "bindings/parallel.h"
 #include "bindings/wkv4_arguments.h"
 
@@ -14,17 +12,12 @@ namespace {
 
 using at::Tensor;
 
-// A thread is worth waking for about 4096 channel-steps.
-cpu::Run threads_for(int64_t channel_steps_per_unit) {
-  return torch_threads(std::max<int64_t>(1, 4096 / std::max<int64_t>(1, channel_steps_per_unit)));
-}
-
 Wkv4Tensors wkv4(const Tensor& decay, const Tensor& first, const Tensor& k, const Tensor& v, const Tensor& num,
                  const Tensor& den, const Tensor& max) {
   const Wkv4Arguments in("rwkv_engine::wkv4", decay, first, k, v, num, den, max);
   Wkv4Results out(in);
   AT_DISPATCH_FLOATING_TYPES(k.scalar_type(), "rwkv_engine::wkv4", [&] {
-    cpu::wkv4<scalar_t>(in.size, in.pointers<scalar_t>(), out.pointers<scalar_t>(), threads_for(16 * in.size.T));
+    cpu::wkv4<scalar_t>(in.size, in.pointers<scalar_t>(), out.pointers<scalar_t>(), torch_threads);
   });
   return out.tensors();
 }
@@ -38,7 +31,7 @@ Wkv4GradTensors wkv4_backward(const Tensor& grad_y, const Tensor& grad_num, cons
   Wkv4GradResults out(in);
   AT_DISPATCH_FLOATING_TYPES(k.scalar_type(), op, [&] {
     cpu::wkv4_backward<scalar_t>(in.size, in.pointers<scalar_t>(), grad.pointers<scalar_t>(), out.pointers<scalar_t>(),
-                                 threads_for(16 * in.size.B * in.size.T));
+                                 torch_threads);
   });
   return out.tensors();
 }

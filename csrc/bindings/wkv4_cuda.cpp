@@ -20,7 +20,7 @@ Wkv4Tensors wkv4(const Tensor& decay, const Tensor& first, const Tensor& k, cons
   const Wkv4Arguments in("rwkv_engine::wkv4", decay, first, k, v, num, den, max);
   const c10::cuda::CUDAGuard guard(k.device());
   Wkv4Results out(in);
-  Tensor scratch = at::empty({cuda::wkv4_scratch(in.size)}, in.k.options());
+  Tensor scratch = at::empty({cuda::wkv4_scratch_numbers(in.size)}, in.k.options());
   AT_DISPATCH_FLOATING_TYPES(k.scalar_type(), "rwkv_engine::wkv4", [&] {
     C10_CUDA_CHECK(cuda::wkv4<scalar_t>(in.size, in.pointers<scalar_t>(), out.pointers<scalar_t>(),
                                         scratch.data_ptr<scalar_t>(), c10::cuda::getCurrentCUDAStream()));
@@ -36,7 +36,7 @@ Wkv4GradTensors wkv4_backward(const Tensor& grad_y, const Tensor& grad_num, cons
   const Wkv4GradArguments grad(op, in, grad_y, grad_num, grad_den, grad_max);
   const c10::cuda::CUDAGuard guard(k.device());
   Wkv4GradResults out(in);
-  Tensor scratch = at::empty({cuda::wkv4_backward_scratch(in.size)}, in.k.options());
+  Tensor scratch = at::empty({cuda::wkv4_backward_scratch_numbers(in.size)}, in.k.options());
   AT_DISPATCH_FLOATING_TYPES(k.scalar_type(), op, [&] {
     C10_CUDA_CHECK(cuda::wkv4_backward<scalar_t>(in.size, in.pointers<scalar_t>(), grad.pointers<scalar_t>(),
                                                  out.pointers<scalar_t>(), scratch.data_ptr<scalar_t>(),

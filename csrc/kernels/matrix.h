@@ -1,6 +1,8 @@
 // A matrix of weights, as kernels of every device take it. Torch-free.
 #pragma once
 
+#include <cstdlib>
+
 #include "kernels/math.h"
 #include "kernels/tiles.h"
 
@@ -22,7 +24,8 @@ struct Matrix {
   }
 };
 
-// Returns fn(Weight{}) for the type of the weights.
+// Returns fn(Weight{}) for the type of the weights. There is no default case, so that the compiler names every switch
+// that a new format is missing from; a value that is not a Format ends the process instead of reading garbage.
 template <class Function>
 auto for_format(Format format, const Function& fn) {
   switch (format) {
@@ -32,9 +35,10 @@ auto for_format(Format format, const Function& fn) {
       return fn(Bfloat16{});
     case Format::fp16:
       return fn(Float16{});
-    default:
+    case Format::int8:
       return fn(int8_t{});
   }
+  std::abort();
 }
 
 }  // namespace rwkv

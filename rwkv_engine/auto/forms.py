@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -10,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from rwkv_engine.checkpoints.names import to_original
+from rwkv_engine.core.config import Role
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.errors import CheckpointError, StrategyError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.models.dense import is_quantized, make_dense
 from rwkv_engine.notices import log
 from rwkv_engine.runtime import Engine
-from rwkv_engine.runtime.moving import forget_places, move_model, stays
+from rwkv_engine.runtime.moving import move_model, stays
 
 
 class TwoForms(nn.Module):
-    """The modules of an `Rwkv4`, as its own, so that parameters have the names of a checkpoint.
+    """The modules of a `Model`, as its own, so that parameters have the names of a checkpoint.
 
     There is one set of weights. It begins packed, which is fast and has no gradients. Whoever asks for parameters, for
     the state dict, for training, or for an output with gradients gets plain matrices with the same numbers: they are
@@ -34,9 +35,9 @@ class TwoForms(nn.Module):
         is_quantized: whether matrices are int8, which is one form only and cannot be trained.
     """
 
-    core: Rwkv4
+    core: Model
 
-    def __init__(self, core: Rwkv4, is_mapped: bool = False):
+    def __init__(self, core: Model, is_mapped: bool = False):
         """`is_mapped`: parts of it lie in a mapped file, and may not be written to."""
         super().__init__()
         object.__setattr__(self, "core", core)
@@ -49,7 +50,7 @@ class TwoForms(nn.Module):
     @property
     def device(self) -> torch.device:
         """Of the first layer. Ids and states are taken from any device; logits come back on the head's."""
-        return self.core.layout.devices[0]
+        return self.core.device_map.devices[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,12 +132,15 @@ class TwoForms(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.make_trainable("load_state_dict()")
-        shapes = self.core.config.tensor_shapes()
+        specs = self.core.config.tensors()
         for key in [key for key in state_dict if key.startswith(prefix)]:
             tensor = state_dict.pop(key)
-            name = to_original(key.removeprefix(prefix))
-            is_vector = isinstance(tensor, Tensor) and len(shapes.get(name, ())) == 1
-            state_dict[prefix + name] = tensor.flatten() if is_vector else tensor
+            name = self.core.config.to_original(key.removeprefix(prefix))
+            spec = specs.get(name)
+            if spec and spec.role is Role.VECTOR and isinstance(tensor, Tensor):
+                fits = tensor.numel() == math.prod(spec.shape)
+                tensor = tensor.reshape(spec.shape) if fits else tensor
+            state_dict[prefix + name] = tensor
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -156,13 +160,20 @@ class TwoForms(nn.Module):
         """What `to`, `cuda`, `half` and their kin come down to, also those of a module around this one."""
         self._check_target(fn)
         if self.is_trainable or stays(self.core, fn):
-            super()._apply(lambda tensor: _moved(tensor, fn), recurse)  # type: ignore[no-untyped-call]
-            forget_places(self.core)
+            vectors = self._vectors()
+            super()._apply(lambda tensor: _moved(tensor, fn, vectors), recurse)  # type: ignore[no-untyped-call]
+            self.core.forget()
         else:
             with torch.inference_mode(False), torch.no_grad():
                 move_model(self.core, fn)
         self._renew()
         return self
+
+    def _vectors(self) -> set[int]:
+        """The `id`s of all vectors and their gradients."""
+        specs = self.core.config.tensors().items()
+        vectors = [self.core.get_parameter(name) for name, spec in specs if spec.role is Role.VECTOR]
+        return {id(t) for vector in vectors for t in (vector, vector.grad) if t is not None}
 
     def _check_target(self, fn: Callable[[Tensor], Tensor]) -> None:
         try:
@@ -194,7 +205,7 @@ class TwoForms(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "engine"}
 
 
-def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """Vectors keep their type."""
+def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor], vectors: set[int]) -> Tensor:
+    """What `fn` makes of a parameter or gradient; vectors, given by their `id`, keep their type."""
     moved = fn(tensor)
-    return moved if tensor.ndim > 1 or moved.dtype == tensor.dtype else tensor.to(moved.device)
+    return tensor.to(moved.device) if id(tensor) in vectors and moved.dtype != tensor.dtype else moved

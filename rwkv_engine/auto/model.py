@@ -31,9 +31,8 @@ from rwkv_engine.auto.reading import (
 from rwkv_engine.auto.saving import Saving
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import State
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.errors import RequestError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.pipeline import locate
 from rwkv_engine.runtime import load_model
 
@@ -69,7 +68,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
 
     def __init__(
         self,
-        core: Rwkv4,
+        core: Model,
         config: RwkvConfig,
         generation_config: dict[str, Any] | None = None,
         name_or_path: str = "",
@@ -226,7 +225,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         """What a call reads with, in the mode it reads in."""
         wanted = torch.is_grad_enabled() and not self.is_quantized
         if self.is_frozen:
-            wanted = wanted and any(getattr(state, name).requires_grad for name in FIELDS)
+            wanted = wanted and any(field.requires_grad for field in state.fields.values())
         if wanted:
             self.make_trainable("called with gradients on (torch.no_grad() would avoid this)")
         with torch.set_grad_enabled(wanted):

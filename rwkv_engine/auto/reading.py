@@ -12,7 +12,7 @@ from rwkv_engine.auto.padding import IGNORED, put_back, read_mask, texts_of
 from rwkv_engine.core import State
 from rwkv_engine.core.rwkv4_layouts import from_layout
 from rwkv_engine.errors import RequestError, StrategyError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.runtime import Engine
 from rwkv_engine.runtime.engine import CHUNK, check_tokens
 from rwkv_engine.runtime.ragged import read_ragged
@@ -23,7 +23,7 @@ ALL, LAST = slice(None), slice(-1, None)
 class Reading:
     """One call's."""
 
-    def __init__(self, core: Rwkv4, engine: Engine, with_gradients: bool):
+    def __init__(self, core: Model, engine: Engine, with_gradients: bool):
         self.core, self.engine, self.with_gradients = core, engine, with_gradients
 
     def logits(
@@ -79,7 +79,7 @@ def ids_of(input_ids: Any, attention_mask: Any, n_vocab: int) -> tuple[Tensor, T
     return ids, mask
 
 
-def state_of(state: Any, core: Rwkv4, batch: int) -> State:
+def state_of(state: Any, core: Model, batch: int) -> State:
     """The state to continue from, ours or transformers' list of five tensors; None: before the first token.
 
     Raises:
@@ -87,7 +87,7 @@ def state_of(state: Any, core: Rwkv4, batch: int) -> State:
     """
     with torch.inference_mode(False):
         if state is None:
-            return State.initial(core.config, batch).to(core.layout.home)
+            return State.initial(core.config, batch).to(core.device_map.home)
         if isinstance(state, list | tuple):
             state = from_layout(state, "transformers", core.config)
         if not isinstance(state, State):

@@ -10,14 +10,14 @@ from rwkv_engine.auto.config import RwkvConfig
 from rwkv_engine.convert import bytes_of, save_hugging_face
 from rwkv_engine.errors import RequestError, StrategyError
 from rwkv_engine.hub import upload
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
 
 
 class Saving:
     """`save_pretrained` and `push_to_hub` of a model."""
 
-    core: Rwkv4
+    core: Model
     config: RwkvConfig
     generation_config: dict[str, Any]
     is_quantized: bool

@@ -11,7 +11,7 @@ from rwkv_engine.benchmark.process import EngineSpec
 from rwkv_engine.core import ModelConfig, Strategy
 from rwkv_engine.core.strategy import free_memory
 from rwkv_engine.errors import RequestError
-from rwkv_engine.runtime.loader import layer_of
+from rwkv_engine.runtime.plan import plan_tensors
 
 PROCESS = 400_000_000  # bytes that a process needs besides its weights
 
@@ -74,8 +74,8 @@ def check_memory(specs: Sequence[EngineSpec], config: ModelConfig) -> None:
     needed = SIZE
     for spec in specs:
         placements = Strategy.parse(spec.strategy).place(config)
-        placed = [(placements[layer_of(name, config.n_layer)], {name: s}) for name, s in config.tensor_shapes().items()]
-        needed += PROCESS + sum(placement.nbytes(part) for placement, part in placed if placement.device == "cpu")
+        plans = plan_tensors(config, placements).values()
+        needed += PROCESS + sum(plan.nbytes for plan in plans if plan.device == "cpu")
     if free is not None and needed > free:
         raise RequestError(
             f"memory: {len(specs)} engines at once need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; give"

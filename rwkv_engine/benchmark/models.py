@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,12 @@ def synthetic_model(shape: str, zeros: float, strategies: Sequence[str], folder:
 
 
 def _facts(name: str, stored: str, config: ModelConfig) -> dict[str, Any]:
-    return {"name": name, "stored_as": stored, "config": asdict(config), "parameters": config.n_params}
+    return {
+        "name": name,
+        "stored_as": stored,
+        "config": {"version": config.version, **config.sizes(), "layer_norm_eps": config.layer_norm_eps},
+        "parameters": config.n_params,
+    }
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.checkpoints.names import to_hugging_face
 from rwkv_engine.core import ModelConfig, Strategy
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.errors import RequestError
@@ -110,7 +109,7 @@ class Transformers:
         for name in checkpoint.names:
             stored = checkpoint.read(name)
             shape = (1, 1, *stored.shape) if "time_mix" in name else stored.shape
-            tensors[to_hugging_face(name)] = stored.to(device, dtype, copy=True).view(shape)
+            tensors[checkpoint.config.to_hugging_face(name)] = stored.to(device, dtype, copy=True).view(shape)
             checkpoint.release(stored)
         self.model.load_state_dict(tensors, assign=True)
         self.model.eval()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rwkv_engine.core import ModelConfig
+from rwkv_engine.core import Rwkv4Config
 from rwkv_engine.errors import RequestError
 
 
-def _plain(n_layer: int, n_embd: int, n_vocab: int) -> ModelConfig:
-    return ModelConfig(n_layer, n_embd, n_embd, 4 * n_embd, n_vocab)
+def _plain(n_layer: int, n_embd: int, n_vocab: int) -> Rwkv4Config:
+    return Rwkv4Config(n_layer, n_embd, n_embd, 4 * n_embd, n_vocab)
 
 
 SHAPES = {
@@ -15,11 +15,11 @@ SHAPES = {
     "430m": _plain(24, 1024, 50277),
     "1b5": _plain(24, 2048, 50277),
     "3b": _plain(32, 2560, 50277),
-    "tales": ModelConfig(5, 224, 224, 768, 2048),
+    "tales": Rwkv4Config(5, 224, 224, 768, 2048),
 }
 
 
-def parse_shape(text: str) -> ModelConfig:
+def parse_shape(text: str) -> Rwkv4Config:
     """A name of `SHAPES`, or `L,C,V`: layers, width, vocabulary; channel mixing is four times as wide.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from rwkv_engine.core import State
 from rwkv_engine.evaluation import write
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.draw import Draw
-from rwkv_engine.models.rwkv4 import Block
 from rwkv_engine.native.cpu_kernels import status as cpu_kernels
 from rwkv_engine.native.cuda_kernels import status as cuda_kernels
 from rwkv_engine.pipeline import RWKV
@@ -50,7 +49,7 @@ class Ours:
     def __init__(self, path: Path, strategy: str, progress: Progress | None = None):
         """Loads the model; arguments and errors are those of `RWKV.from_pretrained`."""
         self.model = RWKV.from_pretrained(path, strategy, progress=progress)
-        layout = self.model.engine.model.layout
+        layout = self.model.engine.model.device_map
         self.device = "cuda" if any(d.type == "cuda" for d in (*layout.devices, layout.home)) else "cpu"
         kernels = cuda_kernels() if self.device == "cuda" else cpu_kernels()
         self.about = {"version": __version__, "kernels": f"{kernels.kind} {kernels.level or ''}".strip()}
@@ -116,7 +115,7 @@ class Ours:
         model = self.model.engine.model
         with watched(model) as seen:
             self.model.forward(ids)
-        skipping = [cast(Block, block).is_packed for block in model.blocks]
+        skipping = [block.is_packed for block in model.layers]
         return [sum(z) / len(z) if skips else 0.0 for z, skips in zip(seen.zeros, skipping, strict=True)]
 
     def write(self, n: int, progress: Progress) -> list[int]:

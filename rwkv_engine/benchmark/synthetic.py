@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.core import ModelConfig
+from rwkv_engine.core.config import Role
 from rwkv_engine.errors import CheckpointError
 
 # P(k <= 0) is 6e-16 with this m: no zero is met. The other way round there is nothing but zeros.
@@ -46,8 +47,9 @@ def synthetic_tensors(config: ModelConfig, dtype: torch.dtype, zeros: float, dev
     # What channel mixing adds to the residual stays near one, whatever m: k^2 is sqrt(E[k^4]) large.
     tame = math.sqrt(m**4 + 6 * m**2 + 3)
     tensors = {}
-    for name, shape in config.tensor_shapes().items():
-        if len(shape) == 2:
+    for name, spec in config.tensors().items():
+        shape = spec.shape
+        if spec.role is not Role.VECTOR:
             matrix = torch.randn(shape, generator=random, dtype=torch.float32, device=device).div_(math.sqrt(shape[1]))
             if name.endswith("ffn.key.weight"):
                 matrix[:, 0] = m

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from rwkv_engine.core import ModelConfig
-from rwkv_engine.core.strategy import Placement
-from rwkv_engine.runtime.loader import layer_of
+from rwkv_engine.core.config import Role
+from rwkv_engine.core.placement import Placement
+from rwkv_engine.runtime.plan import plan_tensors
 
 
 def bytes_per_token(config: ModelConfig, placements: Sequence[Placement], zeros: Sequence[float]) -> float:
@@ -22,12 +23,12 @@ def bytes_per_token(config: ModelConfig, placements: Sequence[Placement], zeros:
             these; else 0.
     """
     total = 0.0
-    for name, shape in config.tensor_shapes().items():
-        layer = layer_of(name, config.n_layer)
-        if name == "emb.weight":
-            total += config.n_embd * placements[layer].dtype.itemsize
+    for plan in plan_tensors(config, placements).values():
+        spec, weights = plan.spec, plan.weights
+        if spec.role is Role.EMBEDDING:
+            total += config.n_embd * weights.bytes_per_weight
         else:
-            total += placements[layer].nbytes({name: shape})
-        if name.endswith("ffn.value.weight"):  # its scales are read whatever is zero
-            total -= zeros[layer] * math.prod(shape) * placements[layer].weight_bytes
+            total += plan.nbytes
+        if spec.role is Role.SPARSE_MATRIX:  # its scales are read whatever is zero
+            total -= zeros[spec.layer] * math.prod(spec.shape) * weights.bytes_per_weight
     return total

@@ -8,8 +8,6 @@ Hugging Face directories (`config.json` with single or sharded safetensors or `p
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,9 @@ from rwkv_engine.checkpoints.files import (
     shown,
     some,
 )
-from rwkv_engine.checkpoints.names import to_original
 from rwkv_engine.checkpoints.packed import KEY, Packing, unpack
-from rwkv_engine.core.config import TENSORS_PER_LAYER, ModelConfig
+from rwkv_engine.core.architectures import CONFIGS, config_class_of, unsupported_version
+from rwkv_engine.core.config import ModelConfig, Role
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.storage.mapped import release_pages
 
@@ -40,7 +38,8 @@ class Checkpoint:
 
     Attributes:
         path: what was opened.
-        config: the model's numbers, from the tensor shapes.
+        config: the model's sizes, from the tensor shapes.
+        specs: the model's tensors by their original names, in the order of `ModelConfig.tensors`.
         packing: what a packed file tells of itself; None for all others.
         rescale_every: of a Hugging Face directory, after how many layers transformers halves the residual stream; or 0.
     """
@@ -54,10 +53,11 @@ class Checkpoint:
             with damage_reported(path):
                 self.packing, tensors = unpack(path, tensors, contents.metadata[KEY])
             settings = self.packing.config
-        found = _canonical(path, tensors, settings)
-        self.config = _checked_config(path, {name: t.shape for name, t in found.items()}, settings)
-        self._shapes = self.config.tensor_shapes()
-        self._tensors = {name: found[name] for name in self._shapes}
+        version = config_class_of(tensors)
+        found = _canonical(path, tensors, settings, version)
+        self.config = _checked_config(path, version, {name: t.shape for name, t in found.items()}, settings)
+        self.specs = self.config.tensors()
+        self._tensors = {name: found[name] for name in self.specs}
         if self.packing is None:
             self.rescale_every = _rescale_every(path, contents.settings)
 
@@ -77,8 +77,8 @@ class Checkpoint:
 
     @property
     def names(self) -> list[str]:
-        """Original names of all tensors, in the order of `ModelConfig.tensor_shapes`."""
-        return list(self._tensors)
+        """Original names of all tensors, in the order of `specs`."""
+        return list(self.specs)
 
     def read(self, name: str) -> Tensor:
         """The tensor as stored (its dtype), vectors one-dimensional. Call `release` when it has been copied.
@@ -88,7 +88,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it is not a floating-point tensor, or the file is damaged.
         """
-        return self._numbers(name, self._tensors[name].read).reshape(self._shapes[name])
+        return self._numbers(name, self._tensors[name].read).reshape(self.specs[name].shape)
 
     def read_scales(self, name: str) -> Tensor | None:
         """The scales of a quantised matrix (N, K) in a packed file, float32 (N + K,), a view; None of all others.
@@ -147,17 +147,19 @@ class Checkpoint:
         """
         if self.packing:
             return self.packing.fingerprint
-        digest = hashlib.sha256(repr(self.config).encode())
-        for name in self.names:
+        digest = hashlib.sha256(self.config.identity().encode())
+        for name, spec in self.specs.items():
             tensor = self.read(name)
-            part = (tensor if tensor.ndim == 1 else tensor[0]).float().contiguous()
+            part = (tensor if spec.role is Role.VECTOR else tensor[0]).float().contiguous()
             digest.update(name.encode())
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
-def _canonical(path: Path, tensors: dict[str, StoredTensor], settings: dict[str, Any]) -> dict[str, StoredTensor]:
-    renamed = {to_original(name): tensor for name, tensor in tensors.items()}
+def _canonical(
+    path: Path, tensors: dict[str, StoredTensor], settings: dict[str, Any], version: type[ModelConfig]
+) -> dict[str, StoredTensor]:
+    renamed = {version.to_original(name): tensor for name, tensor in tensors.items()}
     if len(renamed) != len(tensors):
         raise CheckpointError(f"{path}: two tensors have one name, once with and once without the 'rwkv.' prefix")
     if "head.weight" not in renamed and settings.get("tie_word_embeddings") and "emb.weight" in renamed:
@@ -165,62 +167,45 @@ def _canonical(path: Path, tensors: dict[str, StoredTensor], settings: dict[str,
     return renamed
 
 
-_OTHER_ARCHITECTURES = (  # a pattern in tensor names, and what it is a sign of
-    (r"\.x_r$|\.r_k$", "RWKV-7"),
-    (r"time_maa", "RWKV-6"),
-    (r"att\.ln_x\.", "RWKV-5"),
-    (r"ffnPre", "RWKV-4 trained with pre_ffn"),
-    (r"^head_[qk]\.", "RWKV-4 trained with head_qk"),
-    (r"^pos_emb_", "RWKV-4 trained with my_pos_emb"),
-    (r"\.tiny_", "RWKV-4 trained with tiny attention"),
-    (r"att\.(qq|kk|vv|oo)\.", "RWKV-4 trained with extra attention"),
-    (r"ffn\.(aa|bb)\.", "RWKV-4 trained with MishGLU"),
-)
-
-
-def _checked_config(path: Path, shapes: dict[str, tuple[int, ...]], settings: dict[str, Any]) -> ModelConfig:
-    for pattern, what in _OTHER_ARCHITECTURES:
-        found = next((name for name in shapes if re.search(pattern, name)), None)
-        if found:
-            raise CheckpointError(f"{path}: this is {what} (it has {shown(found)}); only plain RWKV-4 runs here")
-    blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
-    sizes = ("emb.weight", "blocks.0.att.key.weight", "blocks.0.ffn.key.weight")
-    for name in sizes:
-        if len(shapes.get(name, ())) != 2:
-            got = f"shape {shapes[name]}" if name in shapes else f"{len(shapes)} other tensors"
-            raise CheckpointError(f"{path}: not an RWKV-4 checkpoint: expected a matrix {name}, got {got}")
-    if len(blocks) * TENSORS_PER_LAYER > len(shapes):  # before all that is missing is listed, for that may be gigabytes
-        raise CheckpointError(
-            f"{path}: tensors are missing: {len(shapes)} are too few for {len(blocks)} layers;"
-            " download or export it again"
-        )
-    (n_vocab, n_embd), (n_att, _), (n_ffn, _) = (shapes[name] for name in sizes)
-    eps = settings.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(eps, float) or not 0 < eps < 1:
-        raise CheckpointError(
-            f"{path}: its config's layer_norm_epsilon: got {shown(repr(eps))}, expected a small positive number"
-        )
-    config = ModelConfig(len(blocks), n_embd, n_att, n_ffn, n_vocab, layer_norm_eps=eps)
+def _checked_config(
+    path: Path, version: type[ModelConfig], shapes: dict[str, tuple[int, ...]], settings: dict[str, Any]
+) -> ModelConfig:
+    if unsupported := unsupported_version(shapes):
+        what, name = unsupported
+        raise CheckpointError(f"{path}: this is {what} (it has {shown(name)}); only plain {_supported()} runs here")
+    try:
+        config = version.of(shapes, settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     _check_shapes(path, shapes, config)
     _check_settings(path, settings, config)
     return config
 
 
+def _supported() -> str:
+    return ", ".join(f"RWKV-{config.version}" for config in CONFIGS)
+
+
 def _check_shapes(path: Path, shapes: dict[str, tuple[int, ...]], config: ModelConfig) -> None:
-    expected = config.tensor_shapes()
+    expected = config.tensors()
     missing, unknown = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
     if missing:
         raise CheckpointError(f"{path}: tensors are missing: {some(missing)}; download or export it again")
     if unknown:
-        raise CheckpointError(f"{path}: tensors RWKV-4 does not have: {some(unknown)}; is it another architecture?")
-    for name, shape in expected.items():
+        raise CheckpointError(
+            f"{path}: tensors RWKV-{config.version} does not have: {some(unknown)}; is it another architecture?"
+        )
+    for name, spec in expected.items():
         got = shapes[name]
-        # Time mixes are stored as (1, 1, C): a vector may have further dimensions of 1.
-        same = got == shape if len(shape) == 2 else math.prod(got) == max(got, default=1) == shape[0]
-        if not same or 0 in shape:
-            raise CheckpointError(
-                f"{path}: {name}: got shape {got}, expected {shape if 0 not in shape else 'sizes > 0'}"
-            )
+        # Training programs store vectors with further axes of size 1.
+        same = _squeezed(got) == _squeezed(spec.shape) if spec.role is Role.VECTOR else got == spec.shape
+        if not same or 0 in spec.shape:
+            wanted = "sizes > 0" if 0 in spec.shape else spec.shape
+            raise CheckpointError(f"{path}: {name}: got shape {got}, expected {wanted}")
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
 
 
 def _check_settings(path: Path, settings: dict[str, Any], config: ModelConfig) -> None:

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints.files import StoredTensor, shown
 from rwkv_engine.checkpoints.safetensors_header import Header, raw_bytes
-from rwkv_engine.core.strategy import DTYPES as FLOAT_TYPES
+from rwkv_engine.core.architectures import CONFIGS
+from rwkv_engine.core.weight_format import FORMATS
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.storage.atomic import replace_atomically
 
@@ -46,12 +47,11 @@ VERSION = 1
 ALIGNMENT = 64
 LAYOUT = "tiles.1"
 AXES = {"tiles": "nkknk", "input_major": "kn", "rows": "nk"}
-DTYPES = FLOAT_TYPES | {"i8": torch.int8}
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """One matrix: `shape` is (N, K), `form` one of `AXES`, `dtype` one of `DTYPES`."""
+    """One matrix: `shape` is (N, K), `form` one of `AXES`, `dtype` the name of a `WeightFormat`."""
 
     shape: tuple[int, ...]
     form: str
@@ -75,9 +75,9 @@ class Packing:
     fingerprint: str
     config: dict[str, Any]
     matrices: dict[str, PackedMatrix]
+    model: int
     layout: str = LAYOUT
     axes: dict[str, str] = field(default_factory=lambda: dict(AXES))
-    model: int = 4
     version: int = VERSION
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Packing:
     @property
     def is_quantised(self) -> bool:
         """Whether a matrix has been rounded to less than a float."""
-        return any(matrix.dtype not in FLOAT_TYPES for matrix in self.matrices.values())
+        return any(not FORMATS[matrix.dtype].is_float for matrix in self.matrices.values())
 
 
 def pack_tensors(
@@ -150,10 +150,11 @@ def unpack(path: Path, stored: Mapping[str, StoredTensor], metadata: str) -> tup
                 f" {shown(matrix.shape)}; pack it again"
             )
         known = AXES.get(matrix.form) == axes and (packing.layout == LAYOUT or matrix.form != "tiles")
-        whole = partial(_checked, path, name, tensor, DTYPES[matrix.dtype])
+        weights = FORMATS[matrix.dtype]
+        whole = partial(_checked, path, name, tensor, weights.storage)
         plain = partial(_plain, whole, axes, matrix.shape)
         scales = None
-        if matrix.dtype == "i8":
+        if weights.has_scales:
             scales = _scales(path, name, rest.pop(f"{name}.scales", None), matrix.shape)
         found[name] = StoredTensor(matrix.shape, plain, matrix.form if known else None, whole, scales)
     vectors = {name: StoredTensor(tensor.shape, tensor.read, "rows", tensor.read) for name, tensor in rest.items()}
@@ -161,17 +162,20 @@ def unpack(path: Path, stored: Mapping[str, StoredTensor], metadata: str) -> tup
 
 
 def _parsed(path: Path, content: dict[str, Any]) -> Packing:
-    if content["version"] != VERSION or content["model"] != 4:
+    models = [config.version for config in CONFIGS]
+    if content["version"] != VERSION or content["model"] not in models:
         raise CheckpointError(
             f"{path}: a packed file of version {shown(content['version'])} with an RWKV-{shown(content['model'])},"
-            f" expected version {VERSION} with an RWKV-4; upgrade rwkv_engine, or pack the model again"
+            f" expected version {VERSION} with an RWKV-{' or '.join(map(str, models))}; upgrade rwkv_engine, or pack"
+            " the model again"
         )
+    known = [name for name, weights in FORMATS.items() if weights.has_kernels]
     matrices = {}
     for name, matrix in content["matrices"].items():
         dtype = matrix["dtype"] if isinstance(matrix, dict) else "several dtypes"
-        if dtype not in DTYPES:
+        if dtype not in known:
             raise CheckpointError(
-                f"{path}: {shown(name)}: packed in {shown(dtype)}, expected one of {', '.join(DTYPES)}; upgrade"
+                f"{path}: {shown(name)}: packed in {shown(dtype)}, expected one of {', '.join(known)}; upgrade"
                 " rwkv_engine, or pack the model again"
             )
         n, k = matrix["shape"]
@@ -179,7 +183,7 @@ def _parsed(path: Path, content: dict[str, Any]) -> Packing:
     if not re.fullmatch("[0-9a-f]{16}", content["fingerprint"]):
         raise ValueError("fingerprint: expected 16 hexadecimal digits")
     layout, axes = str(content["layout"]), dict(content["axes"])
-    return Packing(content["fingerprint"], dict(content["config"]), matrices, layout, axes)
+    return Packing(content["fingerprint"], dict(content["config"]), matrices, int(content["model"]), layout, axes)
 
 
 def _fits(got: tuple[int, ...], axes: str, shape: tuple[int, ...]) -> bool:

@@ -95,7 +95,7 @@ def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
         ("version", f"RWKV-{config.version}"),
         ("parameters", f"{config.n_params:,}"),
         ("layers", str(config.n_layer)),
-        ("width", f"{config.n_embd} (time mixing {config.n_att}, channel mixing {config.n_ffn})"),
+        ("width", config.widths),
         ("vocabulary", str(config.n_vocab)),
         ("tokenizer", _tokenizer_name(path, config.n_vocab)),
         ("stored as", _precision(checkpoint)),

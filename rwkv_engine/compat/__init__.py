@@ -1,6 +1,6 @@
-"""Runs programs written for the `rwkv` package (0.8) and RWKV-4: only the package's name changes in their imports.
+"""The classes of the `rwkv` package (0.8) for RWKV-4. Programs need only a change of their imports.
 
-Modules are named as there: `from rwkv.utils import PIPELINE` becomes `from rwkv_engine.compat.utils import PIPELINE`.
+Modules have the same names: `from rwkv.utils import PIPELINE` becomes `from rwkv_engine.compat.utils import PIPELINE`.
 """
 
 from rwkv_engine.compat.model import RWKV

@@ -1,4 +1,4 @@
-"""The `rwkv` package's model class over this engine."""
+"""The model class of the `rwkv` package, implemented with this engine."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from rwkv_engine.runtime import Engine, load_model
 
 
 class NotKept(RequestError, AttributeError):
-    """Something the package has and this engine has not: `hasattr` says so, and so does the message."""
+    """An attribute that the package has and this engine does not. `hasattr` is False for it."""
 
 
 class RWKV:
-    """An RWKV-4 model that takes and returns states as the package does: a list of 5 L tensors.
+    """An RWKV-4 model whose states are those of the package: lists of 5 L tensors.
 
-    As there, `forward` puts the new state into the list it is given; whoever wants the old one too makes a copy first.
-    Other than there the tensors themselves are never written into, so a shallow copy will do, and a call that fails
-    leaves the list as it was. They are float32, on the head's device, whatever the strategy; given ones may be of any
-    floating-point type and on any device.
+    As in the package, `forward` replaces the items of the list it is given; to keep the old state, copy the list
+    before. Unlike in the package, the tensors themselves are never modified, so a shallow copy is enough, and a call
+    that fails leaves the list unchanged. Returned tensors are float32 on the head's device, whatever the strategy;
+    given tensors may have any floating-point dtype and be on any device.
 
-    Strategies are the package's. Those that it takes for something else than they say are refused with the reason:
-    `i4` and `i3`, which it runs without quantisation, `*0`, segments that get no layer, numbers of layers that do not
-    add up. `i8` is quantised differently, so logits differ there as they do from the unquantised model's. float16 needs
-    no rescaling here. Of its environment variables only `RWKV_V7_ON=1` means something: it is refused.
+    Strategies are those of the package. Strategies that the package accepts but does not follow are refused: `i4` and
+    `i3` (which it runs without quantisation), `*0`, segments that get no layer, numbers of layers that do not add up.
+    Weights with `i8` are quantised in another way, so logits differ by the error of the quantisation. float16 needs no
+    rescaling here. The package's environment variables have no effect, except that `RWKV_V7_ON=1` is refused.
 
     Attributes:
         args: `n_layer`, `n_embd`, `n_att`, `n_ffn`, `vocab_size`, `MODEL_NAME` (a path), `strategy_string`.
-        strategy: for each layer, the head being the last, `device`, `atype`, `wtype` and `stream`.
+        strategy: for each layer and then the head: `device`, `atype`, `wtype` and `stream`.
         version: 4.
-        RESCALE_LAYER: 0, nothing is.
+        RESCALE_LAYER: 0, because nothing is rescaled.
     """
 
     version = 4
@@ -54,15 +54,15 @@ class RWKV:
         """Loads a model.
 
         Args:
-            model: path of a `.pth`, with or without this ending; or of any other checkpoint, or `tales`.
-            strategy: where and in what precision it runs.
-            verbose: prints what runs where.
-            convert_and_save_and_exit: refused, for there is nothing to convert; the message tells what serves instead.
+            model: path of a `.pth` file, with or without this suffix, or of any other checkpoint; or `tales`.
+            strategy: the devices and precisions of the layers.
+            verbose: print the device and precision of each layer.
+            convert_and_save_and_exit: refused, because no conversion is needed; the message names the alternative.
 
         Raises:
-            CheckpointError: no RWKV-4 model can be read there, or one that the package has converted.
-            StrategyError: the strategy cannot be parsed or run.
-            RequestError: a conversion or RWKV-7 is asked for.
+            CheckpointError: the model cannot be read, is not an RWKV-4 model, or was converted by the package.
+            StrategyError: the strategy cannot be parsed, or cannot run here.
+            RequestError: a conversion or RWKV-7 was requested.
         """
         if os.environ.get("RWKV_V7_ON") == "1":
             raise RequestError(
@@ -108,20 +108,20 @@ class RWKV:
     def forward(
         self, tokens: Iterable[int] | Tensor, state: list[Tensor] | None = None, full_output: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Reads tokens, continuing from `state`.
+        """Runs the model on tokens, continuing from `state`.
 
         Args:
-            tokens: T ids, at least one.
-            state: what a call before returned, or the package's own; its tensors are replaced by those of the new
-                state. None begins a new text.
-            full_output: logits for every token instead of the last one.
+            tokens: T token ids, T >= 1.
+            state: the state returned by an earlier call, or one of the package; its items are replaced by the new
+                state. None starts a new text.
+            full_output: return logits for every token instead of the last one.
 
         Returns:
-            Logits float32 (V,), or (T, V) with `full_output` and T > 1, as there; and the state: the list that was
-            given, or a new one. Both are the caller's to change.
+            The logits, float32: (V,), or (T, V) with `full_output` and T > 1, as in the package. And the state: the
+            list that was given, or a new one. Both may be modified.
 
         Raises:
-            RequestError: no tokens, an id outside the vocabulary, or a state of another model.
+            RequestError: there are no tokens, an id is outside the vocabulary, or the state is of another model.
         """
         try:
             ids = [index(token) for token in tokens]
@@ -140,19 +140,19 @@ class RWKV:
 
     @property
     def w(self) -> NoReturn:
-        """Not here.
+        """Not available; use `Checkpoint.read`.
 
         Raises:
-            NotKept: always; what to do instead.
+            NotKept: always.
         """
         raise NotKept(
-            "w: weights are kept as kernels read them, not by name; sizes are in args, tensors in"
+            "w: not available, because weights are stored in the layout of the kernels; sizes are in args, tensors in"
             f" rwkv_engine.Checkpoint.open({self.args.MODEL_NAME!r}).read(NAME)"
         )
 
 
 def _located(model: Any) -> Path:
-    """NAME.pth as the package has it, else what is called just so. Not a hub id: there a name is always a file."""
+    """The path of NAME.pth, as in the package, else of NAME. A name is always a file, never a hub id."""
     name = str(model).strip()
     try:
         given = pipeline.EMBEDDED.get(name, Path(name).expanduser())

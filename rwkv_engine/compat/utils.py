@@ -1,4 +1,4 @@
-"""The `rwkv` package's pipeline; the module is named as it is there."""
+"""The pipeline of the `rwkv` package; this module has the name that it has there."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ UNCOUNTED = " \t0123456789"
 
 
 class PIPELINE_ARGS:
-    """How `PIPELINE.generate` writes. Any attribute may be changed later; no two objects share a list.
+    """Options of `PIPELINE.generate`. Attributes may be changed later; no two objects share a list.
 
     Attributes:
         temperature, top_p, top_k: as for `PIPELINE.sample_logits`.
-        alpha_presence: taken from the logit of every token written so far.
-        alpha_frequency: taken from it for each time it was written; blanks and digits are not counted.
-        alpha_decay: by which such a count shrinks with every token after it.
-        token_ban: ids that are never drawn.
-        token_stop: ids that end the text; they are no part of it.
-        chunk_len: tokens of the prompt that are read at once.
+        alpha_presence: subtracted from the logit of every token generated so far.
+        alpha_frequency: subtracted once for each time the token was generated, except for white space and digits.
+        alpha_decay: each occurrence counts less by this factor with every token generated after it.
+        token_ban: token ids that are never sampled.
+        token_stop: token ids that end the text; they are not part of it.
+        chunk_len: number of tokens of the prompt that are processed at once.
     """
 
     def __init__(
@@ -56,42 +56,43 @@ class PIPELINE_ARGS:
 
 
 class PIPELINE:
-    """Text in, text out, with the package's parameters, their defaults and their meaning: top-p looks at probabilities
-    before the temperature, only what was written is penalised, and blanks and digits are not counted.
+    """Generates text, with the package's parameters, defaults and order of sampling steps.
 
-    Put right, unless `exact`:
+    Top-p is applied to the probabilities at temperature 1, only generated tokens are penalised, and the frequency
+    penalty does not count white space and digits. These details of the package are corrected, unless `exact`:
 
-    - `top_p=1` is off. There the float32 sum of all probabilities often misses 1, and the likeliest token is taken.
-    - Of equally likely tokens at the edge of top-p only as many stay as it takes, not all of them. A temperature or a
-      `top_p` of 0 takes the likeliest token, the one with the lowest id among equals, and draws nothing.
-    - A text that ends inside a character ends in U+FFFD, and bytes that are no UTF-8 hold back nothing after them.
-      There the end is lost, or everything from such a byte on.
-    - A state given to `generate` has read all of the text when it returns. There the last token is missing, if it was
-      the number of tokens that ended the text.
-    - World text decodes as far as it is UTF-8, and id 0 is no error.
+    - `top_p=1` keeps all tokens. In the package, the float32 sum of all probabilities is often not exactly 1, and then
+      only the most likely token is kept.
+    - Of equally likely tokens at the threshold of top-p, only as many are kept as are needed, not all of them. With a
+      temperature or a `top_p` of 0, the most likely token with the lowest id is taken, without a random number.
+    - A text that ends within a multi-byte character ends in U+FFFD, and bytes that are not UTF-8 do not delay the text
+      after them. In the package the incomplete character, or everything after such a byte, is lost.
+    - A state passed to `generate` is the one after the whole text. In the package it is the one before the last token
+      if `token_count` ended the text.
+    - World text is decoded as far as it is UTF-8, and id 0 is not an error.
 
-    With `exact` all that is as in the package, but for id 0: after the same seed (of NumPy for a model on the CPU, of
-    torch for one on a GPU) the same logits give the same tokens. With a `top_p` of 1, whether all tokens stay or one is
-    decided there by the last bits of the logits, in which no two engines agree. Either way an empty `ctx`, a token
-    outside the vocabulary, a vocabulary that is not the model's and logits that are no numbers are errors that say so.
+    With `exact`, all of this except for id 0 is as in the package: the same logits and the same seed (of NumPy for a
+    model on the CPU, of torch for one on a GPU) give the same tokens. With `exact` and `top_p=1`, the last bits of the
+    logits decide whether all tokens are kept or one, and these differ between engines. In both modes an empty `ctx`, a
+    token outside the vocabulary, a vocabulary of another model and logits that are not finite raise an error.
 
     Attributes:
-        model: with the `forward` of a `compat.RWKV`.
-        tokenizer: of the `tokenizers` library, or what has the World vocabulary, or tiktoken's.
-        exact: whether the package's ways are kept.
+        model: a `compat.RWKV`, or an object with the same `forward`.
+        tokenizer: a tokenizer of the `tokenizers` library, of the World vocabulary, or of tiktoken.
+        exact: whether sampling and decoding are exactly those of the package.
     """
 
     def __init__(self, model: Any, WORD_NAME: str | Path, exact: bool = False):
         """Reads the vocabulary.
 
         Args:
-            model: a `compat.RWKV`, or whatever has its `forward`.
-            WORD_NAME: `20B_tokenizer.json`, or another file's path; `rwkv_vocab_v20230424` for World models;
-                `cl100k_base`, with the package tiktoken.
-            exact: keep the package's ways.
+            model: a `compat.RWKV`, or an object with the same `forward`.
+            WORD_NAME: the path of a tokenizer file, such as `20B_tokenizer.json`; `rwkv_vocab_v20230424` for World
+                models; or `cl100k_base`, which needs the package tiktoken.
+            exact: sample and decode exactly as the package does.
 
         Raises:
-            TokenizerError: it cannot be found or read, or is not the model's.
+            TokenizerError: the vocabulary cannot be found or read, or does not fit the model.
         """
         self.model = model
         self.exact = exact
@@ -102,7 +103,7 @@ class PIPELINE:
             self._vocabulary.check_fits(n_vocab)
 
     def refine_context(self, context: str) -> str:
-        """The lines of a text that are not blank, without blanks around them, each after a newline."""
+        """Removes blank lines, and white space around lines, and puts a newline before each line."""
         return "\n" + "\n".join(line.strip() for line in context.split("\n") if line.strip())
 
     def encode(self, x: str) -> list[int]:
@@ -135,24 +136,25 @@ class PIPELINE:
         callback: Callable[[str], Any] | None = None,
         state: list[Tensor] | None = None,
     ) -> str:
-        """Continues a text; returns the continuation without `ctx`.
+        """Generates a continuation of a text and returns it, without `ctx`.
 
         Args:
-            ctx: the beginning, or what comes after `state`.
-            token_count: at most so many tokens.
-            args: how; by default `PIPELINE_ARGS()`.
-            callback: called with each piece of text as it comes, none of them half a character.
-            state: what came before `ctx`; it is replaced by the state after the text. None for nothing.
+            ctx: the text to continue.
+            token_count: the maximum number of tokens to generate.
+            args: the options; by default `PIPELINE_ARGS()`.
+            callback: called with each piece of text, which consists of complete characters.
+            state: the state after the text before `ctx`; its items are replaced by the state after the generated text.
+                None if there is no text before.
 
         Raises:
-            RequestError: `ctx` has no tokens, or a value out of range.
+            RequestError: `ctx` has no tokens, or an argument is out of range.
         """
         args = args or PIPELINE_ARGS()
         require("token_count", token_count, Integral, lambda n: n >= 0, "an integer >= 0")
         require("chunk_len", args.chunk_len, Integral, lambda n: n >= 1, "an integer >= 1")
         unread, given = self.encode(ctx), state
         if not unread:
-            raise RequestError("ctx: has no tokens, and there must be something to read; a text may begin with '\\n'")
+            raise RequestError("ctx: has no tokens, expected at least one; to start a new text, use '\\n'")
         counts: dict[int, float] = {}
         pieces: list[str] = []
         held: list[int] = []  # tokens that may end inside a character

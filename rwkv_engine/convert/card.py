@@ -21,13 +21,14 @@ tags:
 {mark}
 # {name}
 
-RWKV-4{size}, converted from `{source}`. The weights are those of that file, their names are those of transformers.
+RWKV-{config.version}{size}, converted from `{source}`. The weights are those of that file, their names are those of
+transformers.
 
 | | |
 |---|---|
 | parameters | {params:,} |
 | layers | {config.n_layer} |
-| width | {config.n_embd} (time mixing {config.n_att}, channel mixing {config.n_ffn}) |
+| width | {config.widths} |
 | vocabulary | {config.n_vocab} |
 | stored as | {dtype} |
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_engine.checkpoints.names import shape_in_file, to_hugging_face
 from rwkv_engine.checkpoints.shards import write_shards
 from rwkv_engine.core import ModelConfig
 from rwkv_engine.errors import CheckpointError
@@ -61,19 +60,21 @@ def save_hugging_face(
         ValueError: the tensors are not those of the model, or not of the dtypes announced.
     """
     check_directory(output)
-    expected = config.tensor_shapes()
+    expected = config.tensors()
     if dtypes is None:
         tensors = list(tensors)
         dtypes = {name: tensor.dtype for name, tensor in tensors}
     typed = dict.fromkeys(expected, dtypes) if isinstance(dtypes, torch.dtype) else dtypes
-    shapes = {to_hugging_face(n): (typed[n], shape_in_file(n, shape)) for n, shape in expected.items()}
+    rename = config.to_hugging_face
+    shapes = {rename(name): (typed[name], spec.file_shape) for name, spec in expected.items()}
     written = _settings(config, typed["head.weight"]) | dict(settings or {})
     if generation is None:
         generation = {name: written[name] for name in ("bos_token_id", "eos_token_id")}
     gone = set(replaced)
     try:
         with replace_directory_atomically(output, lambda name: name in gone or bool(_WEIGHTS.fullmatch(name))) as new:
-            write_shards(new, shapes, shard_size, ((to_hugging_face(n), _as_in_file(n, t)) for n, t in tensors))
+            renamed = ((rename(name), tensor.reshape(expected[name].file_shape)) for name, tensor in tensors)
+            write_shards(new, shapes, shard_size, renamed)
             for name, content in {
                 "config.json": _json(written),
                 "generation_config.json": _json(generation),
@@ -107,10 +108,6 @@ def check_directory(output: Path) -> None:
         raise CheckpointError(f"{output}: cannot be written: {error.strerror or known}") from error
     if problem:
         raise CheckpointError(f"{output}: {problem} and cannot be replaced in one step; name a directory inside it")
-
-
-def _as_in_file(name: str, tensor: Tensor) -> Tensor:
-    return tensor if tensor.ndim == 2 else tensor.reshape(shape_in_file(name, (tensor.numel(),)))
 
 
 def _settings(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

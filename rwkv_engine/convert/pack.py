@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.checkpoints.packed import DTYPES, PackedMatrix, Packing, pack_tensors
+from rwkv_engine.checkpoints.packed import PackedMatrix, Packing, pack_tensors
 from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
 from rwkv_engine.core import Strategy
+from rwkv_engine.core.config import Role
+from rwkv_engine.core.weight_format import I8, float_format
 from rwkv_engine.errors import CheckpointError, StrategyError
-from rwkv_engine.models.arrange import arranged_shape, form_of
 from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
-from rwkv_engine.runtime.loader import converted, layer_of, placed_dtype, rounding_note
+from rwkv_engine.runtime.loader import converted, rounding_note
+from rwkv_engine.runtime.plan import plan_tensors
 
 SUFFIX = ".safetensors"
 # What `quantize` rounds to.
@@ -79,37 +82,37 @@ def _check_output(output: Path) -> None:
 def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None) -> Packing:
     config = checkpoint.config
     placements = Strategy.parse(strategy).place(config)
-    if "i4" in {p.weight_format for p in placements}:
-        raise StrategyError(f"strategy: {strategy}: i4 weights cannot be packed yet; use i8, bf16 or fp16")
+    plans = plan_tensors(config, placements)
+    if planned := {plan.weights.name for plan in plans.values() if not plan.weights.has_kernels}:
+        raise StrategyError(f"strategy: {strategy}: {planned.pop()} weights cannot be packed yet; use i8, bf16 or fp16")
     if note := rounding_note(checkpoint, placements):
         log.warning(f"{checkpoint.path}: packed, {checkpoint.packing}{note}")
     if looks_divided(checkpoint):
         log.warning(divided_note(checkpoint))
-    tensors = config.tensor_shapes()
-    dtypes = {name: placed_dtype(placements[layer_of(name, config.n_layer)], name, s) for name, s in tensors.items()}
-    forms = {name: form_of(name, shape) for name, shape in tensors.items()}
-    words = {dtype: word for word, dtype in DTYPES.items()}
-    matrices = {n: PackedMatrix(s, forms[n], words[dtypes[n]]) for n, s in tensors.items() if len(s) == 2}
+    matrices = {
+        name: PackedMatrix(plan.spec.shape, plan.form, plan.weights.name)
+        for name, plan in plans.items()
+        if plan.spec.role is not Role.VECTOR
+    }
     shapes = {}
-    for name, shape in tensors.items():
-        stored = f"{name}.{forms[name]}" if name in matrices else name
-        shapes[stored] = (dtypes[name], arranged_shape(forms[name], shape, dtypes[name]))
-        if dtypes[name] == torch.int8:
-            shapes[f"{name}.scales"] = (torch.float32, (sum(shape),))
+    for name, plan in plans.items():
+        shapes[f"{name}.{plan.form}" if name in matrices else name] = (plan.weights.storage, plan.shape)
+        if plan.weights.has_scales:
+            shapes[f"{name}.scales"] = (torch.float32, (sum(plan.spec.shape),))
 
     def arranged() -> Iterator[Tensor]:
         done = 0
-        for name, shape in tensors.items():
-            values, scales = converted(checkpoint, name, forms[name], dtypes[name])
+        for name, plan in plans.items():
+            values, scales = converted(checkpoint, name, replace(plan, device="cpu"))
             yield values
             del values  # before the next ones are made
             if scales is not None:
                 yield scales
-            done += math.prod(shape)
+            done += math.prod(plan.spec.shape)
             if progress:
                 progress(done, config.n_params)
 
-    packing = Packing(checkpoint.fingerprint(), config.settings(), matrices)
+    packing = Packing(checkpoint.fingerprint(), config.settings(), matrices, config.version)
     pack_tensors(output, packing, shapes, arranged())
     return packing
 
@@ -120,5 +123,6 @@ def _stored_precision(checkpoint: Checkpoint) -> str:
 
 
 def _word(checkpoint: Checkpoint, name: str) -> str:
-    stored = checkpoint.read(name).dtype
-    return next((word for word, dtype in DTYPES.items() if dtype == stored), "fp32")  # float64 has no kernels
+    """The name of the format in which a file has a tensor."""
+    dtype = checkpoint.read(name).dtype
+    return I8.name if dtype == I8.storage else float_format(dtype).name

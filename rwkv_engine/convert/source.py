@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.checkpoints.names import shape_in_file
-from rwkv_engine.checkpoints.packed import DTYPES
 from rwkv_engine.checkpoints.rescaled import divided_note, divisor_exponent, looks_divided
 from rwkv_engine.checkpoints.shards import Shapes
 from rwkv_engine.convert.sizes import check_size
+from rwkv_engine.core.weight_format import FORMATS
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.notices import log
 from rwkv_engine.ops.int8 import in_floats
@@ -68,8 +67,7 @@ class Source:
                 f"{model}: packed, {self.checkpoint.packing}; its int8 weights are rounded already, and stay so"
             )
         self.shapes: Shapes = {
-            name: (self._dtype(name, dtype), shape_in_file(name, shape))
-            for name, shape in self.checkpoint.config.tensor_shapes().items()
+            name: (self._dtype(name, dtype), spec.file_shape) for name, spec in self.checkpoint.specs.items()
         }
 
     def tensors(self, progress: Progress | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -109,9 +107,9 @@ class Source:
             stored = self.checkpoint.read(name).dtype
         else:
             words = {matrix_name: matrix.dtype for matrix_name, matrix in packing.matrices.items()}
-            # What was int8 takes the embedding's type, the one that was not rounded.
-            word = words["emb.weight"] if words.get(name) == "i8" else words.get(name, "fp32")
-            stored = DTYPES[word]
+            weights = FORMATS[words.get(name, "fp32")]
+            # A quantised matrix takes the embedding's type, the one that was not rounded.
+            stored = weights.storage if weights.is_float else FORMATS[words["emb.weight"]].storage
         return stored if wanted is None or name.endswith(KEPT) else wanted
 
 

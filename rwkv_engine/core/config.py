@@ -1,70 +1,165 @@
-"""The numbers of a model."""
+"""The sizes of a model, and through them what its checkpoint and its state consist of.
+
+Each RWKV version is one subclass of `ModelConfig`. It describes every tensor (`TensorSpec`) and every field of the
+recurrent state (`StateField`); loading, packing, quantising, placing and saving work from these descriptions and know
+no version.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, ClassVar
 
-TENSORS_PER_LAYER = 18  # of an RWKV-4; the first layer has two more
+from typing_extensions import Self
+
+
+class Role(Enum):
+    """How a model uses a tensor. The role decides in which format and form the tensor is stored and placed."""
+
+    VECTOR = "vector"  # an operand of element-wise operations, of one axis or several; float32 in every strategy
+    MATRIX = "matrix"  # W (N, K) of a product y = x W^T; in tiles, and quantised where the strategy asks for it
+    SPARSE_MATRIX = "sparse matrix"  # the same for an x of mostly zeros; stored by input, so that zeros are skipped
+    LOW_RANK = "low rank"  # a factor of a product of low rank; small, so it stays as it is in the file, never quantised
+    EMBEDDING = "embedding"  # (V, C), looked up row by row; as it is in the file, never quantised
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of an RWKV model, all read from tensor shapes.
+class TensorSpec:
+    """One tensor of a checkpoint.
 
     Attributes:
+        shape: in memory.
+        role: decides format and form.
+        layer: the index of the layer that uses it; n_layer stands for the output LayerNorm and the head. The embedding
+            belongs to layer 0.
+        file_shape: in the files that training programs write; by default as in memory.
+    """
+
+    shape: tuple[int, ...]
+    role: Role
+    layer: int
+    file_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file_shape", self.file_shape or self.shape)
+
+
+@dataclass(frozen=True)
+class StateField:
+    """One field of the recurrent state: float32 of this shape for each layer of each sequence.
+
+    Attributes:
+        name: by which `State` has it.
+        shape: of one layer of one sequence.
+        empty: the value of every element before the first token.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    empty: float = 0.0
+
+
+class ModelConfig(ABC):
+    """Sizes of a model, all read from tensor shapes. Subclasses are frozen dataclasses, one for each RWKV version.
+
+    `ModelConfig(...)` itself makes the config of RWKV-4, as it did when that was the only version.
+
+    Attributes:
+        version: the RWKV generation.
+        renames: pairs (original, Hugging Face) of parts of tensor names; replaced in this order.
         n_layer: number of blocks, L.
         n_embd: width of the residual stream, C.
-        n_att: width of time mixing's k, v, r and of the wkv state, A; usually C.
-        n_ffn: width of channel mixing's key, F; usually but not always 4 C.
+        n_att: width of time mixing's keys, values and receptance, A; usually C.
+        n_ffn: width of channel mixing's key, F.
         n_vocab: rows of the embedding and of the head, V.
-        version: RWKV generation; 4 is the one implemented.
         layer_norm_eps: epsilon of every LayerNorm but the last, which always uses 1e-5.
     """
+
+    version: ClassVar[int]
+    renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+    _default: ClassVar[type[ModelConfig]]
 
     n_layer: int
     n_embd: int
     n_att: int
     n_ffn: int
     n_vocab: int
-    version: int = 4
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float
+
+    def __init_subclass__(cls, default: bool = False) -> None:
+        super().__init_subclass__()
+        if default:
+            ModelConfig._default = cls
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:  # noqa: D102
+        return super().__new__(ModelConfig._default if cls is ModelConfig else cls)  # type: ignore[return-value]
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, names: Collection[str]) -> bool:
+        """Whether a checkpoint with tensors of these original names is of this version."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Self:
+        """The sizes of a checkpoint.
+
+        Args:
+            shapes: of its tensors, by their original names; whether they agree with each other is checked later.
+            settings: of a Hugging Face config.json; empty where there is none.
+
+        Raises:
+            CheckpointError: without the file's name, if tensors that tell the sizes are missing.
+        """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Every tensor of a checkpoint by its original name, in the order in which files have them."""
+
+    @abstractmethod
+    def state_fields(self) -> tuple[StateField, ...]:
+        """The fields of the recurrent state."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The same sizes under the names of a Hugging Face config.json."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """The text by which a model's fingerprint tells its sizes. It must never change: saved states carry it."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Every size by its name, for reports."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> str:
+        """The widths of a layer in words, for reports."""
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of a checkpoint by its original name. Vectors are one-dimensional here."""
-        c, a, f = self.n_embd, self.n_att, self.n_ffn
-        shapes: dict[str, tuple[int, ...]] = {"emb.weight": (self.n_vocab, c)}
-        for i in range(self.n_layer):
-            block = {
-                **{f"{norm}.{kind}": (c,) for norm in ("ln1", "ln2") for kind in ("weight", "bias")},
-                **{f"att.{name}": (a,) for name in ("time_decay", "time_first")},
-                **{f"att.time_mix_{name}": (c,) for name in "kvr"},
-                **{f"att.{name}.weight": (a, c) for name in ("key", "value", "receptance")},
-                "att.output.weight": (c, a),
-                **{f"ffn.time_mix_{name}": (c,) for name in "kr"},
-                "ffn.key.weight": (f, c),
-                "ffn.receptance.weight": (c, c),
-                "ffn.value.weight": (c, f),
-            }
-            if i == 0:
-                block |= {"ln0.weight": (c,), "ln0.bias": (c,)}
-            shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-        return shapes | {"ln_out.weight": (c,), "ln_out.bias": (c,), "head.weight": (self.n_vocab, c)}
-
-    def settings(self) -> dict[str, Any]:
-        """The same numbers in the words of a Hugging Face config.json."""
-        return {
-            "model_type": "rwkv",
-            "vocab_size": self.n_vocab,
-            "hidden_size": self.n_embd,
-            "num_hidden_layers": self.n_layer,
-            "attention_hidden_size": self.n_att,
-            "intermediate_size": self.n_ffn,
-            "layer_norm_epsilon": self.layer_norm_eps,
-        }
+        """The shape in memory of every tensor of `tensors`."""
+        return {name: spec.shape for name, spec in self.tensors().items()}
 
     @property
     def n_params(self) -> int:
         """Parameters of the whole model, embedding and head included."""
-        return sum(math.prod(shape) for shape in self.tensor_shapes().values())
+        return sum(math.prod(spec.shape) for spec in self.tensors().values())
+
+    @classmethod
+    def to_hugging_face(cls, name: str) -> str:
+        """The Hugging Face name of a tensor, given its original name."""
+        for original, renamed in cls.renames:
+            name = name.replace(original, renamed)
+        return name
+
+    @classmethod
+    def to_original(cls, name: str) -> str:
+        """The inverse of `to_hugging_face`. Original names come back unchanged."""
+        for original, renamed in cls.renames:
+            name = name.replace(renamed, original)
+        return name

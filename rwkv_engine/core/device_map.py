@@ -13,8 +13,8 @@ from rwkv_engine.core.state import LayerState, State
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A state is dealt out and gathered field by field and device by device, not layer by layer.
+class DeviceMap:
+    """A state is split and gathered field by field and device by device, not layer by layer: that takes fewer copies.
 
     Attributes:
         devices: of the layers, first layer first.

@@ -1,4 +1,4 @@
-"""States as other programs keep them.
+"""States of RWKV-4 as other programs keep them.
 
 | layout         | what it is                                      | in this order                                    |
 |----------------|-------------------------------------------------|--------------------------------------------------|
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.core.config import ModelConfig
-from rwkv_engine.core.state import EMPTY_MAX, State
+from rwkv_engine.core.rwkv4 import EMPTY_MAX, Rwkv4Config
+from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 
 _ORDERS = {
@@ -54,6 +55,8 @@ def to_layout(state: State, layout: str, *, shift_dtype: torch.dtype = torch.flo
         RequestError: an unknown layout, or one that cannot hold this state.
     """
     order = _order(layout)
+    if state.fields.keys() != set(order):
+        raise RequestError(f"layout {layout}: holds states of RWKV-4, got one with {', '.join(sorted(state.fields))}")
     if layout != "rwkv":
         _require_one_width(layout, state.att_shift.shape[2], state.wkv_num.shape[2])
     if layout != "transformers" and state.batch != 1:
@@ -61,7 +64,7 @@ def to_layout(state: State, layout: str, *, shift_dtype: torch.dtype = torch.flo
             f"layout {layout}: holds one sequence, got a state of {state.batch}; convert one by one:"
             " state.rows(slice(i, i + 1))"
         )
-    fields = {name: getattr(state, name) for name in order}
+    fields = {name: state.fields[name] for name in order}
     if layout == "rwkv.cpp":
         return torch.stack([field[0] for field in fields.values()], dim=1).flatten().cpu()
     # Copies, for whoever takes them may write into them; a whole field at once, for this is done for every token.
@@ -97,6 +100,8 @@ def from_layout(
         RequestError: an unknown layout, one that cannot hold states of this model, or tensors that are no such state.
     """
     order = _order(layout)
+    if not isinstance(config, Rwkv4Config):
+        raise RequestError(f"layout {layout}: holds states of RWKV-4, got the config of an RWKV-{config.version}")
     n_layer, n_embd = config.n_layer, config.n_embd
     if layout != "rwkv":
         _require_one_width(layout, n_embd, config.n_att)
@@ -122,7 +127,7 @@ def from_layout(
     if not torch.isfinite(ends).all():
         names = ", ".join(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
         raise RequestError(f"layout {layout}: NaN or infinity in {names}, expected numbers; start from None")
-    return State(**state, position=_positions(position, fields[0]), fingerprint=fingerprint)
+    return State(state, _positions(position, fields[0]), fingerprint)
 
 
 def _order(layout: str) -> tuple[str, ...]:

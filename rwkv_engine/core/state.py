@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,72 +17,61 @@ from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.errors import RequestError
 from rwkv_engine.storage.atomic import replace_atomically
 
-# The first token's own weight is e^(u+k) against e^max: with -1e30 the empty past counts for exactly nothing.
-EMPTY_MAX = -1e30
 FORMAT = "rwkv_engine.state.1"
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """The state of one layer, float32: `*_shift` (B, C), `wkv_*` (B, A)."""
-
-    att_shift: Tensor
-    ffn_shift: Tensor
-    wkv_num: Tensor
-    wkv_den: Tensor
-    wkv_max: Tensor
-
-
-FIELDS = tuple(LayerState.__dataclass_fields__)
+# The state of one layer of B sequences by the names of its fields, float32 (B, *shape) on the layer's device.
+LayerState = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class State:
-    """What B sequences remember, float32, by name.
+    """What B sequences remember between tokens.
+
+    A field is also an attribute: `state.att_shift` is `state.fields["att_shift"]`.
 
     Attributes:
-        att_shift, ffn_shift: (B, L, C), the normalised input of time and channel mixing at the last token.
-        wkv_num, wkv_den, wkv_max: (B, L, A), the recurrence, see `ops.wkv4`.
+        fields: by name, float32 (B, L, *shape), as `ModelConfig.state_fields` describes them.
         position: (B,) int64, the number of tokens read so far.
-            All on one device; a model takes it from any and returns it on that of its head.
+            All tensors are on one device; a model accepts any, and returns states on the device of its head.
         fingerprint: of the model that made it, refused by another model; empty while no model has written to it.
     """
 
-    att_shift: Tensor
-    ffn_shift: Tensor
-    wkv_num: Tensor
-    wkv_den: Tensor
-    wkv_max: Tensor
+    fields: Mapping[str, Tensor]
     position: Tensor
     fingerprint: str = ""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name != "fields" and name in self.fields:  # `fields` itself is missing while a copy is being made
+            return self.fields[name]
+        raise AttributeError(f"a state has no {name!r}")
 
     @classmethod
     def initial(cls, config: ModelConfig, batch: int = 1) -> State:
         """The state before the first token."""
-        shift = torch.zeros(batch, config.n_layer, config.n_embd)
-        wkv = torch.zeros(batch, config.n_layer, config.n_att)
-        position = torch.zeros(batch, dtype=torch.int64)
-        return cls(shift, shift.clone(), wkv, wkv.clone(), torch.full_like(wkv, EMPTY_MAX), position)
+        fields = {
+            field.name: torch.full((batch, config.n_layer, *field.shape), field.empty, dtype=torch.float32)
+            for field in config.state_fields()
+        }
+        return cls(fields, torch.zeros(batch, dtype=torch.int64))
 
     @classmethod
-    def from_layers(cls, layers: list[LayerState], position: Tensor, fingerprint: str) -> State:
+    def from_layers(cls, layers: Sequence[LayerState], position: Tensor, fingerprint: str) -> State:
         """Gathers the states of all layers, first layer first."""
-        tensors = {name: torch.stack([getattr(layer, name) for layer in layers], dim=1) for name in FIELDS}
-        return cls(**tensors, position=position, fingerprint=fingerprint)
+        fields = {name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]}
+        return cls(fields, position, fingerprint)
 
     def layers(self) -> Iterator[LayerState]:
         """Views of the layers, first layer first."""
-        for i in range(self.att_shift.shape[1]):
-            yield LayerState(**{name: getattr(self, name)[:, i] for name in FIELDS})
+        for tensors in zip(*(field.unbind(1) for field in self.fields.values()), strict=True):
+            yield dict(zip(self.fields, tensors, strict=True))
 
     @property
     def batch(self) -> int:
         """Number of sequences, B."""
-        return self.att_shift.shape[0]
+        return next(iter(self.fields.values())).shape[0]
 
     def rows(self, which: Tensor | slice) -> State:
         """Those of some of the sequences: indices (N,), a mask (B,) or a slice, as tensors take them."""
-        return State(**{k: t[which] for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
+        return self._mapped(lambda tensor: tensor[which])
 
     @staticmethod
     def join(states: Sequence[State]) -> State:
@@ -94,21 +83,20 @@ class State:
         known = sorted({state.fingerprint for state in states} - {""})
         if len(known) > 1:
             raise RequestError(f"states of {len(known)} models cannot be joined: fingerprints {', '.join(known)}")
-        tensors = [state._tensors() for state in states]
-        joined = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
-        return State(**joined, fingerprint="".join(known))
+        fields = {name: torch.cat([state.fields[name] for state in states]) for name in states[0].fields}
+        return State(fields, torch.cat([state.position for state in states]), "".join(known))
 
     def clone(self) -> State:
         """A copy that shares no memory with this one."""
-        return State(**{k: t.clone() for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
+        return self._mapped(Tensor.clone)
 
     def to(self, device: torch.device | str, copy: bool = False) -> State:
         """The same on a device; with `copy` it shares no memory with this one, wherever this one is."""
-        return State(**{k: t.to(device, copy=copy) for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
+        return self._mapped(lambda tensor: tensor.to(device, copy=copy))
 
     def detach(self) -> State:
         """The same numbers, cut off from autograd: the step of truncated backpropagation through time."""
-        return State(**{k: t.detach() for k, t in self._tensors().items()}, fingerprint=self.fingerprint)
+        return self._mapped(Tensor.detach)
 
     def save(self, path: str | Path, about: Mapping[str, str] | None = None) -> None:
         """Writes a safetensors file, whole or not at all.
@@ -120,7 +108,7 @@ class State:
         Raises:
             RequestError: it cannot be written there.
         """
-        tensors = {name: t.detach().contiguous() for name, t in self._tensors().items()}
+        tensors = {name: t.detach().contiguous() for name, t in {**self.fields, "position": self.position}.items()}
         metadata = {**(about or {}), "format": FORMAT, "fingerprint": self.fingerprint}
         try:
             with replace_atomically(Path(path)) as temporary:
@@ -136,8 +124,10 @@ class State:
             RequestError: the file cannot be read or holds no state.
         """
         with _opened(path) as (file, metadata):
-            tensors = {name: file.get_tensor(name).clone() for name in (*FIELDS, "position")}
-        return cls(**tensors, fingerprint=metadata.get("fingerprint", ""))
+            position = file.get_tensor("position").clone()
+            names = sorted(set(file.keys()) - {"position"})
+            fields = {name: file.get_tensor(name).clone() for name in names}
+        return cls(fields, position, metadata.get("fingerprint", ""))
 
     @staticmethod
     def about(path: str | Path) -> dict[str, str]:
@@ -164,17 +154,21 @@ class State:
             raise RequestError(f"state of {self.batch} sequences given for a batch of {batch}")
         if self.position.shape != (batch,) or self.position.dtype != torch.int64:
             raise RequestError(f"state.position: got {self.position!r}, expected {batch} integers (int64)")
-        for name in FIELDS:
-            width = config.n_embd if name.endswith("shift") else config.n_att
-            tensor = getattr(self, name)
-            if tensor.shape != (batch, config.n_layer, width) or tensor.dtype != torch.float32:
-                raise RequestError(
-                    f"state.{name}: got {tensor.dtype} {tuple(tensor.shape)},"
-                    f" expected float32 {(batch, config.n_layer, width)}"
-                )
+        expected = {field.name: (batch, config.n_layer, *field.shape) for field in config.state_fields()}
+        if expected.keys() != self.fields.keys():
+            raise RequestError(
+                f"this state belongs to another RWKV version: got the fields {', '.join(sorted(self.fields))}, expected"
+                f" {', '.join(sorted(expected))}; start from None, or load the model the state came from"
+            )
+        for name, shape in expected.items():
+            tensor = self.fields[name]
+            if tensor.shape != shape or tensor.dtype != torch.float32:
+                raise RequestError(f"state.{name}: got {tensor.dtype} {tuple(tensor.shape)}, expected float32 {shape}")
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in (*FIELDS, "position")}
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> State:
+        """The same after a function of every tensor."""
+        fields = {name: function(tensor) for name, tensor in self.fields.items()}
+        return State(fields, function(self.position), self.fingerprint)
 
 
 @contextmanager

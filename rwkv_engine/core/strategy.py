@@ -17,7 +17,8 @@ from itertools import groupby
 import torch
 
 from rwkv_engine._version import __version__
-from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.core.config import ModelConfig, TensorSpec
+from rwkv_engine.core.placement import Placement
 from rwkv_engine.core.strategy_auto import best_strategy
 from rwkv_engine.core.strategy_grammar import Segment, read_segments, strategy_error
 from rwkv_engine.errors import StrategyError
@@ -25,41 +26,6 @@ from rwkv_engine.errors import StrategyError
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # What parses already and runs from these versions on.
 INT4_SINCE, STREAMING_SINCE = "0.4", "0.4"
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Of one layer.
-
-    Attributes:
-        device: where it runs, a name torch knows (but for dml).
-        dtype: of its matrices if they are dense; else of the embedding, which never is quantised.
-        weight_format: of its matrices: "dense", "i8" or "i4".
-        resident: False if its matrices stay in main memory and are streamed to the device when needed.
-    """
-
-    device: str
-    dtype: torch.dtype
-    weight_format: str = "dense"
-    resident: bool = True
-
-    def nbytes(self, shapes: dict[str, tuple[int, ...]]) -> int:
-        """Bytes of tensors of these names and shapes, without what may fill up a matrix to whole tiles."""
-        return sum(self._tensor_bytes(name, shape) for name, shape in shapes.items())
-
-    def _tensor_bytes(self, name: str, shape: tuple[int, ...]) -> int:
-        if len(shape) == 1:
-            return 4 * shape[0]  # vectors are float32 whatever the matrices are
-        n, k = shape
-        if name.startswith("emb."):
-            return n * k * self.dtype.itemsize
-        scales = 4 * (n + k) if self.weight_format == "i8" else 0  # float32, of rows and columns
-        return int(n * k * self.weight_bytes) + scales
-
-    @property
-    def weight_bytes(self) -> float:
-        """Bytes of one weight of a matrix; of int4 with its part of a 16-bit scale and minimum for 64 weights."""
-        return {"i8": 1.0, "i4": 9 / 16}.get(self.weight_format, float(self.dtype.itemsize))
 
 
 @dataclass(frozen=True)
@@ -149,7 +115,7 @@ class Strategy:
         for share in self.shares(config):
             for placement, group in groupby(share):
                 last = first + len(list(group)) - 1
-                size = sum(placement.nbytes(_shapes_of(config, i)) for i in range(first, last + 1))
+                size = placement.nbytes(spec for spec in config.tensors().values() if first <= spec.layer <= last)
                 precision = str(placement.dtype).removeprefix("torch.")
                 free = free_memory(placement.device)
                 if placement.weight_format != "dense":
@@ -210,20 +176,12 @@ def _placement(segment: Segment, resident: bool = True) -> Placement:
     return Placement(segment.device, DTYPES[segment.dtype], segment.weight_format, resident)
 
 
-def _shapes_of(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of one placement: a block, the first with the embedding; or the head."""
-
-    def belongs(name: str) -> bool:
-        if name.startswith("blocks."):
-            return int(name.split(".")[1]) == layer
-        return layer == (0 if name.startswith("emb.") else config.n_layer)
-
-    return {name: shape for name, shape in config.tensor_shapes().items() if belongs(name)}
-
-
 def _layer_bytes(dtype: torch.dtype, config: ModelConfig) -> list[int]:
     placement = Placement("cpu", dtype)
-    return [placement.nbytes(_shapes_of(config, i)) for i in range(config.n_layer + 1)]
+    layers: list[list[TensorSpec]] = [[] for _ in range(config.n_layer + 1)]
+    for spec in config.tensors().values():
+        layers[spec.layer].append(spec)
+    return [placement.nbytes(specs) for specs in layers]
 
 
 def _span(first: int, last: int, n_layer: int) -> str:

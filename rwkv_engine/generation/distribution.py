@@ -1,4 +1,4 @@
-"""Adjusted logits to the distribution a token is drawn from: our order, and that of the rwkv package."""
+"""From adjusted logits to the distribution that a token is sampled from, in the usual order or the rwkv package's."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Of a probability as a whole number; 2^17 of them fit into int64.
+# The integer that stands for the largest probability of a row; the sum of 2^17 of them fits into int64.
 LARGEST = 2.0**45
 
 
 def documented(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """Temperature, top-k, top-p, min-p, as in `SamplingParams`.
+    """Applies temperature, top-k, top-p and min-p, in this order, as `SamplingParams` describes them.
 
     Args:
-        logits: float64 (B, V), already biased, banned (-inf) and penalised.
-        temperature: above 0.
+        logits: (B, V) float64, with biases and penalties applied, and -inf for banned tokens.
+        temperature: greater than 0.
         top_k, top_p, min_p: 0, 1.0 and 0.0 are off.
 
     Returns:
-        Float64 (B, V), zero where something cut; not normalised.
+        Probabilities (B, V) float64, zero for tokens that are not kept; not normalised.
     """
     logits = logits - logits.amax(dim=-1, keepdim=True)  # before the division: a tiny temperature must not overflow
     probs = torch.softmax(logits / temperature, dim=-1)
@@ -38,21 +38,21 @@ def documented(logits: Tensor, temperature: float, top_k: int, top_p: float, min
 
 
 def whole_numbers(probs: Tensor) -> Tensor:
-    """Probabilities (B, V) to int64, the largest of a row to 2^45.
+    """Converts probabilities (B, V) to int64; the largest of a row becomes 2^45.
 
-    Their sums are exact, so they depend neither on the order in which a device adds nor on the device, and what is zero
-    adds nothing; a GPU's sums of floating-point numbers promise none of this.
+    Sums of integers are exact, so they do not depend on the device or its order of additions, and zeros add nothing.
+    Sums of floating-point numbers on a GPU guarantee none of this.
     """
     return (probs / probs.amax(dim=-1, keepdim=True) * LARGEST).round().to(torch.int64)
 
 
 def rwkv_package(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """What the rwkv package (0.8, on the CPU) draws from; on the CPU here too. Logits and result as for `documented`.
+    """The distribution of the rwkv package (0.8, on the CPU), computed on the CPU. Arguments as for `documented`.
 
-    Its ways, kept on purpose: top-p first, on probabilities no temperature has touched, where all tokens as likely as
-    the last one kept are kept too; then top-k; then the temperature, as a power. All in float32, so a `top_p` of 1.0,
-    which the sum may miss by a rounding, often takes the likeliest token alone. A temperature or a `top_p` of 0 takes
-    the likeliest, drawn among equals.
+    Details of the package that are kept: top-p comes first, on the probabilities at temperature 1, and keeps all tokens
+    that are as likely as the last one kept; then top-k; then the temperature, as a power of the probabilities.
+    Everything is float32, so with a `top_p` of 1.0 often only the most likely token is kept, because the sum misses 1
+    by a rounding error. A temperature or a `top_p` of 0 samples among the most likely tokens.
     """
     greedy = temperature == 0
     rows = []

@@ -1,4 +1,4 @@
-"""Logits to ids without asking the host: what a GPU records together with the step that makes the logits."""
+"""Sampling without transfers to the host, so that it can be captured in a CUDA graph with the step before it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rwkv_engine.ops.philox_uniform import philox_uniform
 
 @dataclass(frozen=True)
 class Draw:
-    """Temperature, top-k, top-p, min-p, one draw; see `SamplingParams`. Equal ones draw alike.
+    """Samples a token after temperature, top-k, top-p and min-p; see `SamplingParams`.
 
-    With `compat` it does ask the host, and cannot be recorded.
+    With `compat` it does need the host, and cannot be captured.
     """
 
     temperature: float
@@ -27,14 +27,14 @@ class Draw:
 
     @classmethod
     def of(cls, params: SamplingParams) -> Draw:
-        """What parameters ask for once there is neither bias, ban nor penalty."""
+        """The part of the parameters that applies after biases, bans and penalties."""
         return cls(params.temperature, params.top_k, params.top_p, params.min_p, params.compat)
 
     def __call__(self, logits: Tensor, positions: Tensor, seeds: Tensor, samples: Tensor) -> Tensor:
-        """One id for each row.
+        """Samples one id for each row.
 
         Args:
-            logits: (B, V), a model's.
+            logits: (B, V), as a model returns them.
             positions, seeds, samples: (B,) int64, see `ops.philox_uniform`.
 
         Returns:
@@ -43,36 +43,36 @@ class Draw:
         return where_finite(logits, self.ids(logits.double(), positions, seeds, samples))
 
     def ids(self, logits: Tensor, positions: Tensor, seeds: Tensor, samples: Tensor) -> Tensor:
-        """The same for logits that are float64, and -inf where a token is banned."""
+        """The same for logits (B, V) float64 with -inf for banned tokens; does not check that they are finite."""
         if self.temperature == 0 and self.compat is None:
             return logits.argmax(dim=-1)
         return inverse_cdf(self.probabilities(logits), philox_uniform(seeds, samples, positions))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution of `ids`, see `distribution`."""
+        """The distribution that `ids` samples from, see the module `distribution`."""
         if self.compat == "rwkv":
             return rwkv_package(logits, self.temperature, self.top_k, self.top_p)
         return documented(logits, self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 def where_finite(logits: Tensor, ids: Tensor) -> Tensor:
-    """The ids, (B,); -1 for rows of logits (B, V) with a NaN or an infinity."""
-    # Not torch.where, which would copy the number from the host: a recording must not.
+    """The ids (B,), with -1 for rows of the logits (B, V) that contain NaN or infinity."""
+    # Not torch.where, which would copy the number from the host; a CUDA graph cannot.
     return ids.masked_fill(~torch.isfinite(logits).all(dim=-1), -1)
 
 
 def inverse_cdf(probs: Tensor, draws: Tensor) -> Tensor:
-    """For each row the first id, in order, at which the cumulative sum passes u of the total.
+    """The first id of each row at which the cumulative sum exceeds the given fraction of the total.
 
     Args:
         probs: (B, V) float64, not necessarily normalised, not all zero.
-        draws: (B,) float64 in [0, 1).
+        draws: the fractions, (B,) float64 in [0, 1).
 
     Returns:
-        (B,) int64, never one whose probability is 0.
+        (B,) int64; never an id whose probability is 0.
     """
     cumulative = whole_numbers(probs).cumsum(dim=-1)
     total = cumulative[:, -1:]
     target = (draws.unsqueeze(-1) * total).to(torch.int64)
-    # u * total may round up to the total itself, which no sum passes.
+    # A product may be rounded up to the total itself, which no sum exceeds.
     return torch.searchsorted(cumulative, torch.minimum(target, total - 1), right=True).squeeze(-1)

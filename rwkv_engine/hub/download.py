@@ -1,7 +1,7 @@
-"""Checkpoints by their hub id: `owner/name`, or `owner/name/FILE.pth` for one file of many.
+"""Downloads models by their hub id: `owner/name`, or `owner/name/FILE.pth` for one file of a repository.
 
-Only what a model needs is downloaded: the configuration, the tokenizer and one kind of weights. `huggingface_hub` does
-the rest: its cache, its login, its environment variables, its progress bars (on stderr, where that is a terminal).
+Only what a model needs is downloaded: the configuration, the tokenizer and the weights in one format. The cache, login,
+environment variables and progress bars (on standard error, if it is a terminal) are those of `huggingface_hub`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ONCE_ONLINE = "run it once without offline=True (--offline, HF_HUB_OFFLINE) to d
 
 
 def parse_id(model: str) -> tuple[str, str | None] | None:
-    """Repository and file of a hub id; None for what can only be a path."""
+    """The repository and the file of a hub id; None if the name can only be a path."""
     owner, _, rest = model.partition("/")
     name, _, file = rest.partition("/")
     if not name or name.endswith(SUFFIXES) or (file and not file.endswith(SUFFIXES)) or rest.endswith("/"):
@@ -49,25 +49,26 @@ def parse_id(model: str) -> tuple[str, str | None] | None:
 def download(
     model: str, revision: str | None = None, token: str | None = None, offline: bool = False, weights: bool = True
 ) -> Path:
-    """Brings a model into the hub cache, if it is not there, and returns its path: what `Checkpoint.open` takes.
+    """Downloads a model to the hub cache, if it is not there, and returns its path, as `Checkpoint.open` takes it.
 
-    Where the hub cannot be asked, what the cache has of the revision is used, and a line on stderr says so.
+    If the hub cannot be reached, the files in the cache are used, and a notice says so.
 
     Args:
         model: a hub id, see `parse_id`.
-        revision: branch, tag or commit; by default the main branch.
-        token: for private and gated repositories; by default that of the environment or of `hf auth login`.
-        offline: use what the cache holds and ask no server; `HF_HUB_OFFLINE` does the same.
-        weights: without them, only what lies beside them comes, and the path is that of the directory; where nothing
-            does, they come all the same.
+        revision: a branch, tag or commit; by default the main branch.
+        token: for private and gated repositories; by default the one of the environment or of `hf auth login`.
+        offline: use the cache only and contact no server; `HF_HUB_OFFLINE` does the same.
+        weights: if false, only the other files are downloaded, and the path is that of the directory; if there are no
+            other files, the weights are downloaded nevertheless.
 
     Raises:
-        CheckpointError: no such repository, revision or file, no weights in it, no access, no space; no network and
-            the cache has not all of it; with `offline`, it is not in the cache.
+        CheckpointError: the repository, revision or file does not exist, there are no weights in it, there is no access
+            or no space, or the hub cannot be reached and the cache is incomplete; with `offline`, the model is not in
+            the cache.
     """
     parsed = parse_id(model)
     if parsed is None:
-        raise CheckpointError(f"{model}: no hub id; expected owner/name or owner/name/FILE.pth")
+        raise CheckpointError(f"{model}: not a hub id; expected owner/name or owner/name/FILE.pth")
     repository, file = parsed
     token = checked_token(token, CheckpointError)
     if offline or constants.HF_HUB_OFFLINE:
@@ -81,16 +82,14 @@ def download(
     )
     with failures_reported(CheckpointError, model, repository, revision, token, advice):
         try:
-            # This first request alone tells of nearly all that can be wrong, and gives up after seconds.
+            # This first request reveals nearly everything that can be wrong, and has a time limit of seconds.
             timeout = constants.HF_HUB_ETAG_TIMEOUT
             info = HfApi().model_info(repository, revision=revision, token=token, timeout=timeout)
         except Exception as error:
             cached = _whole_from_cache(model, repository, file, revision, weights) if is_no_answer(error) else None
             if cached is None:
                 raise
-            log.warning(
-                f"{model}: {hub} could not be asked ({name_failure(error)}); what the hub cache has of it is used"
-            )
+            log.warning(f"{model}: {hub} cannot be reached ({name_failure(error)}); using the files in the hub cache")
             return cached
         needed, opened = _choose(model, {sibling.rfilename for sibling in info.siblings or []}, file, weights)
         folders = set()
@@ -100,14 +99,14 @@ def download(
             path = Path(hf_hub_download(repository, name, revision=revision, token=token))
             folders.add(path.parents[name.count("/")])
     if {folder.name for folder in folders} != {info.sha}:
-        # Or a file of the cache was taken for one that could not be asked for.
+        # This also happens if a file of the cache was used in place of one that could not be requested.
         raise CheckpointError(f"{model}: the repository changed while it was downloaded; run it again")
     return folders.pop() / opened
 
 
 def _from_cache(model: str, repository: str, file: str | None, revision: str | None, weights: bool) -> Path:
     try:
-        # No pattern, nothing expected: whether all that is needed is there is for us to say.
+        # An empty list of patterns means that no file is required; `_choose` checks what is there.
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError as error:
         at = f" at revision {revision!r}" if revision else ""
@@ -116,13 +115,13 @@ def _from_cache(model: str, repository: str, file: str | None, revision: str | N
     try:
         return folder / _choose(model, names, file, weights)[1]
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; this is what the hub cache has of it: {ONCE_ONLINE}") from error
+        raise CheckpointError(f"{error}; these are the files in the hub cache: {ONCE_ONLINE}") from error
 
 
 def _whole_from_cache(
     model: str, repository: str, file: str | None, revision: str | None, weights: bool
 ) -> Path | None:
-    """What `_from_cache` finds; None if it finds nothing or shards are missing: then the hub is what is missing."""
+    """The path that `_from_cache` finds; None if there is none or shards are missing."""
     try:
         path = _from_cache(model, repository, file, revision, weights)
         shards = {
@@ -136,9 +135,9 @@ def _whole_from_cache(
 
 
 def _choose(model: str, names: set[str], file: str | None, weights: bool) -> tuple[list[str], str]:
-    """Of a repository's files those a model needs; and what of them to open: one file, or "." for the directory.
+    """The files of a repository that a model needs, and the one to open, or "." for the directory.
 
-    The order of formats is that in which `Checkpoint.open` looks for them in a directory.
+    The order of formats is the one in which `Checkpoint.open` looks for them in a directory.
     """
     beside = [name for name in BESIDE if name in names]
     if beside and not weights:
@@ -158,9 +157,9 @@ def _choose(model: str, names: set[str], file: str | None, weights: bool) -> tup
         return [*beside, *raw], raw[0]
     if not raw:
         raise CheckpointError(
-            f"{model}: expected model.safetensors, pytorch_model.bin or a .pth, the repository has {_some(names)}"
+            f"{model}: expected model.safetensors, pytorch_model.bin or a .pth file; the repository has {_some(names)}"
         )
-    raise CheckpointError(f"{model}: has {len(raw)} models: {_some(raw)}; name one: {model}/{raw[0]}")
+    raise CheckpointError(f"{model}: has {len(raw)} models: {_some(raw)}; name one of them, such as {model}/{raw[0]}")
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
-"""What went wrong with the hub, in one line that says what to do; for both directions, `download` and `upload`.
+"""Messages for failures of the hub, for `download` and `upload`: one line that says what to do.
 
-The library's own messages have several lines; its transports raise almost anything, and differ between its versions.
+The library's own messages have several lines, and the exceptions of its transports differ between its versions.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from huggingface_hub.errors import (
 from rwkv_engine.errors import RwkvError
 
 LOG_IN = "log in with `hf auth login`, or give a token (token=, or HF_TOKEN in the environment)"
-# The packages whose exceptions mean that there was no connection: those of huggingface_hub 2, 1 and before.
+# The packages whose exceptions mean that there was no connection: the transports of huggingface_hub 2, 1 and earlier.
 TRANSPORTS = ("httpx2", "httpx", "requests")
-SHORTEST_SECRET = 8  # what is shorter is no token, and may stand in any word
+SHORTEST_SECRET = 8  # characters; a shorter string is not a token, and could be a part of any word
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What the two directions say differently.
+    """The parts of messages that differ between download and upload.
 
     Attributes:
-        missing: the hub knows no such repository.
-        local: what failed when a file of this machine could not be read or written.
-        remedy: what to do about that.
-        broken: what to do when the connection broke.
+        missing: for a repository that does not exist.
+        local: for a local file that cannot be read or written.
+        remedy: what to do in that case.
+        broken: what to do if the connection broke.
     """
 
     missing: str
@@ -48,13 +48,14 @@ class Advice:
 
 
 def checked_token(token: str | None, kind: type[RwkvError]) -> str | None:
-    """The token given; None for an empty one.
+    """The given token; None for an empty one.
 
     Raises:
-        RwkvError: of that kind: no token looks like this. The transports would say so too, and quote it.
+        RwkvError: of the class `kind`, if the token has characters that no token has. The transports would refuse it
+            too, but with the token in the message.
     """
     if token and not re.fullmatch(r"[!-~]+", token):
-        raise kind("the token given is none: expected one word of letters and digits; is there a space or a line end?")
+        raise kind("the given token is invalid: expected one word of letters and digits, without spaces or line ends")
     return token or None
 
 
@@ -62,7 +63,7 @@ def checked_token(token: str | None, kind: type[RwkvError]) -> str | None:
 def failures_reported(
     kind: type[RwkvError], subject: str, repository: str, revision: str | None, token: str | None, advice: Advice
 ) -> Iterator[None]:
-    """Turns whatever the library raises into an error of that kind: one line about the subject, without the token."""
+    """Converts exceptions of the library to errors of the class `kind`, with a one-line message without the token."""
     try:
         yield
     except RwkvError:
@@ -76,14 +77,14 @@ def failures_reported(
 
 
 def innermost(error: Exception) -> Exception:
-    """What the library wrapped: in the news that the cache has no file either, or in the name of the file it sent."""
+    """The original exception, if the library wrapped it in one about its cache or about a file."""
     while isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
 
 
 def is_no_answer(error: Exception) -> bool:
-    """Whether the hub could not be asked: no connection, no answer in time, or it is in trouble itself."""
+    """Whether the hub cannot be reached: there is no connection, no answer in time, or a server error."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500
     package = type(error).__module__.partition(".")[0]
@@ -91,14 +92,14 @@ def is_no_answer(error: Exception) -> bool:
 
 
 def name_failure(error: Exception) -> str:
-    """What kept the hub from answering, in few words."""
+    """A short description of a failure for which `is_no_answer` is true."""
     if isinstance(error, HfHubHTTPError):
         return f"it answered {error.response.status_code}"
     return f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(said: object) -> str:
-    """The beginning of what was said, without line ends."""
+    """The beginning of a message, on one line."""
     return " ".join(str(said).split())[:300] or "no answer"
 
 

@@ -1,8 +1,8 @@
-"""Large files that a run left half: the next one takes them up where they end.
+"""Continues interrupted downloads of large files in the next run.
 
-huggingface_hub goes on within a run only: since 1.18 each download writes a file of its own and removes it on failure
-(its pull request 4306), for on file systems that ignore locks two programs wrote into the one they shared. Here a
-file's SHA-256 decides whether it is taken, so a lock that is ignored costs a download and no model.
+huggingface_hub continues a download within one run only: since 1.18 each download writes a file of its own and removes
+it on failure (its pull request 4306), because on file systems that ignore locks two programs wrote to the same file.
+Here a file is used only if its SHA-256 is right, so an ignored lock costs a download, but cannot damage a model.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore
 
 
 def fetch_content(repository: str, name: str, commit: str, token: str | None) -> None:
-    """Brings a large file's content into the hub cache, where `hf_hub_download` then finds it.
+    """Downloads the content of a large file to the hub cache, where `hf_hub_download` finds it.
 
-    Does nothing for what is there already and for what the library is better at: small files, and those in xet, the
-    hub's storage by chunks, which has resumption of its own.
+    Does nothing for files that are there already, for small files, and for files in xet, the hub's chunked storage,
+    whose downloads the library continues itself.
 
     Raises:
-        Exception: whatever the library raises. What has arrived is kept.
+        Exception: any exception of the library. The part that has arrived is kept.
     """
     if isinstance(try_to_load_from_cache(repository, name, revision=commit), str):
         return
@@ -35,7 +35,7 @@ def fetch_content(repository: str, name: str, commit: str, token: str | None) ->
     folder = file_download.repo_folder_name(repo_id=repository, repo_type="model")
     cache = Path(constants.HF_HUB_CACHE)
     content = cache / folder / "blobs" / digest
-    lock = cache / ".locks" / folder / f"{digest}.lock"  # the library's own
+    lock = cache / ".locks" / folder / f"{digest}.lock"  # the lock that the library uses
     for path in (content, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
@@ -49,7 +49,7 @@ def _go_on(url: str, content: Path, size: int, token: str | None, name: str) -> 
         if file.tell() > size:
             file.seek(0)
             file.truncate()
-        # What is compressed on the way cannot be taken up in the middle.
+        # A compressed transfer could not be continued in the middle.
         headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
         file_download.http_get(
             url, file, resume_size=file.tell(), headers=headers, expected_size=size, displayed_filename=name
@@ -60,5 +60,5 @@ def _go_on(url: str, content: Path, size: int, token: str | None, name: str) -> 
             digest.update(chunk)
     if digest.hexdigest() == content.name:
         partial.replace(content)
-    else:  # `hf_hub_download` will begin anew
+    else:  # `hf_hub_download` starts again
         partial.unlink()

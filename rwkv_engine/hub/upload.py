@@ -1,7 +1,7 @@
-"""Sends the files of a folder to a repository of the hub.
+"""Uploads a folder to a repository on the Hugging Face hub.
 
-`huggingface_hub` does the work: its login, its environment variables, its progress bars, and xet, the hub's storage by
-chunks, where that is installed (`HF_HUB_DISABLE_XET` sends whole files instead).
+This uses `huggingface_hub` with its login, environment variables and progress bars, and xet, the hub's chunked storage,
+if it is installed (`HF_HUB_DISABLE_XET` switches it off).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented,
 from rwkv_engine.errors import HubError
 from rwkv_engine.hub.failures import LOG_IN, Advice, checked_token, failures_reported
 
-NOT_SENT = {".git", ".cache"}  # of git and of the hub's client; the hub would refuse them
+NOT_SENT = {".git", ".cache"}  # folders of git and of the hub's client, which the hub refuses
 SILENCE = 300.0  # seconds; a commit of many files is answered after a minute
 
 
@@ -40,27 +40,27 @@ def upload(
 ) -> str:
     """Uploads all files of a folder in one commit and returns the URL at which they are.
 
-    The repository then has all of them or, whatever happens on the way, none. Large files are sent before the commit,
-    one after the other; run again, those that have arrived are not sent a second time. Files of the repository that
-    the folder has not are left alone.
+    If anything fails, the repository stays as it was. Large files are sent one by one before the commit; if the upload
+    is repeated, those that have arrived are not sent again. Files that are only in the repository are kept.
 
     Args:
-        folder: what it holds goes into the repository's root, folders in it included.
-        repo_id: `owner/name`, or `name` for a repository of one's own. It is created if it does not exist.
-        token: with the right to write; by default that of the environment or of `hf auth login`.
-        private: what a repository that is created here is. Otherwise it is public, or what its organisation prefers.
-        revision: the branch, by default the main one. It is created at the main branch if it does not exist.
-        message: of the commit.
+        folder: its contents, including subfolders, are uploaded to the root of the repository.
+        repo_id: `owner/name`, or `name` for a repository of your own. It is created if it does not exist.
+        token: an access token with write permission. By default the one of the environment or of `hf auth login`.
+        private: make the repository private if it is created. Otherwise it is public, unless its organisation has
+            another default.
+        revision: the branch, by default the main one. It is created from the main branch if it does not exist.
+        message: the commit message.
 
     Raises:
-        HubError: no such folder or nothing in it, no name of a repository, no login, no access, no such owner, no
-            network, the hub is in trouble, the connection broke.
+        HubError: the folder does not exist or is empty, the name of the repository is invalid, there is no login or no
+            access, or the hub failed or cannot be reached.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(
-            f"{repo_id}: no name of a repository; expected owner/name of letters, digits, -, _ and ."
+            f"{repo_id}: not a name of a repository; expected owner/name of letters, digits, -, _ and ."
         ) from error
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"{repo_id}: cannot be uploaded offline; unset HF_HUB_OFFLINE")
@@ -95,7 +95,7 @@ def upload(
 
 def _additions(folder: Path) -> list[CommitOperationAdd]:
     if not folder.is_dir():
-        raise HubError(f"{folder}: is no folder; expected one with the files to upload")
+        raise HubError(f"{folder}: not a folder; expected one with the files to upload")
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     additions = [
         CommitOperationAdd(name.as_posix(), str(path)) for name, path in files.items() if not NOT_SENT & {*name.parts}
@@ -107,7 +107,7 @@ def _additions(folder: Path) -> list[CommitOperationAdd]:
 
 @contextmanager
 def _silence_limited() -> Iterator[None]:
-    """The library waits for ever for a server that says nothing; so does whoever called us, but for this."""
+    """Limits the time without an answer from the server, for which the library would wait for ever."""
     session = get_session()
     before = getattr(session, "timeout", None)  # requests, which old versions go through, knows none
     session.timeout = SILENCE
@@ -119,7 +119,7 @@ def _silence_limited() -> Iterator[None]:
 
 @contextmanager
 def _bars_on_terminals() -> Iterator[None]:
-    """The library's bars for what it sends appear everywhere, unlike those for what it fetches."""
+    """Shows the library's upload progress bars on terminals only, as it does with its download bars."""
     if sys.stderr.isatty() or are_progress_bars_disabled():
         yield
         return

@@ -6,16 +6,21 @@ int8 has scales besides, see `ops.int8`, the same in every form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rwkv_engine.core.config import Role
+from rwkv_engine.core.weight_format import I8, WeightFormat
 from rwkv_engine.models.int8 import quantized
 from rwkv_engine.ops import tile
 from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.tiles import ROWS, tiled_shape
 
+# How a matrix (N, K) is rounded to a format that is not a float: its integers, and their scales (N + K,).
+QUANTISERS: dict[WeightFormat, Callable[[Tensor], tuple[Tensor, Tensor]]] = {I8: quantized}
 # Rows tiled at a time: a converted copy of a whole matrix would be memory that loading does not need.
 TILED = 16 * ROWS
 
@@ -27,38 +32,37 @@ class Arranged(NamedTuple):
     scales: Tensor | None = None
 
 
-def form_of(name: str, shape: tuple[int, ...]) -> str:
-    """The form of a tensor, by its original name and shape."""
-    if len(shape) != 2 or name.startswith("emb."):
-        return "rows"
-    return "input_major" if name.endswith("ffn.value.weight") else "tiles"
+def form_of(role: Role) -> str:
+    """The form of the tensors of a role where kernels read them."""
+    return {Role.MATRIX: "tiles", Role.SPARSE_MATRIX: "input_major"}.get(role, "rows")
 
 
-def arranged_shape(form: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
-    """What a tensor of this shape has in this form."""
+def arranged_shape(form: str, shape: tuple[int, ...], weights: WeightFormat) -> tuple[int, ...]:
+    """The shape of the tensor that holds weights of `shape` in this form and format."""
     if form == "tiles":
         outputs, inputs = shape
-        return tiled_shape(outputs, inputs, dtype)
+        return tiled_shape(outputs, inputs, weights.storage)
     return shape[::-1] if form == "input_major" else shape
 
 
-def arrange(stored: Tensor, form: str, dtype: torch.dtype, scales: Tensor | None = None) -> Arranged:
+def arrange(stored: Tensor, form: str, weights: WeightFormat, scales: Tensor | None = None) -> Arranged:
     """Copies, even where nothing changes: the file may be replaced or truncated while the model runs.
 
     Args:
-        stored: row after row; int8 if there are `scales`.
+        stored: row after row; quantised if there are `scales`.
         form: as `form_of` tells.
-        dtype: wanted; int8 quantises, but what is int8 already keeps its numbers.
+        weights: the format wanted; quantises where it is not a float, but what is quantised already keeps its numbers.
         scales: of `stored`.
     """
-    if dtype == torch.int8:
-        stored, scales = quantized(stored) if scales is None else (stored, scales.clone())
-    else:
+    if weights.is_float:
         stored, scales = in_floats(stored, scales), None
-    arranged = torch.empty(arranged_shape(form, tuple(stored.shape), dtype), dtype=dtype, device=stored.device)
+    else:
+        stored, scales = QUANTISERS[weights](stored) if scales is None else (stored, scales.clone())
+    shape = arranged_shape(form, tuple(stored.shape), weights)
+    arranged = torch.empty(shape, dtype=weights.storage, device=stored.device)
     if form == "tiles":
         for part, room in zip(stored.split(TILED), arranged.split(TILED // ROWS), strict=True):
-            tile(part.to(dtype), room)
+            tile(part.to(weights.storage), room)
     else:
         arranged.copy_(stored.t() if form == "input_major" else stored)
     return Arranged(arranged, scales)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_engine.errors import StrategyError
-from rwkv_engine.models.rwkv4 import Rwkv4
+from rwkv_engine.models.model import Model
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
 
 
-def make_dense(model: Rwkv4, copies: bool = False) -> None:
+def make_dense(model: Model, copies: bool = False) -> None:
     """Replaces the matrices of a model, in place and one at a time, so there never is a second copy of the whole.
 
     The numbers stay the same, bit for bit.
@@ -28,7 +28,7 @@ def make_dense(model: Rwkv4, copies: bool = False) -> None:
         raise StrategyError(
             "int8 weights have no gradient and no place in a state dict; load the model in a float type"
         )
-    for name in model.config.tensor_shapes():
+    for name in model.config.tensors():
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
         if isinstance(module, Tiled | InputMajor):
@@ -47,22 +47,22 @@ def dense_of(matrix: Tiled | InputMajor) -> Dense:
     return dense
 
 
-def is_quantized(model: Rwkv4) -> bool:
+def is_quantized(model: Model) -> bool:
     """Whether any matrix is int8."""
     return any(isinstance(m, Tiled | InputMajor) and m.scales is not None for m in model.modules())
 
 
-def checkpoint_tensors(model: Rwkv4) -> Iterator[tuple[str, Tensor]]:
+def checkpoint_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a placed model by their original names, as a checkpoint has them, matrices one copy at a time."""
-    for name in model.config.tensor_shapes():
+    for name in model.config.tensors():
         path, _, attribute = name.rpartition(".")
         yield name, getattr(model.get_submodule(path), attribute).detach()
 
 
-def checkpoint_dtypes(model: Rwkv4) -> dict[str, torch.dtype]:
+def checkpoint_dtypes(model: Model) -> dict[str, torch.dtype]:
     """Of the same tensors, none of them made."""
     dtypes = {}
-    for name in model.config.tensor_shapes():
+    for name in model.config.tensors():
         path, _, attribute = name.rpartition(".")
         module = model.get_submodule(path)
         is_packed = isinstance(module, Tiled | InputMajor)

@@ -38,7 +38,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     n, k = weight.shape
     q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
-    scales = torch.empty(n + k, device=weight.device)
+    scales = torch.empty(n + k, dtype=torch.float32, device=weight.device)
     rows, columns = scales.split([n, k])
     columns.copy_(_column_scales(weight))
     for part, room, of_rows in zip(weight.split(PIECE), q.split(PIECE), rows.split(PIECE), strict=True):

@@ -5,6 +5,7 @@ Each multiplies (B, K) rows, one token of each of B sequences, or (B, T, K), man
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from rwkv_engine.ops import linear, linear_many, untile
@@ -17,7 +18,7 @@ class Dense(nn.Linear):
     """y = x W^T with W row after row, in float32, bfloat16 or float16; for training, and where there are no kernels."""
 
     def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
+        super().__init__(inputs, outputs, bias=False, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""

@@ -29,10 +29,22 @@ LEVELS: dict[str, tuple[str, ...]] = (
     else {"portable": ()}
 )
 
+# The language standard is named because older releases of torch (2.11 among them) choose C++17 where no flag does.
+STANDARD = "-std=c++20"
+
 # No fast-math: these two only drop errno and floating-point traps, which nothing here reads, so that loops vectorise.
 # Without -fopenmp torch's parallel_for header silently runs on one thread. -Wno-psabi: vectors wider than a level's
 # registers never cross a function that is not inlined.
-COMPILE_FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi")
+COMPILE_FLAGS = (
+    STANDARD,
+    "-O3",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+)
 
 # GPUs a library is built for where nobody says which: Turing, Ampere, Hopper. Newer minor versions run the code of
 # older ones, later generations the PTX of the newest.
@@ -41,13 +53,13 @@ ARCHITECTURES = (75, 80, 90)
 # row's bits could depend on which of the kernels for 1, 2, 4, 8 or 16 rows it goes through. A launch on the default
 # stream is an error: kernels run on torch's current one.
 NVCC_FLAGS = (
+    STANDARD,
     "-O3",
-    "-std=c++20",
     "-fmad=false",
     "--Werror=default-stream-launch,cross-execution-space-call",
     "-Xcompiler=-Wall",
 )
-CUDA_BINDING_FLAGS = ("-O3", "-Wall", "-Wextra")
+CUDA_BINDING_FLAGS = (STANDARD, "-O3", "-Wall", "-Wextra")
 
 
 def source_root() -> Path:

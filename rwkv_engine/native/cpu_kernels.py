@@ -1,6 +1,7 @@
 """Finds the CPU's compiled kernels: a prebuilt library, else one built just in time, else the torch references.
 
 Nothing happens at import. The first operator call decides once per process; `status()` tells what was decided and why.
+From then on, processes forked from this one run kernels and torch on one thread.
 `RWKV_ENGINE_KERNELS` forces the choice: `reference` uses no compiled code, an instruction level (`portable`,
 `x86-64-v3`, ...) builds and loads that level and fails if it cannot.
 """
@@ -25,7 +26,8 @@ import torch
 
 from rwkv_engine.errors import ExtensionError
 from rwkv_engine.native import build
-from rwkv_engine.native.jit import build_once, open_library, search_path
+from rwkv_engine.native.jit import build_once, open_earlier, open_library, search_path
+from rwkv_engine.native.toolkit import cxx_command
 from rwkv_engine.notices import log
 
 PREBUILT = build.PACKAGE / "_prebuilt"
@@ -54,6 +56,9 @@ def status() -> Status:
     Raises:
         ExtensionError: `RWKV_ENGINE_KERNELS` asks for what cannot be had.
     """
+    if hasattr(os, "register_at_fork"):
+        # A forked process has none of its parent's threads, and OpenMP's first parallel loop would wait for them.
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "reference":
         return Status("reference", None, None, f"{VARIABLE}=reference")
@@ -120,7 +125,12 @@ def _prebuilt(wanted: str) -> Status | None:
 
 
 def _just_in_time(level: str) -> Status:
-    compiler = _compiler()
+    try:
+        compiler = _compiler()
+    except ExtensionError as error:
+        # The compiler is part of the name so that another one builds afresh; without one, any library will do.
+        library = open_earlier(f"{build.library_name(level)}_*", str(error))
+        return Status("jit", level, library, f"built here earlier; {error}")
     path, reason = build_once(
         f"{build.library_name(level)}_{compiler.tag}",
         f"the {level} kernels for this machine, once, about 20 s",
@@ -139,13 +149,17 @@ class _Compiler:
 
 
 def _compiler() -> _Compiler:
-    command = shlex.split(os.environ.get("CXX", "c++"))  # "ccache g++" is a compiler too
+    command = cxx_command()
     with search_path():
         for program, package in ((command[0], "g++"), ("ninja", "ninja")):
             if not shutil.which(program):
                 raise ExtensionError(f"no {program!r} on PATH; install {package} to have the kernels built")
         output = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
-    version = output.splitlines()[0] if output else shlex.join(command)
+    if not output:
+        raise ExtensionError(
+            f"{shlex.join(command)!r} does not answer --version; set CXX to a C++ compiler, such as g++"
+        )
+    version = output.splitlines()[0]
     key = f"{version} {build.has_python_headers()}"
     return _Compiler(version, hashlib.sha256(key.encode()).hexdigest()[:8])
 

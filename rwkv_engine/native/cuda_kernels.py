@@ -8,16 +8,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shlex
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rwkv_engine.errors import ExtensionError
-from rwkv_engine.native import build, cpu_kernels, toolkit
+from rwkv_engine.native import build, cache, cpu_kernels, toolkit
 from rwkv_engine.native.cpu_kernels import VARIABLE, Status
-from rwkv_engine.native.jit import build_once, open_library
+from rwkv_engine.native.jit import build_once, open_earlier, open_library
 from rwkv_engine.native.toolkit import Machine
 from rwkv_engine.notices import log
 
@@ -53,10 +53,10 @@ def _prebuilt(gpus: Sequence[int]) -> Status | None:
 def _just_in_time(machine: Machine) -> Status:
     problem = toolkit.why_not(machine)
     if problem:
-        raise ExtensionError(problem)
+        return _built_earlier(machine.gpus, problem)
     nvcc = machine.nvcc
     assert nvcc is not None  # why_not asks for it
-    architectures = toolkit.chosen_architectures(nvcc, machine.gpus)
+    architectures, _ = toolkit.chosen_architectures(nvcc, machine.gpus)
     compilers = hashlib.sha256(f"{nvcc.version} {_host_compilers()}".encode()).hexdigest()[:8]
     with _torch_builds_with(nvcc.root):
         path, reason = build_once(
@@ -71,12 +71,24 @@ def _just_in_time(machine: Machine) -> Status:
     return Status("jit", _names(architectures), path, reason)
 
 
+def _built_earlier(gpus: Sequence[int], problem: str) -> Status:
+    """A library of the cache that runs on these GPUs, where none can be built now."""
+    for path in cache.kept("kernels_cuda_*.so"):
+        found = re.fullmatch(r"kernels_cuda_((?:\d+_)+)[0-9a-f]{16}_[0-9a-f]{8}", path.stem)
+        built_for = [int(word) for word in found[1].split("_")[:-1]] if found else []
+        runs = bool(gpus and built_for) and all(toolkit.covers(built_for, gpu) for gpu in gpus)
+        if runs and path.stem.startswith(f"{build.cuda_library_name(built_for)}_"):
+            library = open_earlier(path.stem, problem)
+            return Status("jit", _names(built_for), library, f"built here earlier; {problem}")
+    raise ExtensionError(problem)
+
+
 def _names(architectures: Sequence[int]) -> str:
     return ", ".join(f"sm_{a}" for a in architectures)
 
 
 def _host_compilers() -> str:
-    commands = [shlex.split(os.environ.get("CXX") or "c++"), [os.environ.get("CC") or "g++"]]
+    commands = [toolkit.cxx_command(), [os.environ.get("CC") or "g++"]]
     run = functools.partial(subprocess.run, capture_output=True, text=True, check=False)
     return " ".join(run([*command, "--version"]).stdout.partition("\n")[0] for command in commands)
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
 
 from rwkv_engine.errors import ExtensionError
-from rwkv_engine.native import build
+from rwkv_engine.native import build, cache
+from rwkv_engine.native.toolkit import cxx_command
 from rwkv_engine.notices import log
 
-
-def cache_folder() -> Path:
-    """Where just-in-time builds are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "rwkv_engine"
+# Failures that another attempt may not meet again: memory, disks, processes that were killed.
+PASSING = re.compile(r"No space left|Disk quota|Read-only file|Input/output error|[Kk]illed|[Mm]emory|memory exhausted")
 
 
 def build_once(
@@ -31,8 +30,11 @@ def build_once(
 ) -> tuple[Path, str]:
     """Opens a library of the cache; builds it first if it is not there, or waits for the process that is at it.
 
+    A build that the compiler rejects is remembered, so that not every process repeats it: `name` covers all that its
+    outcome depends on, except packages installed later, so the message says how to try again.
+
     Args:
-        name: of the file, without extension; it says all that the library depends on.
+        name: of the file, without extension; it covers all that the library depends on.
         what: is built, and how long that takes, for the person who waits.
         compiler: what builds it, for messages.
         advice: what to add to the message of a failed build, by what the compilers printed.
@@ -44,41 +46,94 @@ def build_once(
     Raises:
         ExtensionError: it cannot be built or opened.
     """
-    import fcntl  # Unix only, like the kernels' build
-
-    path = cache_folder() / f"{name}.so"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # torch's own build lock waits for ever once its holder was killed; the kernel drops this one with the process.
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    for path in cache.kept(f"{name}.so"):  # needs no lock and no permission to write
+        open_library(path)
+        return path, f"built here earlier by {compiler}"
+    path = cache.writable_folder() / f"{name}.so"
+    with cache.locked(path):
         if path.exists():
             open_library(path)
             return path, f"built here earlier by {compiler}"
+        full = path.with_suffix(".log")
+        if full.exists():
+            reason = _reason(full.read_text(encoding="utf-8"), advice)
+            raise ExtensionError(f"{compiler} could not build the kernels: {reason} (delete {full} to try again)")
+        cache.remove_abandoned_builds(path.parent)
         log.warning(f"compiling {what} ...")
         started = time.monotonic()
         try:
             _build_and_open(path, arguments)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            full = path.with_suffix(".log")
             text = _text(error)
+            reason = _reason(text, advice)
+            if PASSING.search(text) or isinstance(error, OSError):
+                raise ExtensionError(
+                    f"{compiler} could not build the kernels in {path.parent}: {reason}; {cache.ADVICE}"
+                ) from error
             full.write_text(text, encoding="utf-8")
-            first = _first_error_line(text) + advice(text)
-            raise ExtensionError(f"{compiler} could not build the kernels: {first} (all in {full})") from error
+            where = f"(all in {full}; delete it to try again)"
+            raise ExtensionError(f"{compiler} could not build the kernels: {reason} {where}") from error
     return path, f"built in {time.monotonic() - started:.0f} s by {compiler}"
+
+
+def open_earlier(pattern: str, problem: str) -> Path:
+    """Opens the newest library of an earlier build where none can be built now.
+
+    Args:
+        pattern: of the file's name, without extension.
+        problem: why none can be built, for the message.
+
+    Raises:
+        ExtensionError: there is none that opens; the message is `problem`.
+    """
+    for path in cache.kept(f"{pattern}.so"):
+        try:
+            open_library(path)
+        except ExtensionError as error:
+            log.warning(str(error))
+        else:
+            return path
+    raise ExtensionError(problem)
 
 
 def _build_and_open(path: Path, arguments: dict[str, Any]) -> None:
     from torch.utils import cpp_extension
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build_") as folder, search_path():
-        cpp_extension.load(
-            name=path.stem,
-            extra_include_paths=[str(build.source_root())],
-            build_directory=folder,
-            is_python_module=False,
-            **arguments,
-        )
-        os.replace(Path(folder) / path.name, path)
+    folder = cache.build_folder(path)
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        with search_path(), _one_word_compiler(folder):
+            cpp_extension.load(
+                name=path.stem,
+                extra_include_paths=[str(build.source_root())],
+                build_directory=str(folder),
+                is_python_module=False,
+                **arguments,
+            )
+        os.replace(folder / path.name, path)
+    finally:
+        rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _one_word_compiler(folder: Path) -> Iterator[None]:
+    """CXX as torch can take it: one program without arguments, here a script where there are several words."""
+    before = os.environ.get("CXX")
+    command = cxx_command()
+    if len(command) > 1:
+        script = folder / "g++"
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
+        script.chmod(0o700)
+        command = [str(script)]
+    os.environ["CXX"] = command[0]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CXX"]
+        else:
+            os.environ["CXX"] = before
 
 
 def open_library(path: Path) -> None:
@@ -109,6 +164,8 @@ def _text(error: Exception) -> str:
     return f"{error}: {error.__cause__}" if isinstance(error, OSError) and error.__cause__ else str(error)
 
 
-def _first_error_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines()]
-    return next((line for line in lines if re.search(r"\berror:|\bfatal *:|cannot find", line)), lines[0])
+def _reason(output: str, advice: Callable[[str], str]) -> str:
+    """The first line that says what is wrong, and what to do about it where that is known."""
+    lines = [line.strip() for line in output.splitlines()] or ["no message"]
+    first = next((line for line in lines if re.search(r"\berror:|\bfatal *:|cannot find", line)), lines[0])
+    return first + advice(output)

@@ -17,6 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OLDEST = 75  # Turing: the oldest that CUDA 13 and torch's builds for it know
+SYSTEM_TOOLKIT = Path("/usr/local/cuda")
+NVCC_PLACES = "CUDA_HOME, on PATH, in /usr/local/cuda or in a Python package of NVIDIA's"  # where nvcc is looked for
+
+# Names that TORCH_CUDA_ARCH_LIST may hold, as in torch, as far as the kernels run there.
+GENERATIONS = {
+    "turing": (75,),
+    "ampere": (80, 86),
+    "ampere+tegra": (87,),
+    "ada": (89,),
+    "hopper": (90,),
+    "blackwell": (100, 103, 120, 121),
+    "blackwell+tegra": (101, 110),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class Nvcc:
 
     @property
     def major(self) -> str:
-        """Of CUDA."""
+        """The CUDA major version."""
         return self.version.partition(".")[0]
 
     def __str__(self) -> str:
@@ -83,11 +96,21 @@ def _without_cuda(version: str) -> str:
 
 
 def find_nvcc() -> Nvcc | None:
-    """The compiler of CUDA_HOME or CUDA_PATH, else that on PATH, else /usr/local/cuda's."""
+    """The compiler of CUDA_HOME or CUDA_PATH, else that on PATH, of /usr/local/cuda, or of NVIDIA's Python packages."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     chosen = [shutil.which("nvcc", path=str(Path(home, "bin"))) for home in homes]
-    found = next((p for p in [*chosen, shutil.which("nvcc"), shutil.which("/usr/local/cuda/bin/nvcc")] if p), None)
-    return _describe(Path(found)) if found else None
+    elsewhere = [SYSTEM_TOOLKIT / "bin", *packaged_toolkits()]
+    found = [*chosen, shutil.which("nvcc"), *(shutil.which("nvcc", path=str(folder)) for folder in elsewhere)]
+    path = next((path for path in found if path), None)
+    return _describe(Path(path)) if path else None
+
+
+def packaged_toolkits() -> list[Path]:
+    """Where pip puts nvcc: nvidia/cu13/bin, the newest CUDA first, or for CUDA 12 nvidia/cuda_nvcc/bin."""
+    roots = [Path(folder, "nvidia") for folder in sys.path if folder]
+    numbered = [path for root in roots for path in root.glob("cu[0-9]*/bin")]
+    numbered.sort(key=lambda path: int(re.sub(r"\D", "", path.parent.name)), reverse=True)
+    return [*numbered, *(path for root in roots for path in root.glob("cuda_nvcc/bin"))]
 
 
 def _describe(path: Path) -> Nvcc:
@@ -107,11 +130,20 @@ def _describe(path: Path) -> Nvcc:
     return Nvcc(path, root, version[1] if version else banner.strip().partition("\n")[0], tuple(architectures))
 
 
+def cxx_command() -> list[str]:
+    """The C++ compiler and its first arguments, as CXX names them ("ccache g++"); c++ where it is unset or blank."""
+    value = os.environ.get("CXX", "")
+    try:
+        return shlex.split(value) or ["c++"]
+    except ValueError:  # a quotation that does not end: no program has this name, which the message then quotes
+        return [value]
+
+
 def missing_programs() -> tuple[str, ...]:
     """What a build runs besides nvcc and is not on PATH; ninja may lie beside Python."""
     path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     # nvcc takes g++ for what runs on the host; torch's build hands it CC.
-    programs = [shlex.split(os.environ.get("CXX") or "c++")[0], os.environ.get("CC") or "g++", "ninja"]
+    programs = [cxx_command()[0], os.environ.get("CC") or "g++", "ninja"]
     return tuple(program for program in programs if not shutil.which(program, path=path))
 
 
@@ -133,7 +165,7 @@ def why_not(machine: Machine, for_gpus: bool = True) -> str | None:
     wanted = machine.torch_cuda.partition(".")[0]
     toolkit = f"install the CUDA {wanted} toolkit, or set CUDA_HOME to where it is"
     if nvcc is None:
-        return f"no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda; {toolkit}"
+        return f"no nvcc in {NVCC_PLACES}; {toolkit}"
     if not nvcc.architectures:
         return f"{nvcc.path} does not work, it says {nvcc.version!r}; {toolkit}"
     if nvcc.major != wanted:
@@ -152,10 +184,33 @@ def architecture_for(gpu: int, nvcc: Nvcc) -> int | None:
     return max((a for a in nvcc.architectures if a <= gpu), default=None)
 
 
-def chosen_architectures(nvcc: Nvcc, gpus: Sequence[int], wanted: str = "") -> list[int]:
-    """What to build for: `wanted` ("8.0;9.0+PTX"), else these GPUs, as far as nvcc knows them."""
-    asked = {10 * int(major) + int(minor) for major, minor in re.findall(r"(\d+)\.(\d)", wanted)}
-    return sorted(asked or {a for a in (architecture_for(gpu, nvcc) for gpu in gpus) if a})
+def chosen_architectures(nvcc: Nvcc, gpus: Sequence[int], wanted: str = "") -> tuple[list[int], list[str]]:
+    """What to build for, and which of the wanted architectures are left out because they cannot be built for.
+
+    Args:
+        nvcc: the compiler.
+        gpus: architectures of the GPUs here, built for where nothing is wanted, as far as nvcc knows them.
+        wanted: like torch's TORCH_CUDA_ARCH_LIST: "8.0;9.0+PTX", names as "Hopper", "All", or "Native" (GPUs here).
+    """
+    here = {a for a in (architecture_for(gpu, nvcc) for gpu in gpus) if a}
+    chosen: set[int] = set()
+    left_out = []
+    for word in re.split(r"[;,\s]+", wanted.strip()) if wanted.strip() else []:
+        name = word.lower().removesuffix("+ptx")
+        number = re.fullmatch(r"(\d+)\.(\d)[af]?", name)
+        if name in ("all", "common", "all-major"):
+            asked = {a for a in nvcc.architectures if a >= OLDEST and (name != "all-major" or a % 10 == 0)}
+        elif name == "native":
+            asked = here
+        elif number:
+            asked = {10 * int(number[1]) + int(number[2])}
+        else:
+            asked = set(GENERATIONS.get(name, ()))
+        possible = {a for a in asked if a >= OLDEST and a in nvcc.architectures}
+        chosen |= possible
+        if not possible:
+            left_out.append(word)
+    return sorted(chosen or here), left_out
 
 
 def covers(architectures: Sequence[int], gpu: int) -> bool:

@@ -1,6 +1,6 @@
 """Operators: schema, equation and torch reference. Compiled kernels take over when loaded."""
 
-from rwkv_engine.ops.channel_mixing_step import channel_mixing_step
+from rwkv_engine.ops.channel_mixing4_step import ChannelMixing4Step, channel_mixing4_step
 from rwkv_engine.ops.gate_residual import gate_residual
 from rwkv_engine.ops.linear import linear
 from rwkv_engine.ops.linear_many import linear_many
@@ -8,11 +8,13 @@ from rwkv_engine.ops.ln_shift import ln_shift
 from rwkv_engine.ops.philox_uniform import philox_uniform
 from rwkv_engine.ops.squared_relu import squared_relu
 from rwkv_engine.ops.tiles import tile, untile
-from rwkv_engine.ops.time_mixing_step import time_mixing_step
+from rwkv_engine.ops.time_mixing4_step import TimeMixing4Step, time_mixing4_step
 from rwkv_engine.ops.wkv4 import wkv4
 
 __all__ = [
-    "channel_mixing_step",
+    "ChannelMixing4Step",
+    "TimeMixing4Step",
+    "channel_mixing4_step",
     "gate_residual",
     "linear",
     "linear_many",
@@ -20,7 +22,7 @@ __all__ = [
     "philox_uniform",
     "squared_relu",
     "tile",
-    "time_mixing_step",
+    "time_mixing4_step",
     "untile",
     "wkv4",
 ]

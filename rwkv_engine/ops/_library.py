@@ -29,12 +29,12 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
 
-def wants_gradient(*arguments: Tensor | float | None) -> bool:
+def wants_gradient(*arguments: object) -> bool:
     """Whether autograd would follow one of the arguments."""
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
-def refuse_gradients(*arguments: Tensor | float | None) -> None:
+def refuse_gradients(*arguments: object) -> None:
     """For operators without a derivative: torch would drop it silently.
 
     Raises:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.models import Rwkv4
-from rwkv_engine.runtime.decoder import BUCKETS, Decoder, recordable
+from rwkv_engine.models import Model
+from rwkv_engine.runtime.decoder import Decoder, recordable
 
 # Long enough for matrix x matrix products to pay, short enough that activations stay small: memory does not grow with
 # the length of a text.
@@ -26,7 +26,7 @@ class Engine:
             states in and out would gain nothing.
     """
 
-    def __init__(self, model: Rwkv4, chunk: int = CHUNK):
+    def __init__(self, model: Model, chunk: int = CHUNK):
         self.model = model
         self.chunk = chunk
         self.pooled = recordable(model) is not None
@@ -38,7 +38,7 @@ class Engine:
 
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first token of `batch` sequences."""
-        return State.initial(self.model.config, batch).to(self.model.layout.home)
+        return State.initial(self.model.config, batch).to(self.model.device_map.home)
 
     @torch.inference_mode(False)  # what is made here outlives the call: pools and states, which others change in place
     @torch.no_grad()
@@ -60,7 +60,7 @@ class Engine:
         check_tokens(tokens, self.model.config.n_vocab)
         state = state or self.initial_state(len(tokens))
         state.check(self.model.config, self.model.fingerprint, len(tokens))
-        if self.pooled and tokens.shape[1] == 1 and len(tokens) <= BUCKETS[-1]:
+        if self.pooled and self.model.are_few(tokens):
             logits, state = self.decoder.forward(tokens.squeeze(1), state)
             return (logits.unsqueeze(1) if full_output else logits), state
         outputs = []

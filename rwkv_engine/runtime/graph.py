@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -22,8 +23,11 @@ def cuda_graph(device: torch.device) -> Capture:
     """Recording in a CUDA graph, whose replay runs on the device's current stream.
 
     As the notes on CUDA semantics of torch ask: warmed up on a side stream, and then the default pool of memory is left
-    alone, since what the function allocates is the graph's own.
+    alone, since what the function allocates is the graph's own. All recordings of one `Capture` allocate from one pool,
+    so they must not run at the same time, and results go into tensors made outside. While one thread records, others
+    may allocate.
     """
+    memory: list[Any] = []  # the pool of all recordings, once there is one
 
     def capture(function: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.device(device):
@@ -34,7 +38,9 @@ def cuda_graph(device: torch.device) -> Capture:
                     function()
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            if not memory:
+                memory.append(torch.cuda.graph_pool_handle())
+            with torch.cuda.graph(graph, pool=memory[0], capture_error_mode="thread_local"):
                 function()
 
         def replay() -> None:

@@ -1,9 +1,10 @@
-"""checkpoint + strategy -> placed model."""
+"""A checkpoint and a strategy become a placed model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +12,25 @@ from torch import Tensor, nn
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.checkpoints.packed import ALIGNMENT
 from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
-from rwkv_engine.core.strategy import Placement, Strategy
+from rwkv_engine.core.config import Role, TensorSpec
+from rwkv_engine.core.placement import Placement
+from rwkv_engine.core.strategy import Strategy
 from rwkv_engine.errors import CheckpointError, StrategyError
-from rwkv_engine.models import ARCHITECTURES, Rwkv4
-from rwkv_engine.models.arrange import Arranged, arrange, arranged_shape, form_of
+from rwkv_engine.models import MODELS, Model
+from rwkv_engine.models.arrange import Arranged, arrange
 from rwkv_engine.models.weights import InputMajor, Tiled
 from rwkv_engine.native import cpu_kernels, cuda_kernels
 from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
+from rwkv_engine.runtime.plan import TensorPlan, plan_tensors
 
 
 def load_model(
     checkpoint: Checkpoint, strategy: Strategy, progress: Progress | None = None, trainable: bool = False
-) -> Rwkv4:
+) -> Model:
     """Copies the tensors, one at a time, to where the strategy wants them; a packed file's are used where they lie.
 
-    What the strategy wants in int8 is rounded to it on the way.
+    Weights that the strategy wants quantised are rounded on the way.
 
     Args:
         checkpoint: an opened checkpoint.
@@ -49,29 +53,29 @@ def load_model(
     if looks_divided(checkpoint):
         log.warning(divided_note(checkpoint))
     with torch.device("meta"):
-        model = ARCHITECTURES[config.version](config, fingerprint)
-    # Without kernels tiles are only in the way, but where int8 lies in them. Asking loads those of a GPU, of which
-    # training wants wkv4's too.
+        model = MODELS[type(config)](config, fingerprint)
+    # Without kernels tiles are only in the way, except for quantised weights, which lie in them. Asking loads the
+    # kernels of a GPU, of which training wants wkv4's too.
     kernels = {device: has_kernels(device) for device in {p.device for p in placements}}
     said, done = False, 0
-    for name, shape in config.tensor_shapes().items():
-        placement = placements[layer_of(name, config.n_layer)]
-        packed = not trainable and (kernels[placement.device] or placement.weight_format != "dense")
-        dtype = placed_dtype(placement, name, shape)
-        form = form_of(name, shape) if packed else "rows"
-        ready = None if trainable else _ready(checkpoint, name, shape, form, placement)
+    for name, plan in plan_tensors(config, placements).items():
+        placement = placements[plan.spec.layer]
+        packed = not trainable and (kernels[plan.device] or placement.weight_format != "dense")
+        if not packed:
+            plan = replace(plan, form="rows")
+        ready = None if trainable else _ready(checkpoint, name, plan, placement)
         if ready is not None:
             # Its numbers were looked at when it was packed; doing so again would read the whole file.
-            placed = _moved(checkpoint, ready, placement.device)
+            placed = _moved(checkpoint, ready, plan.device)
         else:
             if checkpoint.packing and not said:
                 wanted = "training" if trainable else str(strategy) if packed else "plain torch"
                 note = rounding_note(checkpoint, placements)
                 log.warning(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
                 said = True
-            placed = converted(checkpoint, name, form, dtype, placement.device)
-        put(model, name, shape, form, placed)
-        done += math.prod(shape)
+            placed = converted(checkpoint, name, plan)
+        put(model, name, plan.spec, plan.form, placed)
+        done += math.prod(plan.spec.shape)
         if progress:
             progress(done, config.n_params)
     return model.eval().requires_grad_(trainable)
@@ -90,36 +94,38 @@ def has_kernels(device: str) -> bool:
     return kernels.status().kind != "reference"
 
 
-def converted(checkpoint: Checkpoint, name: str, form: str, dtype: torch.dtype, device: str = "cpu") -> Arranged:
+def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
     """One tensor as it is wanted, copied out of the file.
 
     Raises:
-        CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for `dtype`.
+        CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for the format.
     """
     stored, scales = checkpoint.read(name), checkpoint.read_scales(name)
     what = f"{checkpoint.path}: {name}"
     if scales is None:
-        check_finite(what, stored, torch.float32 if dtype == torch.int8 else dtype)
-    arranged = arrange(stored.to(device), form, dtype, None if scales is None else scales.to(device))
+        check_finite(what, stored, plan.weights.storage if plan.weights.is_float else torch.float32)
+    device = plan.device
+    arranged = arrange(stored.to(device), plan.form, plan.weights, None if scales is None else scales.to(device))
     if scales is None and arranged.scales is not None and not arranged.scales.isfinite().all():
         raise CheckpointError(f"{what}: holds numbers too large for int8 with float32 scales; choose a float type")
     checkpoint.release(stored)
     return arranged
 
 
-def _ready(
-    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], form: str, placement: Placement
-) -> Arranged | None:
+def _ready(checkpoint: Checkpoint, name: str, plan: TensorPlan, placement: Placement) -> Arranged | None:
     """A packed file's tensor, if it lies there as it is wanted; a view of the mapped file."""
-    values = checkpoint.read_arranged(name, form)
-    if values is None or values.shape != arranged_shape(form, shape, values.dtype):
+    values = checkpoint.read_arranged(name, plan.form)
+    if values is None:
         return None
-    dtype = placed_dtype(placement, name, shape)
-    if values.dtype != dtype:
-        # Beside int8 any embedding will do that takes no more memory: what is looked up in it becomes float32.
-        of_int8 = placement.weight_format == "i8" and name.startswith("emb.") and values.dtype.is_floating_point
-        if not of_int8 or values.dtype.itemsize > dtype.itemsize:
+    stored, wanted = values.dtype, plan.weights.storage
+    if stored != wanted:
+        # Beside quantised matrices an embedding of any float will do that takes no more memory: what is looked up in
+        # it becomes float32.
+        is_quantised = placement.weight_format != "dense" and stored.is_floating_point
+        if not (plan.spec.role is Role.EMBEDDING and is_quantised and stored.itemsize <= wanted.itemsize):
             return None
+    elif tuple(values.shape) != plan.shape:
+        return None
     ready = Arranged(values, checkpoint.read_scales(name))
     # Another program may have written it anew.
     return ready if all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in ready) else None
@@ -133,12 +139,12 @@ def _moved(checkpoint: Checkpoint, ready: Arranged, device: str) -> Arranged:
     return moved
 
 
-def put(model: Rwkv4, name: str, shape: tuple[int, ...], form: str, placed: Arranged) -> None:
-    """Gives a model a tensor by its original name; what was there must be as `Rwkv4` makes it, or of the same form."""
+def put(model: Model, name: str, spec: TensorSpec, form: str, placed: Arranged) -> None:
+    """Gives a model a tensor by its original name; what was there must be as `Model` makes it, or of the same form."""
     path, _, attribute = name.rpartition(".")
     values, scales = placed
     if form == "tiles":
-        outputs, inputs = shape
+        outputs, inputs = spec.shape
         model.set_submodule(path, Tiled(values, outputs, inputs, scales))
     elif form == "input_major":
         model.set_submodule(path, InputMajor(values, scales))
@@ -146,16 +152,8 @@ def put(model: Rwkv4, name: str, shape: tuple[int, ...], form: str, placed: Arra
         setattr(model.get_submodule(path), attribute, nn.Parameter(values, requires_grad=False))
 
 
-def placed_dtype(placement: Placement, name: str, shape: tuple[int, ...]) -> torch.dtype:
-    """Vectors stay float32: they are few, and exponentials and norms are made of them. The embedding is no product."""
-    if len(shape) == 1:
-        return torch.float32
-    quantised = placement.weight_format == "i8" and not name.startswith("emb.")
-    return torch.int8 if quantised else placement.dtype
-
-
 def check_finite(what: str, stored: Tensor, dtype: torch.dtype) -> None:
-    """Refuses NaN and infinity, whether the file has them or the conversion to `dtype` would make them.
+    """Refuses NaN and infinity, whether the file has them or the conversion to a floating-point dtype would make them.
 
     The smallest and the largest number tell (a NaN is both): one pass, a tenth of the copy's time, and no memory.
     """
@@ -170,10 +168,3 @@ def check_finite(what: str, stored: Tensor, dtype: torch.dtype) -> None:
         f"{what}: {wrong} of {stored.numel()} numbers are NaN or infinite: the file is damaged, or the training"
         " diverged; download it again or take an earlier checkpoint"
     )
-
-
-def layer_of(name: str, n_layer: int) -> int:
-    """Index of a tensor's placement: the embedding lives with the first layer, the head is one more layer."""
-    if name.startswith("blocks."):
-        return int(name.split(".")[1])
-    return 0 if name.startswith("emb.") else n_layer

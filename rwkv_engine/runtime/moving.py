@@ -8,7 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.core.config import Role, TensorSpec
+from rwkv_engine.core.weight_format import float_format
+from rwkv_engine.models import Model
 from rwkv_engine.models.arrange import Arranged, arrange, form_of
 from rwkv_engine.models.dense import dense_of
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
@@ -17,8 +19,10 @@ from rwkv_engine.runtime.loader import check_finite, has_kernels, put
 Matrix = Dense | Tiled | InputMajor
 
 
-def move_model(model: Rwkv4, to: Callable[[Tensor], Tensor]) -> None:
-    """Moves a model that is not trained, in place, one tensor at a time. What is int8, and vectors, keep their type.
+def move_model(model: Model, to: Callable[[Tensor], Tensor]) -> None:
+    """Moves a model that is not trained, in place, one tensor at a time.
+
+    Quantised matrices and vectors keep their type.
 
     Args:
         model: placed.
@@ -27,64 +31,56 @@ def move_model(model: Rwkv4, to: Callable[[Tensor], Tensor]) -> None:
     Raises:
         CheckpointError: weights too large for the dtype; nothing has been moved then.
     """
-    names = {name: shape for name, shape in model.config.tensor_shapes().items() if len(shape) == 2}
-    for name in names:
+    specs = model.config.tensors()
+    for name, spec in specs.items():
         parameter = _parameter_of(model, name)
         _, dtype = _target(parameter, to)
-        if dtype != parameter.dtype:
+        if spec.role is not Role.VECTOR and dtype != parameter.dtype:
             # The smallest and the largest number tell whatever the form; zeros that fill up tiles are neither.
             check_finite(name, parameter.detach(), dtype)
-    for name, shape in model.config.tensor_shapes().items():
-        path, _, attribute = name.rpartition(".")
-        module = model.get_submodule(path)
-        if len(shape) == 2 and not name.startswith("emb."):
-            _move_matrix(model, name, shape, cast(Matrix, module), *_target(_parameter_of(model, name), to))
+    for name, spec in specs.items():
+        parameter = _parameter_of(model, name)
+        device, dtype = _target(parameter, to)
+        if form_of(spec.role) != "rows":
+            _move_matrix(model, name, spec, device, dtype)
         else:
-            tensor = getattr(module, attribute).detach()
-            device, dtype = _target(tensor, to)
-            moved = tensor.to(device, dtype if len(shape) == 2 else tensor.dtype)
-            setattr(module, attribute, nn.Parameter(moved, requires_grad=False))
-    forget_places(model)
+            moved = parameter.detach().to(device, parameter.dtype if spec.role is Role.VECTOR else dtype)
+            put(model, name, spec, "rows", Arranged(moved))
+    model.forget()
 
 
-def forget_places(model: Rwkv4) -> None:
-    """To be called when parameters have moved: what a model remembers of where they were, or made of them, is stale."""
-    model.__dict__.pop("layout", None)
-    for module in model.modules():
-        module.__dict__.pop("_decay", None)
-
-
-def stays(model: Rwkv4, to: Callable[[Tensor], Tensor]) -> bool:
+def stays(model: Model, to: Callable[[Tensor], Tensor]) -> bool:
     """Whether `to` would change no tensor's device or dtype."""
-    return all(_target(p, to) == (p.device, p.dtype) for p in model.parameters() if p.ndim > 1)
+    wanted = (name for name, spec in model.config.tensors().items() if spec.role is not Role.VECTOR)
+    return all(_target(p, to) == (p.device, p.dtype) for p in (_parameter_of(model, name) for name in wanted))
 
 
-def _move_matrix(
-    model: Rwkv4, name: str, shape: tuple[int, ...], matrix: Matrix, device: torch.device, dtype: torch.dtype
-) -> None:
+def _move_matrix(model: Model, name: str, spec: TensorSpec, device: torch.device, dtype: torch.dtype) -> None:
     held = _parameter_of(model, name)
     if (device, dtype) == (held.device, held.dtype):
         return
     path = name.rpartition(".")[0]
-    form = form_of(name, shape)
+    matrix = cast(Matrix, model.get_submodule(path))
+    form = form_of(spec.role)
     scales = None if isinstance(matrix, Dense) else matrix.scales
     if scales is not None:  # tiles are the same everywhere, and int8 lies in them even where there are no kernels
-        put(model, name, shape, form, Arranged(held.detach().to(device), scales.detach().to(device)))
+        put(model, name, spec, form, Arranged(held.detach().to(device), scales.detach().to(device)))
         return
     dense = matrix if isinstance(matrix, Dense) else dense_of(matrix)
     if has_kernels(str(device)):
-        put(model, name, shape, form, arrange(dense.weight.detach().to(device), form, dtype))
+        put(model, name, spec, form, arrange(dense.weight.detach().to(device), form, float_format(dtype)))
     else:
         dense.weight = nn.Parameter(dense.weight.detach().to(device, dtype), requires_grad=False)
         model.set_submodule(path, dense)
 
 
-def _parameter_of(model: Rwkv4, name: str) -> nn.Parameter:
-    """That which holds a matrix's numbers, in whatever form."""
-    module = model.get_submodule(name.rpartition(".")[0])
+def _parameter_of(model: Model, name: str) -> nn.Parameter:
+    """That which holds a tensor's numbers, in whatever form."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
     if isinstance(module, Tiled):
         return module.tiles
-    return module.rows if isinstance(module, InputMajor) else cast(nn.Parameter, module.weight)
+    return module.rows if isinstance(module, InputMajor) else cast(nn.Parameter, getattr(module, attribute))
 
 
 def _target(tensor: Tensor, to: Callable[[Tensor], Tensor]) -> tuple[torch.device, torch.dtype]:

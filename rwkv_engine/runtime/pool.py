@@ -9,9 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from rwkv_engine.core.state import FIELDS, State
+from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 
 
 class StatePool:
@@ -19,17 +19,17 @@ class StatePool:
 
     Attributes:
         index: slots as a tensor on a device.
-        layers: the states of all layers, first layer first: views (S, C) and (S, A), rows one slot apart.
+        layers: the states of all layers, first layer first: views (S, ...), rows one slot apart.
         positions: (S,) int64 on the head's device, tokens read in each slot.
         dummy: the last slot, never handed out: rows that fill up a batch work on it.
     """
 
-    def __init__(self, model: Rwkv4, slots: int):
+    def __init__(self, model: Model, slots: int):
         """`slots`: sequences at a time."""
-        self._config, self._fingerprint, self._layout = model.config, model.fingerprint, model.layout
-        self._parts = self._layout.spread(State.initial(self._config, slots + 1), copy=True)
-        self.layers = self._layout.layers(self._parts)
-        self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=self._layout.home)
+        self._config, self._fingerprint, self._device_map = model.config, model.fingerprint, model.device_map
+        self._parts = self._device_map.spread(State.initial(self._config, slots + 1), copy=True)
+        self.layers = self._device_map.layers(self._parts)
+        self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=self._device_map.home)
         self.dummy = slots
         self._free = list(range(slots))
         # Copying a handful of numbers to a GPU takes as long as launching several kernels.
@@ -59,9 +59,10 @@ class StatePool:
             RequestError: it is a state of another model, or not of as many sequences.
         """
         state.check(self._config, self._fingerprint, len(slots))
-        for device, part in self._layout.spread(state).items():
-            for name in FIELDS:
-                getattr(self._parts[device], name).index_copy_(0, self.index(tuple(slots), device), getattr(part, name))
+        for device, part in self._device_map.spread(state).items():
+            rows = self.index(tuple(slots), device)
+            for name, field in self._parts[device].fields.items():
+                field.index_copy_(0, rows, part.fields[name])
         home = self.positions.device
         self.positions.index_copy_(0, self.index(tuple(slots), home), state.position.to(home))
 
@@ -70,9 +71,10 @@ class StatePool:
         parts = {}
         for device, part in self._parts.items():
             rows = self.index(tuple(slots), device)
-            parts[device] = replace(part, **{name: getattr(part, name).index_select(0, rows) for name in FIELDS})
+            fields = {name: field.index_select(0, rows) for name, field in part.fields.items()}
+            parts[device] = replace(part, fields=fields)
         position = self.positions.index_select(0, self.index(tuple(slots), self.positions.device))
-        return self._layout.gather(parts, position, self._fingerprint)
+        return self._device_map.gather(parts, position, self._fingerprint)
 
     def advance(self, slots: Tensor) -> Tensor:
         """Counts one token more in each slot, (B,) int64 on the head's device; returns their positions (B,)."""

@@ -17,7 +17,7 @@ def read_ragged(read: Read, texts: Sequence[Tensor], state: State) -> tuple[list
 
     Args:
         read: reads ids (N, T) from N states; returns outputs (N, T, ...) or, of the last token alone, (N, ...), and N
-            new states, as `Rwkv4.forward`, `Rwkv4.read` and `Engine.forward` do.
+            new states, as `Model.forward`, `Model.read` and `Engine.forward` do.
         texts: the ids of each, (T_i,) int64, T_i >= 1.
         state: of B sequences; not modified.
 

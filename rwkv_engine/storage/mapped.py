@@ -1,4 +1,4 @@
-"""Giving the pages of a mapped file back once a tensor in it has been read."""
+"""Releases the memory pages of a mapped file after a tensor in it has been read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 def release_pages(tensor: Tensor) -> None:
     """Drops the resident pages that lie wholly inside `tensor`, if they belong to a mapped file.
 
-    They would be read again from the file if touched. Memory that is not a file's is left alone, for dropping it would
-    lose it; only Linux tells the two apart here, elsewhere this does nothing.
+    A later access reads them from the file again. Other memory is not touched, because its contents would be lost. This
+    works on Linux, which shows what memory belongs to a file; elsewhere it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,4 +1,4 @@
-"""The characters as which byte-level BPE writes bytes: printable ones as themselves, the others from U+0100 on."""
+"""The characters by which byte-level BPE represents bytes: printable ones stay, the others begin at U+0100."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
 def in_characters(data: bytes) -> str:
-    """Any bytes, each as its character."""
+    """Represents each byte by its character."""
     return "".join(CHARACTER_OF[byte] for byte in data)

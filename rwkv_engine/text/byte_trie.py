@@ -1,4 +1,4 @@
-"""Greedy longest match: the compiled trie of `csrc/kernels/cpu/byte_trie.h`, and the plain version it must equal."""
+"""Greedy longest-match tokenization: the compiled trie (`csrc/kernels/cpu/byte_trie.h`) and a reference in Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Encode = Callable[[bytes], list[int]]
 
 
 def byte_trie(tokens: dict[int, bytes]) -> Encode:
-    """The function from bytes to the ids of the longest tokens, left to right, that make them up.
+    """Returns a function that splits bytes into tokens from left to right, always taking the longest match.
 
     Args:
-        tokens: the bytes of each id; no two the same, none empty, and all 256 single bytes among them, so that there is
-            a match everywhere.
+        tokens: the bytes of each id. All must be different and not empty, and all 256 single bytes must be among them,
+            so that there always is a match.
     """
     compiled = cpu_kernels.python_module("byte_trie")
     if compiled is None:
@@ -25,7 +25,7 @@ def byte_trie(tokens: dict[int, bytes]) -> Encode:
 
 
 def byte_trie_reference(tokens: dict[int, bytes]) -> Encode:
-    """`byte_trie` in plain Python: at each place the lengths of the tokens that begin so are tried, longest first."""
+    """`byte_trie` in plain Python: at each position it tries the lengths of possible tokens, longest first."""
     ids = {token: i for i, token in tokens.items()}
     found = defaultdict(set)  # by the first two bytes, which leave few lengths
     for token in ids:

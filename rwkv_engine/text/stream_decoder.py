@@ -1,4 +1,4 @@
-"""Bytes to text as they come, never half a character, up to a stop string."""
+"""Decodes a stream of bytes to complete characters, up to a stop string."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Sequence
 class StreamDecoder:
     """Decodes UTF-8 piece by piece.
 
-    What may still turn out to be an unfinished character or the beginning of a stop string waits for the rest.
+    Bytes that may be a part of an incomplete character, or the beginning of a stop string, are held back until more
+    bytes decide it.
 
     Attributes:
         data: all bytes so far.
-        released: how many of them have become text.
-        stopped: a stop string has been found; the text ends before it, at `released`.
+        released: the number of bytes that have been decoded to text.
+        stopped: whether a stop string was found; the text ends before it, at `released`.
     """
 
     def __init__(self, stop: Sequence[str] = ()):
@@ -23,10 +24,10 @@ class StreamDecoder:
         self.stopped = False
         self._stop = [text.encode() for text in stop]
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._decoded = 0  # bytes handed to _utf8; it keeps those of an unfinished character
+        self._decoded = 0  # bytes passed to _utf8, which holds back an incomplete character
 
     def push(self, data: bytes) -> str:
-        """The text that is certain with these bytes; may be empty."""
+        """Adds bytes and returns the text that they complete, which may be empty."""
         searched = len(self.data)
         self.data += data
         found = [self.data.find(stop, max(self._decoded, searched - len(stop) + 1)) for stop in self._stop]
@@ -36,11 +37,11 @@ class StreamDecoder:
         return self._release(len(self.data) - self._held())
 
     def finish(self) -> str:
-        """What is left at the end; U+FFFD if the text stopped inside a character."""
+        """The rest of the text at the end of the stream; U+FFFD stands for an incomplete character."""
         return "" if self.stopped else self._release(len(self.data), final=True)
 
     def _held(self) -> int:
-        """Length of the longest end of the data that a stop string begins with."""
+        """The length of the longest suffix of the data that is a prefix of a stop string."""
         tail = self.data[self._decoded :]
         lengths = (n for stop in self._stop for n in range(1, len(stop)) if tail.endswith(stop[:n]))
         return max(lengths, default=0)

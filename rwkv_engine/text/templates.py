@@ -1,7 +1,7 @@
-"""Prompt formats of chat and instruction models, as data.
+"""Prompt formats of chat and instruction models.
 
-A turn ends where the model goes on, without a space or newline that would be part of the reply's first token. What the
-formats look like is how models were trained; the preambles are only an introduction, for models trained on none.
+A turn ends exactly where the reply begins, without a space or newline that would be a part of the reply's first token.
+The formats are those that models were trained with; the preambles are an introduction of our own.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from rwkv_engine.errors import RequestError
 
 @dataclass(frozen=True)
 class Template:
-    """One format.
+    """A prompt format.
 
     Attributes:
-        name: what the user calls it.
-        preamble: read once, before the first turn.
-        turn: with `{message}`; the reply follows.
-        turn_with_input: with `{message}` and `{input}`; None where the format knows no input.
-        between: read after a reply, before the next turn.
+        name: the name of the format for `--template`.
+        preamble: text before the first turn.
+        turn: text of a turn up to the reply; contains `{message}`.
+        turn_with_input: the same with `{message}` and `{input}`; None if the format has no field for an input.
+        between: text between a reply and the next turn.
         stop: strings that end a reply.
-        one_line_apart: blank lines separate turns, so a message must have none.
+        one_line_apart: whether blank lines separate turns, so that they must be removed from messages.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Template:
     one_line_apart: bool = True
 
     def render(self, message: str, input: str = "") -> str:
-        """The text of one turn.
+        """The text of one turn, up to the reply.
 
         Raises:
-            RequestError: an input, and the format has no place for it.
+            RequestError: there is an input, but the format has no field for it.
         """
-        # Replaced at once: a message that holds {input} is text like any other.
+        # Both are replaced in one pass, so a message may contain the text {input}.
         parts = {"{message}": self.clean(message), "{input}": self.clean(input)}
         if not input:
             return re.sub("{message}", lambda _: parts["{message}"], self.turn)
@@ -50,7 +50,7 @@ class Template:
         return re.sub("{message}|{input}", lambda found: parts[found[0]], self.turn_with_input)
 
     def clean(self, text: str) -> str:
-        """A message as the format can hold it."""
+        """Removes what would break the format: white space around a message, blank lines if they separate turns."""
         text = text.replace("\r\n", "\n").strip()
         return re.sub(r"\n\s*\n", "\n", text) if self.one_line_apart else text
 
@@ -99,5 +99,5 @@ TEMPLATES = {
 
 
 def template_for(n_vocab: int) -> Template:
-    """What models with a vocabulary of this size mostly are: World, or Raven."""
+    """The format that most models with a vocabulary of this size were trained with: World's or Raven's."""
     return TEMPLATES["world" if n_vocab == 65536 else "bob-alice"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwkv_engine.models import Rwkv4
+from rwkv_engine.models import Model
 from rwkv_engine.verification.check import Check, judged
 
 # The largest k that float16 can square: sqrt(65504).
@@ -64,7 +64,7 @@ class Activations:
 
 
 @contextmanager
-def watched(model: Rwkv4) -> Iterator[Activations]:
+def watched(model: Model) -> Iterator[Activations]:
     """Collects the activations of what is read inside the block."""
     seen = Activations(model.config.n_layer)
     handles = []

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, State, Strategy
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.errors import CheckpointError, TokenizerError
 from rwkv_engine.runtime import Engine, load_model
 from rwkv_engine.runtime.loader import check_finite
@@ -125,10 +124,10 @@ def _described(checkpoint: Checkpoint) -> Iterator[Check]:
     kind = _format(path, checkpoint.packing is not None)
     yield Check("file", "ok", f"{path}, {kind}", {"path": str(path), "format": kind})
     what = (
-        f"RWKV-{config.version}, {config.n_layer} layers, width {config.n_embd} (time mixing {config.n_att},"
-        f" channel mixing {config.n_ffn}), vocabulary {config.n_vocab}, {config.n_params:,} parameters"
+        f"RWKV-{config.version}, {config.n_layer} layers, width {config.widths},"
+        f" vocabulary {config.n_vocab}, {config.n_params:,} parameters"
     )
-    numbers = {name: getattr(config, name) for name in ("n_layer", "n_embd", "n_att", "n_ffn", "n_vocab", "n_params")}
+    numbers = {**config.sizes(), "n_params": config.n_params}
     yield Check("model", "ok", what, {"version": config.version, **numbers, "fingerprint": checkpoint.fingerprint()})
     stored: Counter[str] = Counter()
     for name in checkpoint.names:
@@ -196,7 +195,7 @@ def _sample(written: Written, tokenizer: Tokenizer | None) -> Check:
 def _consistency(written: Written, logits: Tensor, state: State, tolerance: float) -> Check:
     """What was read at once and written token by token equals all of it read in chunks."""
     of_logits = relative_difference(logits[written.n_prompt - 1 :], written.logits)
-    of_state = max(relative_difference(getattr(state, name), getattr(written.end, name)) for name in FIELDS)
+    of_state = max(relative_difference(field, written.end.fields[name]) for name, field in state.fields.items())
     return judged(
         "steps = chunks",
         max(of_logits, of_state) <= tolerance,

@@ -8,7 +8,7 @@ from auto_models import SHAPE, difference, folder_of, ours, random_ids, same_sta
 from torch.nn import functional as F
 
 from rwkv_engine import RequestError
-from rwkv_engine.checkpoints.names import to_hugging_face
+from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.runtime.engine import CHUNK
 
 T = 21
@@ -84,7 +84,7 @@ def test_loss_and_gradients_are_those_of_the_rows(side, folder):
     assert output.loss.item() == pytest.approx(sum(losses).item(), rel=1e-4)
     theirs_by_name = {name: p.grad for name, p in peer.named_parameters()}
     for name, p in mine.named_parameters():
-        expected = theirs_by_name[to_hugging_face(name)]
+        expected = theirs_by_name[Rwkv4Config.to_hugging_face(name)]
         assert difference(p.grad.view_as(expected), expected) < 1e-4, name
 
 

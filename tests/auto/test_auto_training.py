@@ -11,11 +11,11 @@ import torch
 from auto_models import SHAPE, difference, folder_of, ours, random_ids, theirs
 from checkpoint_files import as_torch, save_packed, save_pth
 from oracle import Shape
+from states import FIELDS
 from torch.nn import functional as F
 
 from rwkv_engine import RWKV, CheckpointError, StrategyError
-from rwkv_engine.checkpoints.names import to_hugging_face
-from rwkv_engine.core.state import FIELDS
+from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.models.weights import Dense, InputMajor
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def gradients(mine) -> dict[str, torch.Tensor]:
     """By the names transformers has."""
-    return {to_hugging_face(name): p.grad for name, p in mine.named_parameters()}
+    return {Rwkv4Config.to_hugging_face(name): p.grad for name, p in mine.named_parameters()}
 
 
 def compare(mine, peer) -> None:
@@ -92,7 +92,7 @@ def test_a_state_can_be_trained_alone(folder):
         state = mine(ids).state
     assert not mine(ids).logits.requires_grad
     assert not mine.is_trainable
-    state = replace(state, **{name: getattr(state, name).clone().requires_grad_() for name in FIELDS})
+    state = replace(state, fields={n: field.clone().requires_grad_() for n, field in state.fields.items()})
     mine(ids, labels=ids, state=state).loss.backward()
     assert all(getattr(state, name).grad.abs().max() > 0 for name in FIELDS if name != "wkv_max")
     assert all(p.grad is None and not p.requires_grad for p in mine.parameters())
@@ -207,9 +207,9 @@ def test_load_state_dict(names, folder, tmp_path):
     ids = random_ids(1, 5)
     mine.engine.forward(ids)
     if names == "hugging face":
-        weights = {to_hugging_face(name): tensor for name, tensor in weights.items()}
+        weights = {Rwkv4Config.to_hugging_face(name): tensor for name, tensor in weights.items()}
     if names == "around":
-        weights = {f"0.{to_hugging_face(name)}": tensor for name, tensor in weights.items()}
+        weights = {f"0.{Rwkv4Config.to_hugging_face(name)}": tensor for name, tensor in weights.items()}
         torch.nn.Sequential(mine).load_state_dict(weights)
     else:
         assert str(mine.load_state_dict(weights)) == "<All keys matched successfully>"
@@ -282,7 +282,7 @@ def test_half_precision_trains(precision, folder):
     for (name, p), q in zip(mine.named_parameters(), exact.parameters(), strict=True):
         scale = q.grad.norm()
         errors.append(float((p.grad.float() - q.grad).norm() / scale))
-        other = theirs_by_name[to_hugging_face(name)].float().view_as(q.grad)
+        other = theirs_by_name[Rwkv4Config.to_hugging_face(name)].float().view_as(q.grad)
         bounds.append(float((other - q.grad).norm() / scale))
     assert math.dist(errors, [0] * len(errors)) < 2 * math.dist(bounds, [0] * len(bounds))
 

@@ -7,13 +7,13 @@ from collections import namedtuple
 import pytest
 import torch
 
-from rwkv_engine import Checkpoint, CheckpointError, ModelConfig
+from rwkv_engine import Checkpoint, CheckpointError, Rwkv4Config
 from rwkv_engine.benchmark import synthetic
 from rwkv_engine.benchmark.subject import Ours, random_ids
 from rwkv_engine.benchmark.synthetic import synthetic_tensors, write_synthetic
 from rwkv_engine.verification.activations import watched
 
-CONFIG = ModelConfig(3, 64, 64, 1024, 300)
+CONFIG = Rwkv4Config(3, 64, 64, 1024, 300)
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9, 1.0])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from rwkv_engine import Rwkv4Config
 from rwkv_engine.benchmark.shapes import SHAPES, parse_shape
 from rwkv_engine.benchmark.traffic import bytes_per_token
-from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine.core import Strategy
 from rwkv_engine.errors import RequestError
 
-SMALL = ModelConfig(n_layer=2, n_embd=10, n_att=6, n_ffn=30, n_vocab=100)
+SMALL = Rwkv4Config(n_layer=2, n_embd=10, n_att=6, n_ffn=30, n_vocab=100)
 # Of one layer: two LayerNorms, decay and first, three and two mixes.
 VECTORS = 4 * 10 + 2 * 6 + 5 * 10
 LAYER = 3 * 6 * 10 + 10 * 6 + 30 * 10 + 10 * 10  # matrices but for the value matrix of channel mixing
@@ -57,7 +58,7 @@ def test_named_shapes_are_those_of_the_models_of_that_name():
 
 
 def test_a_shape_is_a_name_or_three_numbers():
-    assert parse_shape("2,16,100") == ModelConfig(2, 16, 16, 64, 100)
+    assert parse_shape("2,16,100") == Rwkv4Config(2, 16, 16, 64, 100)
     for wrong in ("7b", "2,16", "2,16,100,4", "2,0,100", "2,16,x", ""):
         with pytest.raises(RequestError, match=f"shape: got '{wrong}', expected one of 169m, .*L,C,V"):
             parse_shape(wrong)

@@ -11,8 +11,8 @@ import pytest
 from checkpoint_files import save_packed, save_pth, save_safetensors
 from oracle import Shape
 
-from rwkv_engine import Checkpoint, CheckpointError, ModelConfig
-from rwkv_engine.core.config import TENSORS_PER_LAYER
+from rwkv_engine import Checkpoint, CheckpointError, Rwkv4Config
+from rwkv_engine.core.rwkv4 import TENSORS_PER_LAYER
 
 SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
 
@@ -119,5 +119,5 @@ def test_layers_a_file_only_names_are_not_counted(tmp_path):
 
 
 def test_tensors_per_layer():
-    sizes = [len(ModelConfig(n, 8, 8, 8, 8).tensor_shapes()) for n in (1, 2, 3)]
+    sizes = [len(Rwkv4Config(n, 8, 8, 8, 8).tensor_shapes()) for n in (1, 2, 3)]
     assert [sizes[1] - sizes[0], sizes[2] - sizes[1]] == [TENSORS_PER_LAYER, TENSORS_PER_LAYER]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -20,9 +21,11 @@ from rwkv_engine.checkpoints.packed import KEY, PackedMatrix, Packing, pack_tens
 from rwkv_engine.convert import pack as packing
 from rwkv_engine.convert.pack import pack
 from rwkv_engine.core import Placement, Strategy
+from rwkv_engine.core.weight_format import BF16, I8
 from rwkv_engine.models.int8 import quantized
 from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.runtime import load_model
+from rwkv_engine.runtime.plan import plan_tensors
 
 SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
 SHAPES = [SHAPE, Shape(1, 8, 8, 8, 1), Shape(3, 72, 40, 200, 300)]
@@ -149,11 +152,15 @@ def test_beside_int8_an_embedding_that_is_no_larger_is_used_as_it_lies(stored, b
         assert torch.equal(read_and_write(RWKV.from_pretrained(path, f"cpu {base}i8")), read_and_write(expected))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("ln_out.bias", torch.bfloat16), ("emb.weight", torch.int8)])
-def test_what_another_program_packed_more_tightly_is_widened(name, dtype, source, monkeypatch):
+@pytest.mark.parametrize(("name", "weights"), [("ln_out.bias", BF16), ("emb.weight", I8)])
+def test_what_another_program_packed_more_tightly_is_widened(name, weights, source, monkeypatch):
     """Kernels read vectors in float32, and an embedding is looked up in floats."""
-    usual = packing.placed_dtype
-    monkeypatch.setattr(packing, "placed_dtype", lambda p, n, shape: dtype if n == name else usual(p, n, shape))
+
+    def plans(config, placements):
+        usual = plan_tensors(config, placements)
+        return usual | {name: replace(usual[name], weights=weights)}
+
+    monkeypatch.setattr(packing, "plan_tensors", plans)
     path = packed(source, "cpu fp32i8")
     monkeypatch.undo()
     model = RWKV.from_pretrained(path, "cpu fp32i8")
@@ -410,7 +417,7 @@ def test_a_layout_nobody_knows_is_put_back_by_its_axes(weights, source, capfd):
     path = source.with_name("p.safetensors")
     checkpoint = Checkpoint.open(source)
     axes = {"blocks": "knkn", "rows": "nk"}
-    packing = Packing(checkpoint.fingerprint(), checkpoint.config.settings(), matrices, "blocks.7", axes)
+    packing = Packing(checkpoint.fingerprint(), checkpoint.config.settings(), matrices, 4, "blocks.7", axes)
     pack_tensors(path, packing, shapes, iter(tensors))
     model = RWKV.from_pretrained(path)
     assert "packed, fp32 in blocks.7; converting it for cpu fp32" in capfd.readouterr().err
@@ -495,7 +502,7 @@ def test_int4_is_refused(source):
 
 def test_a_writer_that_does_not_keep_its_word_leaves_nothing(source):
     checkpoint = Checkpoint.open(source)
-    packing = Packing(checkpoint.fingerprint(), checkpoint.config.settings(), {})
+    packing = Packing(checkpoint.fingerprint(), checkpoint.config.settings(), {}, 4)
     for tensors in ([torch.zeros(17)], [torch.zeros(80)], []):
         with pytest.raises(ValueError, match="not of the shapes announced"):
             pack_tensors(source.with_name("p.safetensors"), packing, {"x": (torch.float32, (16,))}, iter(tensors))

@@ -141,8 +141,16 @@ MISTAKES = [  # options, exit code, what is said
     ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {tokenizer}", 1, "has 2048 tokens, the"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {folder}/no", 1, "no tokenizer can be read"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --undo-rescale", 1, "needs a config.json with a rescale"),
-    ("--repo_id owner --checkpoint_file m.pth --output_dir {folder}/hf", 1, "owner/m.pth: no hub id; expected owner/"),
-    ("--repo_id a/b --checkpoint_file m.txt --output_dir {folder}/hf", 1, "a/b/m.txt: no hub id; expected owner/name"),
+    (
+        "--repo_id owner --checkpoint_file m.pth --output_dir {folder}/hf",
+        1,
+        "owner/m.pth: not a hub id; expected owner/",
+    ),
+    (
+        "--repo_id a/b --checkpoint_file m.txt --output_dir {folder}/hf",
+        1,
+        "a/b/m.txt: not a hub id; expected owner/name",
+    ),
     ("--repo_id a/b --checkpoint_file m.pth --output_dir {folder}/hf --offline", 1, "not in the hub cache"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --revision x", 1, "is on this machine; revision='x' can"),
 ]

@@ -13,10 +13,10 @@ from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError, TokenizerError
 from rwkv_engine.checkpoints.files import read_file
-from rwkv_engine.checkpoints.names import to_original
 from rwkv_engine.checkpoints.shards import INDEX
 from rwkv_engine.convert import check_size, to_hugging_face, to_pth
 from rwkv_engine.convert import save_hugging_face as write_directory
+from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.pipeline import EMBEDDED
 
 # Of the largest logit. float32 against float32 of another program; measured 1e-6, random weights 4e-6 in deep models.
@@ -28,7 +28,9 @@ def stored(path):
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     found = {}
     for file in files:
-        found |= {to_original(name): tensor.read().clone() for name, tensor in read_file(file).tensors.items()}
+        found |= {
+            Rwkv4Config.to_original(name): tensor.read().clone() for name, tensor in read_file(file).tensors.items()
+        }
     return found
 
 
@@ -267,11 +269,10 @@ def test_numbers_a_type_cannot_hold_leave_nothing(weights, tmp_path):
 
 
 def test_sizes_are_those_published(shape, weights, source):
-    from rwkv_engine import ModelConfig
 
-    check_size("m", ModelConfig(24, 2048, 2048, 8192, 50277), "1B5")
+    check_size("m", Rwkv4Config(24, 2048, 2048, 8192, 50277), "1B5")
     with pytest.raises(CheckpointError, match="has 24 layers of width 2048, which is 1B5; expected 12 of 768 for"):
-        check_size("m", ModelConfig(24, 2048, 2048, 8192, 50277), "169M")
+        check_size("m", Rwkv4Config(24, 2048, 2048, 8192, 50277), "169M")
     with pytest.raises(CheckpointError, match="has 2 layers of width 16; expected 40 of 5120 for --size 14B"):
         to_pth(source, source.with_name("out.pth"), size="14B")
 

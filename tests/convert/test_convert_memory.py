@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rwkv_engine import ModelConfig
+from rwkv_engine import Rwkv4Config
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -29,6 +29,7 @@ def watch():
 
 import torch
 from pathlib import Path
+from rwkv_engine import Rwkv4Config
 from rwkv_engine.convert import to_hugging_face, to_pth
 source, output, dtype = sys.argv[1:]
 before = {name: kilobytes(name) for name in peak}
@@ -43,7 +44,7 @@ print(json.dumps({"anonymous": peak["RssAnon"] * 1024, **{n: (peak[n] - before[n
 @pytest.fixture(scope="module")
 def large():
     """52 M parameters, 105 MB in bfloat16; the embedding and the head have 16 MB each."""
-    shapes = ModelConfig(n_layer=4, n_embd=1024, n_att=1024, n_ffn=3072, n_vocab=8000).tensor_shapes()
+    shapes = Rwkv4Config(n_layer=4, n_embd=1024, n_att=1024, n_ffn=3072, n_vocab=8000).tensor_shapes()
     return {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from checkpoint_files import save_hugging_face, save_pth
 from oracle import Shape
+from states import FIELDS
 
 from rwkv_engine import RWKV, RequestError, State
 from rwkv_engine.core.rwkv4_layouts import from_layout, to_layout
-from rwkv_engine.core.state import FIELDS
 
 SHAPE = Shape(n_layer=3, n_embd=64, n_att=64, n_ffn=160, n_vocab=120)
 WIDE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
@@ -140,7 +140,9 @@ def test_nothing_is_shared(layout, model):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_spelling_of_an_empty_past_is_none(empty, layout, model):
     state = State.initial(model.config)
-    theirs = to_layout(replace(state, wkv_max=torch.full_like(state.wkv_max, empty)), layout)
+    theirs = to_layout(
+        replace(state, fields={**state.fields, "wkv_max": torch.full_like(state.wkv_max, empty)}), layout
+    )
     ours = from_layout(theirs, layout, model.config)
     for tokens in (TOKENS[0][:1], TOKENS[0]):
         assert torch.equal(model.forward(tokens, ours)[0], model.forward(tokens)[0])

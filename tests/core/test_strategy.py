@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_engine import ModelConfig, Strategy, StrategyError
+from rwkv_engine import Rwkv4Config, Strategy, StrategyError
 from rwkv_engine.core.strategy_auto import RESERVE
 
-CONFIG = ModelConfig(24, 64, 64, 256, 100)  # 25 layers with the head, as 1B5 has
+CONFIG = Rwkv4Config(24, 64, 64, 256, 100)  # 25 layers with the head, as 1B5 has
 
 
 def peer_plan(text: str, total: int) -> list[tuple[str, int, int]]:
@@ -99,7 +99,7 @@ def peer_makes_sense(strategy: Strategy, plan: list[tuple[str, int, int]], total
 @pytest.mark.parametrize("n_layer", [24, 12, 40])
 @pytest.mark.parametrize("text", SAME_AS_THE_PEER)
 def test_the_same_plan_as_the_rwkv_package(text, n_layer):
-    config = ModelConfig(n_layer, 64, 64, 256, 100)
+    config = Rwkv4Config(n_layer, 64, 64, 256, 100)
     strategy = Strategy.parse(text)
     expected = peer_plan(text, n_layer + 1)
     if not peer_makes_sense(strategy, expected, n_layer + 1):
@@ -304,15 +304,15 @@ def test_the_memory_of_a_gpu_that_is_not_there_is_unknown(monkeypatch):
 
 def nbytes(text: str, layers: slice = slice(None)) -> int:
     """Bytes of some layers of the model above, placed."""
-    shapes = CONFIG.tensor_shapes()
+    specs = CONFIG.tensors()
     of_layers = []
     for i, placement in enumerate(Strategy.parse(text).place(CONFIG)):
         last, first = i == CONFIG.n_layer, i == 0
-        mine = {
-            n: s
-            for n, s in shapes.items()
+        mine = [
+            spec
+            for n, spec in specs.items()
             if n.startswith(f"blocks.{i}.") or (last and n[:4] in ("ln_o", "head")) or (first and n.startswith("emb."))
-        }
+        ]
         of_layers.append(placement.nbytes(mine))
     return sum(of_layers[layers])
 

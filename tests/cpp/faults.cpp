@@ -18,8 +18,8 @@ int main(int, char** arguments) {
     cpu::squared_relu(reinterpret_cast<const float*>(reinterpret_cast<const char*>(k.data()) + 1), 63, y.data(),
                       on_threads(1));
   } else if (fault == "thread") {  // two threads, each with all of the work
-    cpu::squared_relu(k.data(), 64, y.data(), [](int64_t n, const cpu::Range& fn) {
-      on_threads(2)(2, [n, &fn](int64_t begin, int64_t end) {
+    cpu::squared_relu(k.data(), 64, y.data(), [](int64_t n, int64_t, const cpu::Range& fn) {
+      on_threads(2)(2, 1, [n, &fn](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) fn(0, n);
       });
     });

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "check.h"
-#include "kernels/mixing_steps.h"
+#include "kernels/mixing4_steps.h"
 
 namespace reference {
 
@@ -201,7 +201,7 @@ struct Slots {
   }
 };
 
-// Arguments of time_mixing_step for B sequences.
+// Arguments of time_mixing4_step for B sequences.
 template <class Weight>
 struct TimeMixing {
   int64_t B, C, A;
@@ -225,7 +225,7 @@ struct TimeMixing {
     return {slots.spread(shift, C), slots.spread(num, A), slots.spread(den, A), slots.spread(max, A), Floats(B * C)};
   }
 
-  TimeMixingStep step(const Slots& slots, Outcome& to) const {
+  TimeMixing4Step step(const Slots& slots, Outcome& to) const {
     const int64_t c = slots.offset(C), a = slots.offset(A);
     return {B,
             C,
@@ -286,7 +286,7 @@ struct TimeMixing {
   }
 };
 
-// Arguments of channel_mixing_step for B sequences.
+// Arguments of channel_mixing4_step for B sequences.
 template <class Weight>
 struct ChannelMixing {
   int64_t B, C, F;
@@ -303,7 +303,7 @@ struct ChannelMixing {
 
   Outcome before(const Slots& slots) const { return {slots.spread(shift, C), Floats(B * C)}; }
 
-  ChannelMixingStep step(const Slots& slots, Outcome& to) const {
+  ChannelMixing4Step step(const Slots& slots, Outcome& to) const {
     return {B,
             C,
             F,

@@ -1,9 +1,9 @@
 // int8 weights where it is hardest for them, against the definitions in double precision over weights and scales, with
 // the bounds that follow from what activations become: whole numbers up to 32767 in groups of 256.
-#include "kernels/cpu/channel_mixing_step.h"
+#include "kernels/cpu/channel_mixing4_step.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_many.h"
-#include "kernels/cpu/time_mixing_step.h"
+#include "kernels/cpu/time_mixing4_step.h"
 #include "mixing_reference.h"
 #include "threads.h"
 
@@ -70,7 +70,7 @@ Floats run_linear(const Weights& w, const Floats& x, int64_t B) {
   Floats y(B * w.N);
   const cpu::Linear linear{B, x.data(), w.in_tiles(), y.data()};
   check_same_bits([&](const cpu::Run& run) {
-    std::vector<char> scratch(linear.scratch(), -1);
+    std::vector<char> scratch(linear.scratch_bytes(), -1);
     cpu::linear(linear, scratch.data(), run);
     return bytes_of(y);
   });
@@ -86,7 +86,7 @@ Floats run_linear_many(const Weights& w, const Floats& x, int64_t M) {
     Floats& y = results[in_tiles] = Floats(M * w.N);
     const cpu::LinearMany linear{M, x.data(), in_tiles ? w.in_tiles() : transpose.transposed(), in_tiles, y.data()};
     check_same_bits([&](const cpu::Run& run) {
-      std::vector<char> scratch(linear.scratch(), -1);
+      std::vector<char> scratch(linear.scratch_bytes(), -1);
       cpu::linear_many(linear, scratch.data(), run);
       return bytes_of(y);
     });
@@ -152,7 +152,7 @@ typename Arguments::Outcome run_step(const Arguments& arguments, void (*kernel)(
   check_same_bits([&](const cpu::Run& run) {
     outcome = arguments.before(slots);
     const Step step = arguments.step(slots, outcome);
-    std::vector<char> scratch(cpu::scratch(step), -1);
+    std::vector<char> scratch(cpu::scratch_bytes(step), -1);
     kernel(step, scratch.data(), run);
     if constexpr (requires { outcome.num; })
       return bytes_of(outcome.shift, outcome.num, outcome.den, outcome.max, outcome.y);
@@ -182,7 +182,7 @@ Bounded mixed_input(const Arguments& a, int64_t b, const Floats& mix) {
 double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
 
 void check_time_mixing(const TimeMixing<int8_t>& a) {
-  const auto got = run_step<TimeMixingStep>(a, &cpu::time_mixing_step);
+  const auto got = run_step<TimeMixing4Step>(a, &cpu::time_mixing4_step);
   const Slots slots(a.B, false);
   for (int64_t b = 0; b < a.B; ++b) {
     const Bounded k = product(a.key, mixed_input(a, b, a.mix_k)), v = product(a.value, mixed_input(a, b, a.mix_v)),
@@ -215,7 +215,7 @@ void check_time_mixing(const TimeMixing<int8_t>& a) {
 }
 
 void check_channel_mixing(const ChannelMixing<int8_t>& a) {
-  const auto got = run_step<ChannelMixingStep>(a, &cpu::channel_mixing_step);
+  const auto got = run_step<ChannelMixing4Step>(a, &cpu::channel_mixing4_step);
   for (int64_t b = 0; b < a.B; ++b) {
     const Bounded k = product(a.key, mixed_input(a, b, a.mix_k)), r = product(a.receptance, mixed_input(a, b, a.mix_r));
     Bounded squared = exact(Doubles(a.F));
@@ -241,8 +241,8 @@ void hostile_steps(int64_t B, int64_t C, int64_t inside) {
   ChannelMixing<int8_t> channel(B, C, inside);
   check_time_mixing(time);
   check_channel_mixing(channel);
-  const auto y_time = run_step<TimeMixingStep>(time, &cpu::time_mixing_step).y,
-             y_channel = run_step<ChannelMixingStep>(channel, &cpu::channel_mixing_step).y;
+  const auto y_time = run_step<TimeMixing4Step>(time, &cpu::time_mixing4_step).y,
+             y_channel = run_step<ChannelMixing4Step>(channel, &cpu::channel_mixing4_step).y;
 
   // One channel of the normalised input is huge, in every row.
   TimeMixing<int8_t> loud_time = time;
@@ -258,13 +258,13 @@ void hostile_steps(int64_t B, int64_t C, int64_t inside) {
   for (auto* arguments : {&silent_time.weight, &silent_time.bias, &silent_time.shift, &silent_channel.weight,
                           &silent_channel.bias, &silent_channel.shift})
     std::fill(arguments->begin(), arguments->end(), 0.0f);
-  CHECK(run_step<TimeMixingStep>(silent_time, &cpu::time_mixing_step).y == time.x, B, C, inside);
-  CHECK(run_step<ChannelMixingStep>(silent_channel, &cpu::channel_mixing_step).y == channel.x, B, C, inside);
+  CHECK(run_step<TimeMixing4Step>(silent_time, &cpu::time_mixing4_step).y == time.x, B, C, inside);
+  CHECK(run_step<ChannelMixing4Step>(silent_channel, &cpu::channel_mixing4_step).y == channel.x, B, C, inside);
 
   // A number that is none spoils its own row alone, all of it.
   time.shift[B * C - 1] = channel.shift[B * C - 1] = NAN;
-  const auto spoilt_time = run_step<TimeMixingStep>(time, &cpu::time_mixing_step).y,
-             spoilt_channel = run_step<ChannelMixingStep>(channel, &cpu::channel_mixing_step).y;
+  const auto spoilt_time = run_step<TimeMixing4Step>(time, &cpu::time_mixing4_step).y,
+             spoilt_channel = run_step<ChannelMixing4Step>(channel, &cpu::channel_mixing4_step).y;
   for (const auto& [before, after] : {std::pair{&y_time, &spoilt_time}, {&y_channel, &spoilt_channel}}) {
     CHECK(memcmp(before->data(), after->data(), (B - 1) * C * sizeof(float)) == 0, B, C, inside);
     for (int64_t c = 0; c < C; ++c) CHECK(std::isnan((*after)[(B - 1) * C + c]), B, C, inside, c);

@@ -25,7 +25,7 @@ void test_linear_many(int64_t M, int64_t N, int64_t K) {
     const cpu::LinearMany linear{M, x.data(), in_tiles ? matrix.in_tiles() : transpose.transposed(), in_tiles,
                                  in_tiles ? from_tiles.data() : from_rows.data()};
     check_same_bits([&](const cpu::Run& run) {
-      std::vector<char> scratch(linear.scratch(), -1);
+      std::vector<char> scratch(linear.scratch_bytes(), -1);
       cpu::linear_many(linear, scratch.data(), run);
       return bytes_of(in_tiles ? from_tiles : from_rows);
     });

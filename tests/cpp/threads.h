@@ -25,7 +25,7 @@ inline int most_threads() {
 // Uneven ranges in a shuffled order, dealt out in turn: none begins where a thread's last one ended, and who has which
 // is another matter in every call. All of them meet at the end and nowhere else.
 inline rwkv::cpu::Run on_threads(int count) {
-  return [count](int64_t n, const rwkv::cpu::Range& fn) {
+  return [count](int64_t n, int64_t, const rwkv::cpu::Range& fn) {
     static std::mt19937 random(5);
     std::vector<std::pair<int64_t, int64_t>> ranges;
     for (int64_t begin = 0, end; begin < n; begin = end) {

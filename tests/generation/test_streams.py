@@ -12,9 +12,9 @@ from checkpoint_files import save_pth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Shape
+from states import FIELDS
 
 from rwkv_engine import RWKV, RequestError
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.generation import Sampler, SamplingParams, TokenStream
 from rwkv_engine.text import StreamDecoder
 

@@ -41,7 +41,7 @@ def test_every_way_there_is_the_same(way, precision, gpu, tmp_path):
     bound = 2 * error(plain_torch(weights, TOKENS, dtype), expected)
     ids = torch.tensor([TOKENS])
     output = mine(ids.to(gpu))
-    assert output.logits.device == mine.core.layout.home
+    assert output.logits.device == mine.core.device_map.home
     assert error(output.logits[0].cpu(), expected) < bound
     state, rows = None, []
     for column in ids[:, :40].unbind(1):

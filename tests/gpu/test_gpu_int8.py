@@ -17,7 +17,7 @@ from models.test_precision import SHAPE, TOKENS, error, plain_torch, read
 from ops.test_int8_product import error_in_bounds
 from ops.test_int8_weights import SIZES as MATRICES
 from ops.test_int8_weights import STEP_SIZES, Quantized, int8_half
-from ops.test_mixing_steps import KINDS, Half, exactly, numbers
+from ops.test_mixing4_steps import KINDS, Half, exactly, numbers
 
 from rwkv_engine import RWKV
 from rwkv_engine.generation import SamplingParams

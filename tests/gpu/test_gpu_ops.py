@@ -8,13 +8,22 @@ import pytest
 import torch
 from conftest import require_gpu
 from gpu.devices import on
-from ops.test_mixing_steps import DTYPES, KINDS, SIZES, Half, channel_half, exactly, time_half
+from ops.test_mixing4_steps import (
+    DTYPES,
+    KINDS,
+    SIZES,
+    Half,
+    channel_half,
+    channel_step,
+    exactly,
+    time_half,
+    time_step,
+)
 from ops.test_prefill_ops import normal, shifts, tiled
 from torch import Tensor
 
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels
 from rwkv_engine.ops import (
-    channel_mixing_step,
     gate_residual,
     linear,
     linear_many,
@@ -22,7 +31,6 @@ from rwkv_engine.ops import (
     philox_uniform,
     squared_relu,
     tile,
-    time_mixing_step,
     untile,
 )
 from rwkv_engine.ops.gate_residual import gate_residual_reference
@@ -117,7 +125,7 @@ def test_slots_of_a_pool(kind, slots, gpu):
 
 def test_padding_may_share_a_dummy_slot(gpu):
     """Rows of slots of their own come out as if they were alone."""
-    for make, step in ((time_half, time_mixing_step), (channel_half, channel_mixing_step)):
+    for make, step in ((time_half, time_step), (channel_half, channel_step)):
         half = half_on(gpu, make((40, 56, 100), 4, torch.float32))
         alone = Half([half.arguments[0][:2], *half.arguments[1:]], [t[:2] for t in half.state]).run(step)
         index = torch.tensor([0, 1, 3, 3], device=gpu)
@@ -133,7 +141,7 @@ def test_a_square_beyond_float16_is_exact(gpu):
     half = channel_half((64, 64, 256), 4, torch.float16)
     half.arguments[1] = half.arguments[1] * 300  # the LayerNorm's weight, so k reaches hundreds, its square 100,000s
     theirs = half.run(KINDS["channel"][2])[0]
-    ours = half_on(gpu, half).run(channel_mixing_step)[0].cpu()
+    ours = half_on(gpu, half).run(channel_step)[0].cpu()
     assert theirs.abs().max() > 65504
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
@@ -141,7 +149,7 @@ def test_a_square_beyond_float16_is_exact(gpu):
 def test_nan_is_not_hidden_by_the_relu(gpu):
     half = channel_half((40, 56, 100), 2, torch.float32)
     half.arguments[0][1, 3] = torch.nan
-    y, _ = half_on(gpu, half).run(channel_mixing_step)
+    y, _ = half_on(gpu, half).run(channel_step)
     assert torch.isfinite(y[0]).all()
     assert y[1].isnan().all()
     assert squared_relu(on(gpu, half.arguments[0]))[1, 3].isnan()
@@ -267,7 +275,7 @@ def test_opcheck(kind, gpu):
 def test_kernels_run_on_the_current_stream(cuda):
     """Work queued before on a side stream is waited for by what follows on it, without any synchronisation of ours."""
     half = half_on(cuda, time_half((768, 768, 3072), 4, torch.bfloat16))
-    expected, _ = half.run(time_mixing_step)
+    expected, _ = half.run(time_step)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     late = torch.zeros_like(half.arguments[0])
@@ -275,6 +283,6 @@ def test_kernels_run_on_the_current_stream(cuda):
         torch.cuda._sleep(50_000_000)
         late.copy_(half.arguments[0])
         state = [t.clone() for t in half.state]
-        y = time_mixing_step(late, *half.arguments[1:], *state)
+        y = time_step(late, *half.arguments[1:], *state)
     stream.synchronize()
     assert torch.equal(y, expected)

@@ -135,7 +135,9 @@ def test_a_gated_repository(server):
 def test_what_a_repository_does_not_have(server):
     assert "no such repository" in reason("someone/missing")
     assert "has no RWKV-4-c.pth; it has README.md, RWKV-4-a.pth" in reason("someone/raw/RWKV-4-c.pth")
-    assert "has 2 models: RWKV-4-a.pth, RWKV-4-b.pth; name one: someone/raw/RWKV-4-a.pth" in reason("someone/raw")
+    assert "has 2 models: RWKV-4-a.pth, RWKV-4-b.pth; name one of them, such as someone/raw/RWKV-4-a.pth" in reason(
+        "someone/raw"
+    )
     assert "the repository has README.md, onnx/model.onnx, optimizer.pt" in reason("someone/nothing")
     assert server.fetched() == []
 
@@ -147,7 +149,7 @@ def test_offline_what_is_not_in_the_cache_is_refused(server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     download("someone/raw/RWKV-4-a.pth")
     message = reason("someone/raw/RWKV-4-b.pth", offline=True)
-    assert "has no RWKV-4-b.pth; it has RWKV-4-a.pth; this is what the hub cache has of it" in message
+    assert "has no RWKV-4-b.pth; it has RWKV-4-a.pth; these are the files in the hub cache" in message
     download("someone/raw/RWKV-4-b.pth")
     assert download("someone/raw/RWKV-4-a.pth", offline=True).name == "RWKV-4-a.pth"
 

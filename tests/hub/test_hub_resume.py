@@ -137,7 +137,7 @@ def test_without_a_hub_the_cache_is_used_and_that_is_said(kind, repository, serv
     unreachable(server, monkeypatch, kind)
     assert download(f"someone/{repository}", revision="v1") == folder
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"rwkv_engine: someone/{repository}: {server.endpoint} could not be asked (")
+    assert line.startswith(f"rwkv_engine: someone/{repository}: {server.endpoint} cannot be reached (")
     assert "cache" in line
     with pytest.raises(CheckpointError, match=f"{server.endpoint} (cannot be reached|answered)"):
         download(f"someone/{repository}")  # main was never asked for
@@ -174,5 +174,5 @@ def test_the_command_line_goes_on_without_a_hub(server, call):
     code, again, said = call(*command)
     assert (code, again) == (0, text)
     first, last = said.splitlines()
-    assert "could not be asked (ConnectError" in first
+    assert "cannot be reached (ConnectError" in first
     assert last.startswith("read 1 tokens")

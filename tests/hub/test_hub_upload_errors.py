@@ -97,17 +97,17 @@ def test_no_network(server, folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "some one/x", "-x/y", "a/..", "someone/new.git", "x" * 97, "someone/"])
 def test_what_is_no_name_of_a_repository(name, server, folder):
-    assert "no name of a repository; expected owner/name" in reason(folder, name)
+    assert "not a name of a repository; expected owner/name" in reason(folder, name)
     assert server.log == []
 
 
 def test_what_is_no_folder_of_files(server, tmp_path):
-    assert "is no folder; expected one with the files to upload" in reason(tmp_path / "none", REPOSITORY)
+    assert "not a folder; expected one with the files to upload" in reason(tmp_path / "none", REPOSITORY)
     (tmp_path / "empty").mkdir()
     assert "has no files to upload" in reason(tmp_path / "empty", REPOSITORY)
     file = tmp_path / "file"
     file.write_text("x")
-    assert "is no folder" in reason(file, REPOSITORY)
+    assert "not a folder" in reason(file, REPOSITORY)
     assert server.repositories == {}
 
 
@@ -148,9 +148,9 @@ def test_a_card_that_the_hub_does_not_take(server, tmp_path):
 @pytest.mark.parametrize("token", ["hf_thatMayWrite\n", "hf_thatMay Write", "hf_thatMayWrit\u00e9"])
 def test_what_is_no_token_is_not_shown(token, server, folder):
     said = reason(folder, REPOSITORY, token=token)
-    assert "the token given is none: expected one word" in said
+    assert "the given token is invalid: expected one word" in said
     assert "thatMay" not in said
-    with pytest.raises(Exception, match="the token given is none") as caught:
+    with pytest.raises(Exception, match="the given token is invalid") as caught:
         download(REPOSITORY, token=token)
     assert "thatMay" not in str(caught.value)
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from checkpoint_files import save_pth
 from oracle import Shape
+from states import FIELDS, tensors
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rwkv_engine import RWKV, State
-from rwkv_engine.core import ModelConfig
-from rwkv_engine.core.device_map import Layout
-from rwkv_engine.core.state import FIELDS
+from rwkv_engine import RWKV, Rwkv4Config, State
+from rwkv_engine.core.device_map import DeviceMap
+from rwkv_engine.core.weight_format import BF16
 from rwkv_engine.models import Rwkv4
 from rwkv_engine.models.arrange import arranged_shape, form_of
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
@@ -32,9 +32,9 @@ SHAPE = Shape(n_layer=5, n_embd=40, n_att=56, n_ffn=72, n_vocab=101)
 # To torch the same device, to a layout two.
 ONE, OTHER = torch.device("cpu"), torch.device("cpu", 0)
 LAYOUTS = {
-    "two halves": Layout((ONE, ONE, OTHER, OTHER, OTHER), OTHER),
-    "there and back": Layout((OTHER, ONE, ONE, OTHER, ONE), ONE),
-    "the head elsewhere": Layout((ONE,) * 5, OTHER),
+    "two halves": DeviceMap((ONE, ONE, OTHER, OTHER, OTHER), OTHER),
+    "there and back": DeviceMap((OTHER, ONE, ONE, OTHER, ONE), ONE),
+    "the head elsewhere": DeviceMap((ONE,) * 5, OTHER),
 }
 
 
@@ -58,17 +58,17 @@ def test_numbers_do_not_depend_on_where_layers_are(engine, layout):
         results = []
         for full in (False, True):
             logits, state = engine.forward(tokens, full_output=full)
-            results += [logits, *state._tensors().values()]
+            results += [logits, *tensors(state)]
         logits, after = engine.forward(tokens[:, :1], state)
         decoder = Decoder(engine.model)
         slots = decoder.pool.take(state)
         assert torch.equal(decoder.step(tokens[:, 0], slots), logits)
-        for pooled, value in zip(decoder.pool.read(slots)._tensors().values(), after._tensors().values(), strict=True):
+        for pooled, value in zip(tensors(decoder.pool.read(slots)), tensors(after), strict=True):
             assert torch.equal(pooled, value)
-        return [*results, logits, *after._tensors().values()]
+        return [*results, logits, *tensors(after)]
 
     expected = everything()
-    engine.model.layout = layout
+    engine.model.device_map = layout
     before = engine.forward(torch.arange(4).view(1, 4))[1]
     copy = before.clone()
     engine.forward(torch.tensor([[1]]), before)
@@ -80,13 +80,13 @@ def test_numbers_do_not_depend_on_where_layers_are(engine, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_layout_gathers_what_it_spreads(layout):
-    state = State.initial(ModelConfig(5, 4, 6, 8, 10), 2)
+    state = State.initial(Rwkv4Config(5, 4, 6, 8, 10), 2)
     numbers = {name: torch.rand(getattr(state, name).shape) for name in FIELDS}
-    state = State(**numbers, position=torch.tensor([3, 4]), fingerprint="x")
+    state = State(numbers, torch.tensor([3, 4]), "x")
     parts = layout.spread(state)
     layers = layout.layers(parts)
     for i, layer in enumerate(layers):
-        assert torch.equal(layer.wkv_num, state.wkv_num[:, i])
+        assert torch.equal(layer["wkv_num"], state.wkv_num[:, i])
     for again in (layout.gather(parts, state.position, "x"), layout.collect(layers, state.position, "x")):
         for name in (*FIELDS, "position"):
             assert torch.equal(getattr(again, name), getattr(state, name))
@@ -120,15 +120,15 @@ def fake_devices() -> Iterator[Travels]:
 
 def placed(devices: list[str], home: str, packed: bool) -> Rwkv4:
     """A model of fake weights, a layer for each device."""
-    config = ModelConfig(len(devices), 40, 56, 72, 101)
+    config = Rwkv4Config(len(devices), 40, 56, 72, 101)
     model = Rwkv4(config, "x")
     places = {"emb": devices[0], "ln_out": home, "head": home}
     places |= {f"blocks.{i}": device for i, device in enumerate(devices)}
     for place, device in places.items():
         for path, module in list(model.get_submodule(place).named_modules(prefix=place)):
             if packed and isinstance(module, Dense):
-                form, shape = form_of(f"{path}.weight", module.weight.shape), tuple(module.weight.shape)
-                weight = torch.empty(arranged_shape(form, shape, torch.bfloat16), dtype=torch.bfloat16, device=device)
+                form, shape = form_of(config.tensors()[f"{path}.weight"].role), tuple(module.weight.shape)
+                weight = torch.empty(arranged_shape(form, shape, BF16), dtype=torch.bfloat16, device=device)
                 model.set_submodule(path, Tiled(weight, *shape) if form == "tiles" else InputMajor(weight))
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -158,8 +158,8 @@ def test_every_mix_runs_and_returns_what_the_head_is_on(devices, home, packed):
                     logits, after = model(tokens, state, full)
                     assert logits.device == torch.device(home)
                     assert logits.shape == ((2, n, 101) if full else (2, 101))
-                    assert {t.device for t in after._tensors().values()} == {torch.device(home)}
-                    assert [t.shape for t in after._tensors().values()] == [t.shape for t in state._tensors().values()]
+                    assert {t.device for t in tensors(after)} == {torch.device(home)}
+                    assert [t.shape for t in tensors(after)] == [t.shape for t in tensors(state)]
 
 
 @pytest.mark.parametrize(("devices", "home"), MIXES[1:], ids=str)
@@ -174,14 +174,14 @@ def test_every_mix_decodes_over_a_pool(devices, home):
         assert decoder.step(drawn[:, 1], slots).device == torch.device(home)
         assert decoder.pool.read(slots).wkv_num.device == torch.device(home)
         for layer, device in zip(decoder.pool.layers, devices, strict=True):
-            assert layer.att_shift.device == torch.device(device)
+            assert layer["att_shift"].device == torch.device(device)
 
 
 def test_a_model_on_one_gpu_can_be_recorded_there():
     cpu, zero, one = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 
     def recorded(devices, home):
-        return recordable(SimpleNamespace(layout=Layout(tuple(devices), home)))
+        return recordable(SimpleNamespace(device_map=DeviceMap(tuple(devices), home)))
 
     assert recorded([one, one], one) == one
     assert recorded([zero, one], one) is None

@@ -8,11 +8,11 @@ import pytest
 import torch
 from checkpoint_files import as_torch, save_pth
 from oracle import Shape
+from states import FIELDS
 from torch import Tensor
 from torch.nn import functional as F
 
 from rwkv_engine import RWKV
-from rwkv_engine.core.state import FIELDS
 
 SHAPE = Shape(n_layer=4, n_embd=64, n_att=64, n_ffn=256, n_vocab=101)
 TOKENS = np.random.default_rng(1).integers(0, SHAPE.n_vocab, 150).tolist()

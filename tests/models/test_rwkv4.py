@@ -12,7 +12,6 @@ from checkpoint_files import save_hugging_face, save_pth
 from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint, State, Strategy
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.runtime import load_model
 
 SHAPES = [
@@ -99,7 +98,7 @@ def test_gradients_of_the_whole_model(tmp_path):
     module = load_model(checkpoint, Strategy.parse("cpu fp32"), trainable=True).double()
     tokens = torch.tensor([random_tokens(SHAPES[0], 6)])
     state = State.initial(checkpoint.config)
-    state = replace(state, **{name: getattr(state, name).double() for name in FIELDS})
+    state = replace(state, fields={name: field.double() for name, field in state.fields.items()})
 
     def loss() -> torch.Tensor:
         return module(tokens, state)[0].square().sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fake_nvcc import fake_nvcc, script
 from rwkv_engine.native import toolkit
 from rwkv_engine.native.toolkit import Machine, Nvcc, advice, chosen_architectures, covers, why_not
 
+real_which = shutil.which
 NVCC = Nvcc(Path("/cuda/bin/nvcc"), Path("/cuda"), "13.0.88", (75, 80, 86, 90, 100))
 GOOD = Machine("2.11.0+cu130", "13.0", (90,), "", NVCC, ())
 TOOLKIT = "install the CUDA 13 toolkit, or set CUDA_HOME to where it is"
@@ -34,7 +36,7 @@ def test_a_machine_that_has_everything():
         ),
         ({"gpus": (), "no_gpu": "no driver"}, "torch sees no GPU: no driver"),
         ({"gpus": (61, 90)}, "a GPU here is sm_61, the kernels need sm_75 (Turing) or newer; hide it with"),
-        ({"nvcc": None}, f"no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda; {TOOLKIT}"),
+        ({"nvcc": None}, f"no nvcc in {toolkit.NVCC_PLACES}; {TOOLKIT}"),
         (
             {"nvcc": replace(NVCC, version="exec format error", architectures=())},
             f"/cuda/bin/nvcc does not work, it says 'exec format error'; {TOOLKIT}",
@@ -69,9 +71,28 @@ def test_a_library_runs_on_newer_gpus_of_a_generation_and_by_ptx_on_later_ones()
 
 
 def test_what_is_built_for():
-    assert chosen_architectures(NVCC, (80, 89, 86, 121)) == [80, 86, 100]
-    assert chosen_architectures(NVCC, ()) == []
-    assert chosen_architectures(NVCC, (90,), "8.0;8.6 12.0+PTX") == [80, 86, 120]
+    assert chosen_architectures(NVCC, (80, 89, 86, 121)) == ([80, 86, 100], [])
+    assert chosen_architectures(NVCC, ()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen", "left_out"),
+    [
+        ("8.0;8.6 9.0+PTX", [80, 86, 90], []),
+        ("7.0;8.0", [80], ["7.0"]),
+        ("5.2 6.1", [90], ["5.2", "6.1"]),
+        ("12.0+PTX, 7.5", [75], ["12.0+PTX"]),
+        ("Hopper", [90], []),
+        ("Volta;ampere", [80, 86], ["Volta"]),
+        ("All", [75, 80, 86, 90, 100], []),
+        ("native", [90], []),
+        ("nonsense", [90], ["nonsense"]),
+        (" ", [90], []),
+    ],
+)
+def test_the_list_of_torch_is_followed_as_far_as_nvcc_goes(wanted, chosen, left_out):
+    """A list made for another package ("7.0") must not break the installation."""
+    assert chosen_architectures(NVCC, (90,), wanted) == (chosen, left_out)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +122,21 @@ def test_nvcc_is_found_and_asked(tmp_path, monkeypatch):
     assert toolkit.find_nvcc() == found, "an empty CUDA_HOME is passed over"
     monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path / "b").parent.parent))
     assert toolkit.find_nvcc().version == "13.0.88"
+
+
+def test_nvcc_of_nvidias_python_packages_is_found(tmp_path, monkeypatch):
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(toolkit.sys, "path", ["", str(tmp_path / "site-packages")])
+    monkeypatch.setattr(toolkit, "SYSTEM_TOOLKIT", tmp_path / "none")
+    assert toolkit.find_nvcc() is None
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(toolkit.shutil, "which", lambda name, path=None: real_which(name, path=path or str(tmp_path)))
+    nvidia = tmp_path / "site-packages" / "nvidia"
+    for folder, version in (("cuda_nvcc", "12.8.1"), ("cu13", "13.0.88"), ("cu14", "14.0.1")):
+        fake_nvcc(nvidia / folder, version)
+        assert toolkit.find_nvcc().version == version
 
 
 def test_the_toolkit_of_an_nvcc_that_is_a_script_elsewhere(tmp_path, monkeypatch):

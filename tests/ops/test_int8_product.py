@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ops.test_int8_weights import SIZES, Quantized
-from ops.test_mixing_steps import numbers
+from ops.test_mixing4_steps import numbers
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from ops.test_mixing_steps import KINDS, Half, exactly, numbers
+from ops.test_mixing4_steps import KINDS, Half, exactly, numbers
 from torch import Tensor
 
 from rwkv_engine.ops import linear, linear_many

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
 import oracle
@@ -9,14 +12,15 @@ import pytest
 import torch
 from checkpoint_files import save_pth
 from oracle import Shape
+from states import FIELDS
 from tape import tape
 
 from rwkv_engine import RWKV, RequestError
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.runtime import Decoder, Engine
 from rwkv_engine.runtime.graph import WARM_UPS, cuda_graph, eager
+from rwkv_engine.runtime.turns import Turns
 
 SHAPE = Shape(n_layer=3, n_embd=40, n_att=56, n_ffn=72, n_vocab=101)
 CAPTURES = {"eager": eager, "tape": tape}
@@ -122,7 +126,7 @@ def test_a_run_draws_what_a_sampler_draws_step_by_step(engine, params, capture):
     assert_states_equal(decoder.pool.read(slots), state)
 
 
-def test_equal_draws_share_a_recording(engine):
+def test_a_size_is_recorded_once_whatever_is_drawn(engine):
     recorded = []
 
     def counting(function):
@@ -132,10 +136,71 @@ def test_equal_draws_share_a_recording(engine):
     decoder = Decoder(engine.model, capture=counting)
     _, state = read(engine, 2)
     slots = decoder.pool.take(state)
-    for temperature in (0, 0.5, 0, 0.5):
-        decoder.run(torch.tensor([1, 2]), slots, 2, Draw.of(SamplingParams(temperature)))
+    for i in range(10):
+        decoder.run(torch.tensor([1, 2]), slots, 2, Draw.of(SamplingParams(temperature=0.1 * i)))
         decoder.step(torch.tensor([1, 2]), slots)
-    assert len(recorded) == 3
+    assert len(recorded) == 1
+
+
+def test_threads_share_a_decoder(engine):
+    """Each writes its own text, in turns of one token, and of runs of tokens."""
+    decoder, draw = Decoder(engine.model), Draw(temperature=1.0)
+    _, state = read(engine, 4)
+    firsts = torch.tensor([1, 2, 3, 4])
+    expected = Decoder(engine.model)
+    drawn = expected.run(firsts, expected.pool.take(state), 60, draw, samples=torch.arange(4))
+    slots = decoder.pool.take(state)
+
+    def write(row: int) -> list[int]:
+        sample, tokens, ids = torch.tensor([row]), firsts[row : row + 1], []
+        while len(ids) < 60:
+            if row % 2:
+                tokens = decoder.run(tokens, [slots[row]], 3, draw, samples=sample)[0]
+            else:
+                logits = decoder.step(tokens, [slots[row]])
+                position = decoder.pool.positions[[slots[row]]]
+                tokens = draw(logits, position, torch.zeros(1, dtype=torch.int64), sample)
+            ids += tokens.tolist()
+            tokens = tokens[-1:]
+        return ids
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(write, range(4))) == drawn.tolist()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_stream_waits_for_the_last_users_stream(monkeypatch):
+    """The order of torch's calls, with CUDA replaced."""
+    log, current = [], threading.local()
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            log.append(f"{self.name} records")
+            return f"event of {self.name}"
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for {event}")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(f"{current.name} on {device}"))
+    turns = Turns([torch.device("cpu"), torch.device("cuda", 0)])
+    for name in ("one", "two"):
+        current.name = name
+        with turns.take():
+            log.append(f"{name} works")
+    assert log == [
+        "one works",
+        "one on cuda:0 records",
+        "two on cuda:0 waits for event of one on cuda:0",
+        "two works",
+        "two on cuda:0 records",
+    ]
 
 
 def test_logits_that_are_not_finite_draw_minus_one_and_harm_no_neighbour(engine):
@@ -198,8 +263,8 @@ def test_a_graph_is_warmed_up_on_the_side_recorded_once_and_replayed(monkeypatch
 
     def context(name):
         @contextmanager
-        def entered(argument):
-            log.append(f"{name} {argument}")
+        def entered(argument, **options):
+            log.append(" ".join([name, str(argument), *map(str, options.values())]))
             yield
             log.append(f"end of {name}")
 
@@ -228,8 +293,15 @@ def test_a_graph_is_warmed_up_on_the_side_recorded_once_and_replayed(monkeypatch
     monkeypatch.setattr(torch.cuda, "stream", context("stream"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", context("graph"))
-    replay = cuda_graph(torch.device("cuda", 1))(lambda: log.append("call"))
+    pools = iter(["pool", "another pool"])
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    capture = cuda_graph(torch.device("cuda", 1))
+    replay = capture(lambda: log.append("call"))
     replay()
     replay()
     warm = ["side waits for current", "stream side", *["call"] * WARM_UPS, "end of stream", "current waits for side"]
-    assert log == [*warm, "graph graph", "call", "end of graph", "replay", "replay"]
+    recording = ["graph graph pool thread_local", "call", "end of graph"]
+    assert log == [*warm, *recording, "replay", "replay"]
+    log.clear()
+    capture(lambda: log.append("call"))
+    assert log == [*warm, *recording], "all recordings allocate from one pool"

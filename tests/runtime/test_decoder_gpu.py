@@ -8,9 +8,9 @@ import torch
 from checkpoint_files import save_pth
 from conftest import require_gpu
 from oracle import Shape
+from states import FIELDS
 
 from rwkv_engine import RWKV
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.ops import philox_uniform
 from rwkv_engine.runtime import Decoder

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
+from states import FIELDS
 
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.runtime import Decoder
 

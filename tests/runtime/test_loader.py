@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Shape
 
-from rwkv_engine import RWKV, Checkpoint, CheckpointError, State, Strategy, StrategyError
+from rwkv_engine import RWKV, Checkpoint, CheckpointError, Rwkv4Config, State, Strategy, StrategyError
 from rwkv_engine.convert.pack import pack
-from rwkv_engine.core import ModelConfig
 from rwkv_engine.models.int8 import quantized
 from rwkv_engine.models.weights import InputMajor, Tiled
 from rwkv_engine.ops.int8 import in_floats
@@ -26,7 +25,7 @@ def weights():
 
 
 @pytest.mark.parametrize("wrong", [NAN, INFINITY, -INFINITY])
-@pytest.mark.parametrize("name", ModelConfig(2, 16, 24, 40, 33).tensor_shapes())
+@pytest.mark.parametrize("name", Rwkv4Config(2, 16, 24, 40, 33).tensor_shapes())
 def test_one_number_that_is_none_is_found_in_any_tensor(name, wrong, weights, tmp_path):
     weights[name].reshape(-1)[-1] = wrong
     path = save_pth(weights, tmp_path / "m.pth")

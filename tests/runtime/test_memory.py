@@ -12,7 +12,7 @@ from checkpoint_files import save_pth
 from oracle import Shape
 from safetensors.torch import save_file
 
-from rwkv_engine import ModelConfig
+from rwkv_engine import Rwkv4Config
 from rwkv_engine.convert.pack import pack
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -58,7 +58,7 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def large():
     """100 M parameters, 200 MB in bfloat16."""
-    shapes = ModelConfig(n_layer=6, n_embd=1024, n_att=1024, n_ffn=4096, n_vocab=9000).tensor_shapes()
+    shapes = Rwkv4Config(n_layer=6, n_embd=1024, n_att=1024, n_ffn=4096, n_vocab=9000).tensor_shapes()
     return {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
 
@@ -107,7 +107,7 @@ def test_loading_a_packed_file_takes_no_memory(strategy, size, large, tmp_path, 
     [("safetensors", "cpu fp32"), ("packed", "cpu fp32"), ("pth", "cpu bf16i8"), ("packed", "cpu bf16i8")],
 )
 def test_packing_holds_one_matrix(kind, strategy, tmp_path, run_python):
-    shapes = ModelConfig(n_layer=1, n_embd=1024, n_att=1024, n_ffn=8192, n_vocab=100).tensor_shapes()
+    shapes = Rwkv4Config(n_layer=1, n_embd=1024, n_att=1024, n_ffn=8192, n_vocab=100).tensor_shapes()
     source = tmp_path / ("m.pth" if kind == "pth" else "m.safetensors")
     save = torch.save if kind == "pth" else save_file
     save({name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}, source)

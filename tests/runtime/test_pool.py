@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import oracle
 import pytest
 import torch
 from checkpoint_files import save_pth
 from oracle import Shape
+from states import FIELDS
 
 from rwkv_engine import RWKV, RequestError, State
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.runtime import StatePool
 
 SHAPE = Shape(n_layer=3, n_embd=40, n_att=56, n_ffn=72, n_vocab=101)
@@ -25,7 +27,7 @@ def random_state(model, batch: int, seed: int = 0) -> State:
     state = State.initial(model.config, batch)
     fields = {name: torch.randn(getattr(state, name).shape, generator=generator) for name in FIELDS}
     position = torch.randint(0, 2**40, (batch,), generator=generator)
-    return State(**fields, position=position, fingerprint=model.fingerprint)
+    return State(fields, position, model.fingerprint)
 
 
 def assert_equal(one: State, other: State) -> None:
@@ -62,11 +64,11 @@ def test_loading_a_slot_leaves_the_others_and_what_was_read(model):
 
 def test_the_addresses_stay_and_layers_are_views(model):
     pool = StatePool(model, 2)
-    before = [getattr(layer, name).data_ptr() for layer in pool.layers for name in FIELDS]
+    before = [layer[name].data_ptr() for layer in pool.layers for name in FIELDS]
     pool.take(random_state(model, 2))
-    assert [getattr(layer, name).data_ptr() for layer in pool.layers for name in FIELDS] == before
+    assert [layer[name].data_ptr() for layer in pool.layers for name in FIELDS] == before
     assert len(pool.layers) == SHAPE.n_layer
-    pool.layers[2].wkv_num[1] = 7.0
+    pool.layers[2]["wkv_num"][1] = 7.0
     state = pool.read([1])
     assert (state.wkv_num[0, 2] == 7).all()
     assert not (state.wkv_num[0, 1] == 7).any()
@@ -83,7 +85,7 @@ def test_slots_run_out_and_come_back(model):
 
 def test_a_foreign_state_takes_no_slot(model):
     pool = StatePool(model, 1)
-    foreign = State(**{**vars(random_state(model, 1)), "fingerprint": "other"})
+    foreign = replace(random_state(model, 1), fingerprint="other")
     with pytest.raises(RequestError, match="belongs to another model"):
         pool.take(foreign)
     assert pool.take(random_state(model, 1)) == [0]

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import oracle
 import pytest
 import torch
 from checkpoint_files import save_pth
 from oracle import Shape
+from states import FIELDS
 
 from rwkv_engine import RWKV, RequestError, State
-from rwkv_engine.core.state import FIELDS
 from rwkv_engine.runtime.ragged import read_ragged
 
 LENGTHS = [3, 1, 7, 3, 40, 2]
@@ -53,6 +55,6 @@ def test_states_of_two_models_are_not_joined(engine):
     _, of_model = engine.forward(torch.tensor([[1]]), one)
     assert State.join([one, of_model]).fingerprint == of_model.fingerprint
     assert State.join([one, of_model]).batch == 2
-    other = State(**of_model._tensors(), fingerprint="other")
+    other = replace(of_model, fingerprint="other")
     with pytest.raises(RequestError, match="states of 2 models cannot be joined"):
         State.join([of_model, other])

@@ -5,7 +5,7 @@
 namespace rwkv::cpu {
 
 void squared_relu(const float* k, int64_t n, float* y, const Run& run) {
-  run(n, [=](int64_t begin, int64_t end) {
+  run(n, 8, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float positive = k[i] < 0 ? 0 : k[i];
       y[i] = positive * positive;
@@ -14,7 +14,7 @@ void squared_relu(const float* k, int64_t n, float* y, const Run& run) {
 }
 
 void gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out, const Run& run) {
-  run(n, [=](int64_t begin, int64_t end) {
+  run(n, 16, [=](int64_t begin, int64_t end) {
     if (x) {
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) out[i] = x[i] + sigmoid(r[i]) * y[i];

@@ -157,7 +157,7 @@ int64_t input_prepared_size(const Matrix& matrix) {
 void prepare_inputs(const Matrix& matrix, const float* x, int64_t B, void* prepared, const Run& run) {
   const int64_t size = input_prepared_size(matrix);
   if (!size) return;
-  run(B, [=, &matrix](int64_t begin, int64_t end) {
+  run(B, 8 * matrix.K, [=, &matrix](int64_t begin, int64_t end) {
     for_format(matrix.format, [&]<class Weight>(Weight) {
       for (int64_t b = begin; b < end; ++b)
         InputProduct<Weight>::prepare(matrix, x + b * matrix.K, static_cast<char*>(prepared) + b * size);

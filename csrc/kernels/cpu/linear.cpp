@@ -7,13 +7,13 @@
 
 namespace rwkv::cpu {
 
-int64_t Linear::scratch() const { return B * prepared_size(matrix); }
+int64_t Linear::scratch_bytes() const { return B * prepared_size(matrix); }
 
 void linear(const Linear& linear, void* scratch, const Run& run) {
   const Matrix& matrix = linear.matrix;
   const int64_t B = linear.B, N = matrix.N;
   prepare_rows(matrix, linear.x, B, scratch, run);
-  run(tile_blocks(N), [=, &linear, &matrix](int64_t begin, int64_t end) {
+  run(tile_blocks(N), B * matrix.K * kTileRows, [=, &linear, &matrix](int64_t begin, int64_t end) {
     std::vector<Lanes> sums(B);
     for (int64_t block = begin; block < end; ++block) {
       tile_product(matrix, block, scratch, B, sums.data());

@@ -12,7 +12,7 @@ struct Linear {
   Matrix matrix;
   float* y;  // (B, N)
 
-  int64_t scratch() const;  // bytes needed beside
+  int64_t scratch_bytes() const;  // for `scratch`, at a multiple of 64 bytes
 };
 
 void linear(const Linear& linear, void* scratch, const Run& run);

@@ -95,7 +95,7 @@ void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64
 
 }  // namespace
 
-int64_t LinearMany::scratch() const {
+int64_t LinearMany::scratch_bytes() const {
   return for_format(matrix.format, [&]<class Weight>(Weight) { return panels_of(M) * Panel<Weight>::size(matrix.K); });
 }
 
@@ -104,11 +104,11 @@ void linear_many(const LinearMany& linear, void* scratch, const Run& run) {
     const auto& [M, x, matrix, in_tiles, y] = linear;
     char* const panels = static_cast<char*>(scratch);
     const int64_t size = Panel<Weight>::size(matrix.K);
-    run(panels_of(M), [&](int64_t begin, int64_t end) {
+    run(panels_of(M), 8 * kRows * matrix.K, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         Panel<Weight>::pack(x + i * kRows * matrix.K, M - i * kRows, matrix, panels + i * size);
     });
-    run((tile_blocks(matrix.N) + kBlocks - 1) / kBlocks,
+    run((tile_blocks(matrix.N) + kBlocks - 1) / kBlocks, M * matrix.K * kBlocks * kTileRows,
         [&](int64_t begin, int64_t end) { multiply<Weight>(linear, panels, begin, end); });
   });
 }

@@ -16,7 +16,7 @@ struct LinearMany {
   bool in_tiles;  // or W^T row after row, (K, N)
   float* y;       // (M, N)
 
-  int64_t scratch() const;  // bytes needed beside, 64-byte aligned
+  int64_t scratch_bytes() const;  // for `scratch`, at a multiple of 64 bytes
 };
 
 void linear_many(const LinearMany& linear, void* scratch, const Run& run);

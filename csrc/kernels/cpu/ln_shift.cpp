@@ -8,7 +8,7 @@ namespace rwkv::cpu {
 
 void ln_shift(const LnShift& op, const Run& run) {
   const int64_t C = op.C, rows = op.B * op.T;
-  run(rows, [&op, C, rows](int64_t begin, int64_t end) {
+  run(rows, 16 * C, [&op, C, rows](int64_t begin, int64_t end) {
     std::vector<float> now(C), last(C);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / op.T, t = row % op.T;

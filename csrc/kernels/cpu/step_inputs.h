@@ -23,7 +23,7 @@ template <class Step, size_t n>
 void prepare_step(const Step& step, const std::array<StepInput, n>& inputs, float* now, const Run& run) {
   const int64_t B = step.B, C = step.C;
   const auto shift_of = [&step](int64_t b) { return step.shift + slot_of(step.slots, b) * step.shift_stride; };
-  run(B, [=, &step, &inputs](int64_t begin, int64_t end) {
+  run(B, 16 * C, [=, &step, &inputs](int64_t begin, int64_t end) {
     std::vector<float> mixed(C);
     for (int64_t b = begin; b < end; ++b) {
       layer_norm(step.x + b * C, C, step.norm, now + b * C);

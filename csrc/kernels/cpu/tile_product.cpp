@@ -133,7 +133,7 @@ void prepare(const Matrix& matrix, const float* x, int64_t b, int64_t B, void* p
 }
 
 void prepare_rows(const Matrix& matrix, const float* x, int64_t B, void* prepared, const Run& run) {
-  run(B, [=, &matrix](int64_t begin, int64_t end) {
+  run(B, 8 * matrix.K, [=, &matrix](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) prepare(matrix, x + b * matrix.K, b, B, prepared);
   });
 }

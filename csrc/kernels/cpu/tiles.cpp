@@ -21,7 +21,7 @@ RWKV_INLINE void transpose(const uint32_t* __restrict from, uint32_t* __restrict
 template <class Weight, class Move>
 void for_each_tile(int64_t N, int64_t K, const Run& run, const Move& move) {
   const int64_t tiles = tiles_per_block<Weight>(K), inputs = kTileInputs<Weight>;
-  run(tile_blocks(N), [=](int64_t begin, int64_t end) {
+  run(tile_blocks(N), 4 * kTileRows * K, [=](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block)
       for (int64_t j = 0; j < tiles; ++j)
         move((block * tiles + j) * kTileRows * inputs, block * kTileRows, j * inputs,

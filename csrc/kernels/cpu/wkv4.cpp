@@ -3,16 +3,15 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cpu/lanes.h"
 #include "kernels/wkv4_step.h"
-
-// A block's loops vectorise only where the compiler sees the lane count as a constant, hence inlining into each caller.
-#define RWKV_INLINE inline __attribute__((always_inline))
 
 namespace rwkv::cpu {
 namespace {
 
 // Channels are independent: a block of them is one unit of work, and its inner loops are the vector lanes.
-constexpr int kLanes = 16;
+constexpr int kLanes = kTileRows;
+constexpr int64_t kStepWork = 32;  // one channel and token, in multiply-adds of a matrix product
 
 int64_t block_count(int64_t C) { return (C + kLanes - 1) / kLanes; }
 
@@ -117,7 +116,7 @@ RWKV_INLINE void backward_block(Wkv4Size size, const Wkv4Inputs<Real>& in, const
 template <class Real>
 void wkv4(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4Outputs<Real> out, const Run& run) {
   const int64_t blocks = block_count(size.C);
-  run(size.B * blocks, [=](int64_t begin, int64_t end) {
+  run(size.B * blocks, kStepWork * kLanes * size.T, [=](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t b = unit / blocks, c = unit % blocks * kLanes;
       if (c + kLanes <= size.C) {
@@ -132,7 +131,7 @@ void wkv4(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4Outputs<Real> out, const Run& 
 template <class Real>
 void wkv4_backward(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4OutputGrads<Real> grad, Wkv4InputGrads<Real> out,
                    const Run& run) {
-  run(block_count(size.C), [=](int64_t begin, int64_t end) {
+  run(block_count(size.C), 2 * kStepWork * kLanes * size.B * size.T, [=](int64_t begin, int64_t end) {
     std::vector<BlockState<Real>> before(size.T);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t c = unit * kLanes;

@@ -26,7 +26,9 @@ __global__ void wkv4_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4ConstStates<
 
 }  // namespace
 
-int64_t wkv4_scratch(Wkv4Size size) { return size.T < kWkv4Chunk ? 0 : 6 * size.B * wkv4_chunks(size.T) * size.C; }
+int64_t wkv4_scratch_numbers(Wkv4Size size) {
+  return size.T < kWkv4Chunk ? 0 : 6 * size.B * wkv4_chunks(size.T) * size.C;
+}
 
 template <class Real>
 cudaError_t wkv4(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4Outputs<Real> out, Real* scratch, cudaStream_t stream) {

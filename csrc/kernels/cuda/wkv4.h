@@ -13,9 +13,9 @@ namespace rwkv::cuda {
 
 constexpr int kWkv4Chunk = 32;
 
-// `scratch` holds this many Reals, of any value.
-int64_t wkv4_scratch(Wkv4Size size);
-int64_t wkv4_backward_scratch(Wkv4Size size);
+// How many Reals `scratch` must hold.
+int64_t wkv4_scratch_numbers(Wkv4Size size);
+int64_t wkv4_backward_scratch_numbers(Wkv4Size size);
 
 // No output may overlap an input. B is at most 65535.
 template <class Real>

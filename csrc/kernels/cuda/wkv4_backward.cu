@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
 
 }  // namespace
 
-int64_t wkv4_backward_scratch(Wkv4Size size) { return 10 * size.B * wkv4_chunks(size.T) * size.C; }
+int64_t wkv4_backward_scratch_numbers(Wkv4Size size) { return 10 * size.B * wkv4_chunks(size.T) * size.C; }
 
 template <class Real>
 cudaError_t wkv4_backward(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4OutputGrads<Real> grad, Wkv4InputGrads<Real> out,

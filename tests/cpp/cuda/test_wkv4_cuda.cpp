@@ -20,7 +20,7 @@ namespace {
 constexpr double kPoison = NAN;
 constexpr int kChunk = cuda::kWkv4Chunk;
 
-void one_by_one(int64_t n, const cpu::Range& fn) { fn(0, n); }
+void one_by_one(int64_t n, int64_t, const cpu::Range& fn) { fn(0, n); }
 
 // decay, first, k, v, num, den, max and the gradients of y, num, den, max.
 template <class Real>
@@ -73,7 +73,7 @@ Result<Real> forward(const Problem<Real>& p, bool on_cuda = true) {
   Result<Real> r;
   for (int i = 0; i < 4; ++i) r[i].assign(p.sizes()[3 + i], Real(kPoison));
   const Wkv4Outputs<Real> out{r[0].data(), r[1].data(), r[2].data(), r[3].data()};
-  std::vector<Real> scratch(cuda::wkv4_scratch(p.size), Real(kPoison));
+  std::vector<Real> scratch(cuda::wkv4_scratch_numbers(p.size), Real(kPoison));
   if (on_cuda) {
     CHECK(cuda::wkv4(p.size, p.inputs(), out, scratch.data(), nullptr) == cudaSuccess);
   } else {
@@ -88,7 +88,7 @@ Gradients<Real> backward(const Problem<Real>& p, bool on_cuda = true) {
   for (int i = 0; i < 7; ++i) r[i].assign(p.sizes()[i], Real(kPoison));
   const Wkv4InputGrads<Real> out{r[0].data(), r[1].data(), r[2].data(), r[3].data(),
                                  r[4].data(), r[5].data(), r[6].data()};
-  std::vector<Real> scratch(cuda::wkv4_backward_scratch(p.size), Real(kPoison));
+  std::vector<Real> scratch(cuda::wkv4_backward_scratch_numbers(p.size), Real(kPoison));
   if (on_cuda) {
     CHECK(cuda::wkv4_backward(p.size, p.inputs(), p.grads(), out, scratch.data(), nullptr) == cudaSuccess);
   } else {

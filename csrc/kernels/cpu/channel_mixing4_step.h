@@ -5,12 +5,12 @@
 #pragma once
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/mixing_steps.h"
+#include "kernels/mixing4_steps.h"
 
 namespace rwkv::cpu {
 
-int64_t scratch(const ChannelMixingStep& step);  // bytes needed beside
+int64_t scratch_bytes(const ChannelMixing4Step& step);  // for `scratch`, at a multiple of 64 bytes
 
-void channel_mixing_step(const ChannelMixingStep& step, void* scratch, const Run& run);
+void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const Run& run);
 
 }  // namespace rwkv::cpu

@@ -1,4 +1,4 @@
-// What the launchers of time_mixing_step and channel_mixing_step take on every device: one token in each of B
+// What the launchers of time_mixing4_step and channel_mixing4_step take on every device: one token in each of B
 // sequences, C wide. Torch-free.
 //
 // Matrices are in tiles but where told. Rows of the state begin `shift_stride` and `wkv_stride` numbers apart; those in
@@ -12,7 +12,7 @@
 namespace rwkv {
 
 // A channels of the recurrence.
-struct TimeMixingStep {
+struct TimeMixing4Step {
   int64_t B, C, A;
   const float* x;  // (B, C)
   LayerNorm norm;
@@ -26,7 +26,7 @@ struct TimeMixingStep {
 };
 
 // F channels inside.
-struct ChannelMixingStep {
+struct ChannelMixing4Step {
   int64_t B, C, F;
   const float* x;  // (B, C)
   LayerNorm norm;

@@ -1,6 +1,6 @@
 // What the bindings of both mixing steps share: check, allocate, fill in what a kernel asks for.
 //
-// Device::launch(op, step, S, x) runs a TimeMixingStep or ChannelMixingStep over a state of S rows.
+// Device::launch(op, step, S, x) runs a TimeMixing4Step or ChannelMixing4Step over a state of S rows.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "bindings/weights.h"
-#include "kernels/mixing_steps.h"
+#include "kernels/mixing4_steps.h"
 
 namespace rwkv {
 
@@ -27,12 +27,12 @@ std::array<const Tensor*, n> scales_argument(const char* op, at::TensorList scal
 }
 
 template <class Device>
-Tensor time_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
-                        const Tensor& mix_k, const Tensor& mix_v, const Tensor& mix_r, const Tensor& decay,
-                        const Tensor& first, const Tensor& key, const Tensor& value, const Tensor& receptance,
-                        const Tensor& output, const Tensor& shift, const Tensor& num, const Tensor& den,
-                        const Tensor& max, const Slots& slots, at::TensorList scales) {
-  static constexpr char op[] = "rwkv_engine::time_mixing_step";
+Tensor time_mixing4_step(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
+                         const Tensor& mix_k, const Tensor& mix_v, const Tensor& mix_r, const Tensor& decay,
+                         const Tensor& first, const Tensor& key, const Tensor& value, const Tensor& receptance,
+                         const Tensor& output, const Tensor& shift, const Tensor& num, const Tensor& den,
+                         const Tensor& max, const Slots& slots, at::TensorList scales) {
+  static constexpr char op[] = "rwkv_engine::time_mixing4_step";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
   TORCH_CHECK(decay.dim() == 1, op, ": decay: expected shape (A,), got ", decay.sizes());
   const at::Device device = x.device();
@@ -56,37 +56,39 @@ Tensor time_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& 
               ": num, den, max: expected rows equally far apart");
   const int64_t* const rows_of_state = slots_argument(op, slots, x);
   Tensor y = at::empty({B, C}, rows.options());
-  const TimeMixingStep step{B,
-                            C,
-                            A,
-                            rows.const_data_ptr<float>(),
-                            {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
-                            mk.const_data_ptr<float>(),
-                            mv.const_data_ptr<float>(),
-                            mr.const_data_ptr<float>(),
-                            w.const_data_ptr<float>(),
-                            u.const_data_ptr<float>(),
-                            Wk,
-                            Wv,
-                            Wr,
-                            Wo,
-                            state_argument(op, "shift", shift, S, C, device),
-                            state_argument(op, "num", num, S, A, device),
-                            state_argument(op, "den", den, S, A, device),
-                            state_argument(op, "max", max, S, A, device),
-                            shift.stride(0),
-                            num.stride(0),
-                            rows_of_state,
-                            y.data_ptr<float>()};
+  const TimeMixing4Step step{
+      .B = B,
+      .C = C,
+      .A = A,
+      .x = rows.const_data_ptr<float>(),
+      .norm = {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
+      .mix_k = mk.const_data_ptr<float>(),
+      .mix_v = mv.const_data_ptr<float>(),
+      .mix_r = mr.const_data_ptr<float>(),
+      .decay = w.const_data_ptr<float>(),
+      .first = u.const_data_ptr<float>(),
+      .key = Wk,
+      .value = Wv,
+      .receptance = Wr,
+      .output = Wo,
+      .shift = state_argument(op, "shift", shift, S, C, device),
+      .num = state_argument(op, "num", num, S, A, device),
+      .den = state_argument(op, "den", den, S, A, device),
+      .max = state_argument(op, "max", max, S, A, device),
+      .shift_stride = shift.stride(0),
+      .wkv_stride = num.stride(0),
+      .slots = rows_of_state,
+      .y = y.data_ptr<float>(),
+  };
   Device::launch(op, step, S, rows);
   return y;
 }
 
 template <class Device>
-Tensor channel_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
-                           const Tensor& mix_k, const Tensor& mix_r, const Tensor& key, const Tensor& receptance,
-                           const Tensor& value, const Tensor& shift, const Slots& slots, at::TensorList scales) {
-  static constexpr char op[] = "rwkv_engine::channel_mixing_step";
+Tensor channel_mixing4_step(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
+                            const Tensor& mix_k, const Tensor& mix_r, const Tensor& key, const Tensor& receptance,
+                            const Tensor& value, const Tensor& shift, const Slots& slots, at::TensorList scales) {
+  static constexpr char op[] = "rwkv_engine::channel_mixing4_step";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
   TORCH_CHECK(value.dim() == 2, op, ": value: expected shape (F, C), got ", value.sizes());
   const at::Device device = x.device();
@@ -105,20 +107,22 @@ Tensor channel_mixing_step(const Tensor& x, const Tensor& ln_weight, const Tenso
                Wv = rows_argument(op, "value", value, C, F, scales_of[2], device);
   const int64_t* const rows_of_state = slots_argument(op, slots, x);
   Tensor y = at::empty({B, C}, rows.options());
-  const ChannelMixingStep step{B,
-                               C,
-                               F,
-                               rows.const_data_ptr<float>(),
-                               {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
-                               mk.const_data_ptr<float>(),
-                               mr.const_data_ptr<float>(),
-                               Wk,
-                               Wr,
-                               Wv,
-                               state_argument(op, "shift", shift, S, C, device),
-                               shift.stride(0),
-                               rows_of_state,
-                               y.data_ptr<float>()};
+  const ChannelMixing4Step step{
+      .B = B,
+      .C = C,
+      .F = F,
+      .x = rows.const_data_ptr<float>(),
+      .norm = {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
+      .mix_k = mk.const_data_ptr<float>(),
+      .mix_r = mr.const_data_ptr<float>(),
+      .key = Wk,
+      .receptance = Wr,
+      .value = Wv,
+      .shift = state_argument(op, "shift", shift, S, C, device),
+      .shift_stride = shift.stride(0),
+      .slots = rows_of_state,
+      .y = y.data_ptr<float>(),
+  };
   Device::launch(op, step, S, rows);
   return y;
 }

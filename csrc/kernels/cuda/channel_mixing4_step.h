@@ -3,13 +3,13 @@
 
 #include <cuda_runtime_api.h>
 
-#include "kernels/mixing_steps.h"
+#include "kernels/mixing4_steps.h"
 
 namespace rwkv::cuda {
 
-int64_t scratch(const ChannelMixingStep& step);  // numbers needed beside, at a multiple of 16 bytes
+int64_t scratch_bytes(const ChannelMixing4Step& step);  // for `scratch`, at a multiple of 16 bytes
 
 // The matrices are of one format; tiles begin at multiples of 16 bytes.
-cudaError_t channel_mixing_step(const ChannelMixingStep& step, float* scratch, cudaStream_t stream);
+cudaError_t channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, cudaStream_t stream);
 
 }  // namespace rwkv::cuda

@@ -1,27 +1,27 @@
 // Both mixing steps on emulated devices: against their definitions in double precision, and bit for bit against
 // themselves.
-#include "kernels/cuda/channel_mixing_step.h"
+#include "kernels/cuda/channel_mixing4_step.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/time_mixing_step.h"
+#include "kernels/cuda/time_mixing4_step.h"
 #include "mixing_reference.h"
 
 using namespace reference;
 
 namespace {
 
-cudaError_t launch(const TimeMixingStep& step, float* scratch) {
-  return cuda::time_mixing_step(step, scratch, nullptr);
+cudaError_t launch(const TimeMixing4Step& step, void* scratch) {
+  return cuda::time_mixing4_step(step, scratch, nullptr);
 }
 
-cudaError_t launch(const ChannelMixingStep& step, float* scratch) {
-  return cuda::channel_mixing_step(step, scratch, nullptr);
+cudaError_t launch(const ChannelMixing4Step& step, void* scratch) {
+  return cuda::channel_mixing4_step(step, scratch, nullptr);
 }
 
 template <class Arguments>
 auto run(const Arguments& arguments, const Slots& slots) {
   auto outcome = arguments.before(slots);
   const auto step = arguments.step(slots, outcome);
-  Floats scratch(cuda::scratch(step), NAN);
+  Floats scratch(cuda::scratch_bytes(step) / sizeof(float), NAN);
   CHECK(launch(step, scratch.data()) == cudaSuccess);
   return outcome;
 }

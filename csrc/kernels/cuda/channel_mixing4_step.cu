@@ -1,7 +1,7 @@
 // Two kernels. The first makes relu(k)^2, with a bit for each input that is not zero, and sigmoid(r); the second reads
 // of the value matrix the rows whose bits are set. Every block of the first reads the old shift row, so the new one
 // goes to scratch and replaces it in the second.
-#include "kernels/cuda/channel_mixing_step.h"
+#include "kernels/cuda/channel_mixing4_step.h"
 
 #include <algorithm>
 
@@ -46,7 +46,7 @@ constexpr int kInnerThreads = kBlocks * kSlices * kWarp;
 // 32 outputs of the key or, in blocks behind those, of the receptance.
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kInnerThreads, kResident<batch, kInnerThreads>)
-    inner_kernel(ChannelMixingStep step, Scratch scratch) {
+    inner_kernel(ChannelMixing4Step step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kSlices>;
   constexpr int kSparse = kSparseRows<Weight, batch>;
   alignas(16) __shared__ float staged[batch * Product::kChunk];
@@ -121,7 +121,7 @@ constexpr int kSparseThreads = sizeof(Weight) == 1 ? 512 : 256;
 // of the new shift row. A worker, `columns` outputs a lane, takes the words of 32 inputs in turn with the others: who
 // adds an input does not depend on which are active, so neither do the bits of a row on its neighbours in the batch.
 template <class Weight, int batch, int columns>
-__global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(ChannelMixingStep step, Scratch scratch) {
+__global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(ChannelMixing4Step step, Scratch scratch) {
   constexpr int kSums = batch * columns, kThreads = kSparseThreads<Weight>, kWorkers = kThreads / kRowLanes,
                 kWarps = kThreads / kWarp, kAhead = batch > 4 || kSums > 32 ? 2 : 4;
   using Words = std::conditional_t<columns == 1, Weight, uint4>;  // bytes would be taken apart and put together again
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(Chann
 }
 
 template <class Weight, int batch, int columns>
-cudaError_t launch_sparse(const ChannelMixingStep& step, const Scratch& scratch, cudaStream_t stream) {
+cudaError_t launch_sparse(const ChannelMixing4Step& step, const Scratch& scratch, cudaStream_t stream) {
   return launch(&sparse_kernel<Weight, batch, columns>,
                 grid_of(pieces(step.C, kRowLanes * columns), pieces(step.B, batch)), kSparseThreads<Weight>, 0, stream,
                 step, scratch);
@@ -191,17 +191,19 @@ cudaError_t launch_sparse(const ChannelMixingStep& step, const Scratch& scratch,
 
 }  // namespace
 
-int64_t scratch(const ChannelMixingStep& step) {
+int64_t scratch_bytes(const ChannelMixing4Step& step) {
   const int64_t rows = padded_rows(step.B);
-  return rows * step.F + 2 * step.B * step.C + rows * pieces(step.F, kWordBits);
+  const int64_t numbers = rows * step.F + 2 * step.B * step.C + rows * pieces(step.F, kWordBits);
+  return numbers * static_cast<int64_t>(sizeof(float));
 }
 
-cudaError_t channel_mixing_step(const ChannelMixingStep& step, float* scratch, cudaStream_t stream) {
+cudaError_t channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, cudaStream_t stream) {
+  float* const squared = static_cast<float*>(scratch);
   return for_format(step.key.format, [&]<class Weight>(Weight) {
     return for_batch(step.B, [&](auto batch) {
-      float* const gate = scratch + padded_rows(step.B) * step.F;
+      float* const gate = squared + padded_rows(step.B) * step.F;
       float* const now = gate + step.B * step.C;
-      const Scratch parts{scratch, gate, now, reinterpret_cast<uint32_t*>(now + step.B * step.C)};
+      const Scratch parts{squared, gate, now, reinterpret_cast<uint32_t*>(now + step.B * step.C)};
       const int64_t words = pieces(step.F, kWordBits) + pieces(step.C, kWordBits);
       const cudaError_t status = launch(&inner_kernel<Weight, batch()>, grid_of(words, pieces(step.B, batch())),
                                         kInnerThreads, 0, stream, step, parts);

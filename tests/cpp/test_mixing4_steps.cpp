@@ -1,9 +1,9 @@
 // Tiles, products with them and both mixing steps against their definitions in double precision, at odd sizes and on
 // any number of threads.
-#include "kernels/cpu/channel_mixing_step.h"
+#include "kernels/cpu/channel_mixing4_step.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/tiles.h"
-#include "kernels/cpu/time_mixing_step.h"
+#include "kernels/cpu/time_mixing4_step.h"
 #include "kernels/math.h"
 #include "mixing_reference.h"
 #include "threads.h"
@@ -32,7 +32,7 @@ void test_linear(int64_t N, int64_t K, int64_t B) {
   Floats y(B * N);
   const cpu::Linear linear{B, x.data(), matrix.in_tiles(), y.data()};
   check_same_bits([&](const cpu::Run& run) {
-    std::vector<char> scratch(linear.scratch(), -1);
+    std::vector<char> scratch(linear.scratch_bytes(), -1);
     cpu::linear(linear, scratch.data(), run);
     return bytes_of(y);
   });
@@ -49,7 +49,7 @@ void test_step(Arguments arguments, void (*kernel)(const Step&, void*, const cpu
   check_same_bits([&](const cpu::Run& run) {
     outcome = arguments.before(slots);
     const Step step = arguments.step(slots, outcome);
-    std::vector<char> scratch(cpu::scratch(step), -1);  // NaN
+    std::vector<char> scratch(cpu::scratch_bytes(step), -1);  // NaN
     kernel(step, scratch.data(), run);
     if constexpr (requires { outcome.num; })
       return bytes_of(outcome.shift, outcome.num, outcome.den, outcome.max, outcome.y);
@@ -66,8 +66,8 @@ void test_all() {
       test_tiles<Weight>(n, k);
       test_linear<Weight>(n, k, B);
       for (const bool apart : {false, true}) {
-        test_step(TimeMixing<Weight>(B, n, k), &cpu::time_mixing_step, {B, apart});
-        test_step(ChannelMixing<Weight>(B, n, k), &cpu::channel_mixing_step, {B, apart});
+        test_step(TimeMixing<Weight>(B, n, k), &cpu::time_mixing4_step, {B, apart});
+        test_step(ChannelMixing<Weight>(B, n, k), &cpu::channel_mixing4_step, {B, apart});
       }
     }
 }

@@ -1,4 +1,4 @@
-#include "kernels/cpu/channel_mixing_step.h"
+#include "kernels/cpu/channel_mixing4_step.h"
 
 #include <algorithm>
 #include <tuple>
@@ -20,7 +20,7 @@ struct Pieces {
   char *in_k, *in_r, *in_value;  // prepared
   int64_t size;
 
-  Pieces(const ChannelMixingStep& step, void* allocation) {
+  Pieces(const ChannelMixing4Step& step, void* allocation) {
     Scratch scratch(allocation);
     now = scratch.take<float>(step.B * step.C), squared = scratch.take<float>(step.B * step.F);
     gate = scratch.take<float>(step.B * step.C);
@@ -33,16 +33,16 @@ struct Pieces {
 
 }  // namespace
 
-int64_t scratch(const ChannelMixingStep& step) { return Pieces(step, nullptr).size; }
+int64_t scratch_bytes(const ChannelMixing4Step& step) { return Pieces(step, nullptr).size; }
 
-void channel_mixing_step(const ChannelMixingStep& step, void* scratch, const Run& run) {
+void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const Run& run) {
   const auto [B, C, F] = std::tuple{step.B, step.C, step.F};
   const Pieces at(step, scratch);
   const std::array<StepInput, 2> inputs{{{step.mix_k, step.key, at.in_k}, {step.mix_r, step.receptance, at.in_r}}};
   prepare_step(step, inputs, at.now, run);
 
   const int64_t key_blocks = tile_blocks(F);
-  run(key_blocks + tile_blocks(C), [=, &step](int64_t begin, int64_t end) {
+  run(key_blocks + tile_blocks(C), B * C * kTileRows, [=, &step](int64_t begin, int64_t end) {
     std::vector<Lanes> sums(B);
     for (int64_t unit = begin; unit < end; ++unit) {
       const bool is_key = unit < key_blocks;
@@ -58,7 +58,7 @@ void channel_mixing_step(const ChannelMixingStep& step, void* scratch, const Run
   });
 
   prepare_inputs(step.value, at.squared, B, at.in_value, run);
-  run((C + kPiece - 1) / kPiece, [=, &step](int64_t begin, int64_t end) {
+  run((C + kPiece - 1) / kPiece, B * F * kPiece, [=, &step](int64_t begin, int64_t end) {
     const int64_t from = begin * kPiece, columns = std::min(C, end * kPiece) - from;
     const std::vector<int64_t> active = active_inputs(at.squared, B, F);
     std::vector<float> sums(B * columns);

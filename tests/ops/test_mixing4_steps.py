@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import wraps
 
 import pytest
 import torch
 from torch import Tensor
 
-from rwkv_engine.ops import channel_mixing_step, time_mixing_step
-from rwkv_engine.ops.channel_mixing_step import channel_mixing_step_reference
+from rwkv_engine.ops import ChannelMixing4Step, TimeMixing4Step, channel_mixing4_step, time_mixing4_step
+from rwkv_engine.ops.channel_mixing4_step import channel_mixing4_step_reference
 from rwkv_engine.ops.tiles import tile_reference, tiled_shape
-from rwkv_engine.ops.time_mixing_step import time_mixing_step_reference
+from rwkv_engine.ops.time_mixing4_step import time_mixing4_step_reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(8, 8, 8), (16, 32, 64), (40, 56, 100), (33, 17, 65), (2056, 8, 24), (224, 224, 768)]  # C, A, F
@@ -73,9 +74,23 @@ def channel_half(size, batch, dtype, seed=0) -> Half:
     return Half([*vectors, *matrices, normal(f, c, scale=f**-0.5).to(dtype)], [normal(batch, c)])
 
 
+def positional(function, arguments):
+    """A step as the operator itself is called: its arguments one after another."""
+
+    @wraps(function)
+    def called(*values):
+        return function(arguments(*values))
+
+    return called
+
+
+time_step = positional(time_mixing4_step, TimeMixing4Step)
+time_reference = positional(time_mixing4_step_reference, TimeMixing4Step)
+channel_step = positional(channel_mixing4_step, ChannelMixing4Step)
+channel_reference = positional(channel_mixing4_step_reference, ChannelMixing4Step)
 KINDS = {
-    "time": (time_half, time_mixing_step, time_mixing_step_reference),
-    "channel": (channel_half, channel_mixing_step, channel_mixing_step_reference),
+    "time": (time_half, time_step, time_reference),
+    "channel": (channel_half, channel_step, channel_reference),
 }
 
 
@@ -112,7 +127,7 @@ def exactly(reference):
 
         widened = [widen(t) for t in arguments]
         y = reference(*widened, slots, [t.double() for t in scales])
-        n = 4 if reference is time_mixing_step_reference else 1
+        n = 4 if reference is time_reference else 1
         for old, new in zip(arguments[-n:], widened[-n:], strict=True):
             old.data = new
         return y
@@ -137,12 +152,12 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(kind, dtype):
 def test_states_may_lie_apart():
     """As layers of a pool do."""
     half = time_half((40, 56, 100), 3, torch.float32)
-    y, state = half.run(time_mixing_step)
+    y, state = half.run(time_step)
     pools = [torch.randn(3, 7, t.shape[1]) for t in half.state]
     for pool, t in zip(pools, half.state, strict=True):
         pool[:, 2] = t
     before = [pool.clone() for pool in pools]
-    assert torch.equal(time_mixing_step(*half.arguments, *(pool[:, 2] for pool in pools)), y)
+    assert torch.equal(time_step(*half.arguments, *(pool[:, 2] for pool in pools)), y)
     for pool, old, new in zip(pools, before, state, strict=True):
         assert torch.equal(pool[:, 2], new)
         assert torch.equal(pool[:, [0, 1, 3, 4, 5, 6]], old[:, [0, 1, 3, 4, 5, 6]]), "and no other layer is touched"
@@ -207,7 +222,7 @@ def test_slots_that_do_not_fit_are_refused_before_anything_is_written(kind, slot
 def test_a_square_beyond_float16_is_exact():
     half = channel_half((64, 64, 256), 4, torch.float16)
     half.arguments[1] = half.arguments[1] * 300  # the LayerNorm's weight, so k reaches hundreds, its square 100,000s
-    theirs, ours = half.run(channel_mixing_step_reference)[0], half.run(channel_mixing_step)[0]
+    theirs, ours = half.run(channel_reference)[0], half.run(channel_step)[0]
     assert theirs.abs().max() > 65504
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
@@ -215,7 +230,7 @@ def test_a_square_beyond_float16_is_exact():
 def test_nan_is_not_hidden_by_the_relu():
     half = channel_half((40, 56, 100), 2, torch.float32)
     half.arguments[0][1, 3] = torch.nan
-    y, _ = half.run(channel_mixing_step)
+    y, _ = half.run(channel_step)
     assert torch.isfinite(y[0]).all()
     assert y[1].isnan().all()
 

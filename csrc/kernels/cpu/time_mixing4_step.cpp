@@ -1,4 +1,4 @@
-#include "kernels/cpu/time_mixing_step.h"
+#include "kernels/cpu/time_mixing4_step.h"
 
 #include <algorithm>
 #include <tuple>
@@ -16,7 +16,7 @@ struct Pieces {
   char *in_k, *in_v, *in_r, *out;  // prepared
   int64_t size;
 
-  Pieces(const TimeMixingStep& step, void* allocation) {
+  Pieces(const TimeMixing4Step& step, void* allocation) {
     Scratch scratch(allocation);
     now = scratch.take<float>(step.B * step.C), gated = scratch.take<float>(step.B * step.A);
     in_k = scratch.take<char>(step.B * prepared_size(step.key));
@@ -28,7 +28,7 @@ struct Pieces {
 };
 
 // sigmoid(r) * wkv for 16 channels from a of one sequence, whose state is updated; k, v, r are their lanes.
-RWKV_INLINE void gate_channels(const TimeMixingStep& step, int64_t b, int64_t a, int lanes, const float* k,
+RWKV_INLINE void gate_channels(const TimeMixing4Step& step, int64_t b, int64_t a, int lanes, const float* k,
                                const float* v, const float* r, float* __restrict gated) {
   const float *decay = step.decay + a, *first = step.first + a;
   const int64_t row = slot_of(step.slots, b) * step.wkv_stride + a;
@@ -44,16 +44,16 @@ RWKV_INLINE void gate_channels(const TimeMixingStep& step, int64_t b, int64_t a,
 
 }  // namespace
 
-int64_t scratch(const TimeMixingStep& step) { return Pieces(step, nullptr).size; }
+int64_t scratch_bytes(const TimeMixing4Step& step) { return Pieces(step, nullptr).size; }
 
-void time_mixing_step(const TimeMixingStep& step, void* scratch, const Run& run) {
+void time_mixing4_step(const TimeMixing4Step& step, void* scratch, const Run& run) {
   const auto [B, C, A] = std::tuple{step.B, step.C, step.A};
   const Pieces at(step, scratch);
   const std::array<StepInput, 3> inputs{
       {{step.mix_k, step.key, at.in_k}, {step.mix_v, step.value, at.in_v}, {step.mix_r, step.receptance, at.in_r}}};
   prepare_step(step, inputs, at.now, run);
 
-  run(tile_blocks(A), [=, &step](int64_t begin, int64_t end) {
+  run(tile_blocks(A), 3 * B * C * kTileRows, [=, &step](int64_t begin, int64_t end) {
     std::vector<Lanes> k(B), v(B), r(B);
     for (int64_t block = begin; block < end; ++block) {
       tile_product(step.key, block, at.in_k, B, k.data());
@@ -70,7 +70,7 @@ void time_mixing_step(const TimeMixingStep& step, void* scratch, const Run& run)
   });
 
   prepare_rows(step.output, at.gated, B, at.out, run);
-  run(tile_blocks(C), [=, &step](int64_t begin, int64_t end) {
+  run(tile_blocks(C), B * A * kTileRows, [=, &step](int64_t begin, int64_t end) {
     std::vector<Lanes> out(B);
     for (int64_t block = begin; block < end; ++block) {
       tile_product(step.output, block, at.out, B, out.data());

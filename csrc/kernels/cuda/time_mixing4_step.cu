@@ -1,7 +1,7 @@
 // Two kernels. The first makes k, v and r of 16 channels in one block, so that the recurrence and the gate happen in
 // registers; the second is the output product. Every block of the first reads the old shift row, so the new one goes to
 // scratch and replaces it in the second. The recurrence's state belongs to one thread and is replaced at once.
-#include "kernels/cuda/time_mixing_step.h"
+#include "kernels/cuda/time_mixing4_step.h"
 
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
@@ -24,7 +24,7 @@ constexpr int kGatedThreads = kMatrices * kMatrixSlices * kWarp;
 // gated = sigmoid(r) wkv(k, v) of 16 channels, whose state is replaced; warps 0 to 3 make k, the next v, the last r.
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kGatedThreads, kResident<batch, kGatedThreads>)
-    gated_kernel(TimeMixingStep step, Scratch scratch) {
+    gated_kernel(TimeMixing4Step step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kMatrixSlices>;
   alignas(16) __shared__ float staged[kMatrices][batch * Product::kChunk];
   __shared__ float parts[kMatrices][kMatrixSlices * Product::kSums];
@@ -85,7 +85,7 @@ constexpr int kOutputThreads = kOutputSlices * kWarp;
 // y = x + Wo gated of 16 outputs, and their part of the new shift row.
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kOutputThreads, kResident<batch, kOutputThreads>)
-    output_kernel(TimeMixingStep step, Scratch scratch) {
+    output_kernel(TimeMixing4Step step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kOutputSlices>;
   alignas(16) __shared__ float staged[batch * Product::kChunk];
   __shared__ float parts[kOutputSlices * Product::kSums];
@@ -111,13 +111,16 @@ __global__ void __launch_bounds__(kOutputThreads, kResident<batch, kOutputThread
 
 }  // namespace
 
-int64_t scratch(const TimeMixingStep& step) { return step.B * (step.C + step.A); }
+int64_t scratch_bytes(const TimeMixing4Step& step) {
+  return step.B * (step.C + step.A) * static_cast<int64_t>(sizeof(float));
+}
 
-cudaError_t time_mixing_step(const TimeMixingStep& step, float* scratch, cudaStream_t stream) {
+cudaError_t time_mixing4_step(const TimeMixing4Step& step, void* scratch, cudaStream_t stream) {
+  float* const now = static_cast<float*>(scratch);
   return for_format(step.key.format, [&]<class Weight>(Weight) {
     return for_batch(step.B, [&](auto batch) {
       const int64_t groups = pieces(step.B, batch());
-      const Scratch parts{scratch, scratch + step.B * step.C};
+      const Scratch parts{now, now + step.B * step.C};
       const cudaError_t status = launch(&gated_kernel<Weight, batch()>, grid_of(tile_blocks(step.A), groups),
                                         kGatedThreads, 0, stream, step, parts);
       if (status != cudaSuccess) return status;

@@ -1,0 +1,159 @@
+"""RWKV-4: its sizes, its tensors and its state (Peng et al. 2023, arXiv:2305.13048)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from typing_extensions import Self
+
+from rwkv_engine.core.config import ModelConfig, Role, StateField, TensorSpec
+from rwkv_engine.errors import CheckpointError
+
+# The first token's own weight is e^(u+k) against e^max: with -1e30 the empty past counts for exactly nothing.
+EMPTY_MAX = -1e30
+TENSORS_PER_LAYER = 18  # the first layer has two more
+# The tensors that tell all sizes but the number of layers.
+_TELLING = ("emb.weight", "blocks.0.att.key.weight", "blocks.0.ffn.key.weight")
+
+
+@dataclass(frozen=True)
+class Rwkv4Config(ModelConfig, default=True):
+    """Sizes of an RWKV-4.
+
+    Attributes:
+        n_layer: number of blocks, L.
+        n_embd: width of the residual stream, C.
+        n_att: width of time mixing's k, v, r and of the wkv state, A; usually C.
+        n_ffn: width of channel mixing's key, F; usually but not always 4 C.
+        n_vocab: rows of the embedding and of the head, V.
+        layer_norm_eps: epsilon of every LayerNorm but the last, which always uses 1e-5.
+    """
+
+    version: ClassVar[int] = 4
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("emb.weight", "embeddings.weight"),
+        (".ln0.", ".pre_ln."),
+        (".att.", ".attention."),
+        (".ffn.", ".feed_forward."),
+        (".time_mix_k", ".time_mix_key"),
+        (".time_mix_v", ".time_mix_value"),
+        (".time_mix_r", ".time_mix_receptance"),
+    )
+
+    n_layer: int
+    n_embd: int
+    n_att: int
+    n_ffn: int
+    n_vocab: int
+    layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def matches(cls, names: Collection[str]) -> bool:
+        """Time mixing's `time_first` is in every RWKV-4, and in no version since 6."""
+        return "blocks.0.att.time_first" in names
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Self:
+        """The sizes of a checkpoint, see `ModelConfig.of`."""
+        blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
+        for name in _TELLING:
+            if len(shapes.get(name, ())) != 2:
+                got = f"shape {shapes[name]}" if name in shapes else f"{len(shapes)} other tensors"
+                raise CheckpointError(f"not an RWKV-4 checkpoint: expected a matrix {name}, got {got}")
+        if len(blocks) * TENSORS_PER_LAYER > len(shapes):  # listing all that is missing could take gigabytes
+            raise CheckpointError(
+                f"tensors are missing: {len(shapes)} are too few for {len(blocks)} layers; download or export it again"
+            )
+        (n_vocab, n_embd), (n_att, _), (n_ffn, _) = (shapes[name] for name in _TELLING)
+        eps = settings.get("layer_norm_epsilon", 1e-5)
+        if not isinstance(eps, float) or not 0 < eps < 1:
+            raise CheckpointError(
+                f"its config's layer_norm_epsilon: got {eps!r:.100}, expected a small positive number"
+            )
+        return cls(len(blocks), n_embd, n_att, n_ffn, n_vocab, eps)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Every tensor of a checkpoint by its original name."""
+        c, a, f = self.n_embd, self.n_att, self.n_ffn
+        found = {"emb.weight": TensorSpec((self.n_vocab, c), Role.EMBEDDING, 0)}
+        for layer in range(self.n_layer):
+
+            def vector(width: int, layer: int = layer) -> TensorSpec:
+                return TensorSpec((width,), Role.VECTOR, layer)
+
+            def time_mix(layer: int = layer) -> TensorSpec:
+                return TensorSpec((c,), Role.VECTOR, layer, file_shape=(1, 1, c))
+
+            def matrix(outputs: int, inputs: int, role: Role = Role.MATRIX, layer: int = layer) -> TensorSpec:
+                return TensorSpec((outputs, inputs), role, layer)
+
+            block = {
+                **{f"{norm}.{kind}": vector(c) for norm in ("ln1", "ln2") for kind in ("weight", "bias")},
+                **{f"att.{name}": vector(a) for name in ("time_decay", "time_first")},
+                **{f"att.time_mix_{name}": time_mix() for name in "kvr"},
+                **{f"att.{name}.weight": matrix(a, c) for name in ("key", "value", "receptance")},
+                "att.output.weight": matrix(c, a),
+                **{f"ffn.time_mix_{name}": time_mix() for name in "kr"},
+                "ffn.key.weight": matrix(f, c),
+                "ffn.receptance.weight": matrix(c, c),
+                "ffn.value.weight": matrix(c, f, Role.SPARSE_MATRIX),  # of a squared relu
+            }
+            if layer == 0:
+                block |= {"ln0.weight": vector(c), "ln0.bias": vector(c)}
+            found |= {f"blocks.{layer}.{name}": spec for name, spec in block.items()}
+        norm = TensorSpec((c,), Role.VECTOR, self.n_layer)
+        head = TensorSpec((self.n_vocab, c), Role.MATRIX, self.n_layer)
+        return found | {"ln_out.weight": norm, "ln_out.bias": norm, "head.weight": head}
+
+    def state_fields(self) -> tuple[StateField, ...]:
+        """The normalised inputs of time and channel mixing at the last token, and the recurrence, see `ops.wkv4`."""
+        c, a = (self.n_embd,), (self.n_att,)
+        return (
+            StateField("att_shift", c),
+            StateField("ffn_shift", c),
+            StateField("wkv_num", a),
+            StateField("wkv_den", a),
+            StateField("wkv_max", a, EMPTY_MAX),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The same sizes under the names of transformers' RwkvConfig."""
+        return {
+            "model_type": "rwkv",
+            "vocab_size": self.n_vocab,
+            "hidden_size": self.n_embd,
+            "num_hidden_layers": self.n_layer,
+            "attention_hidden_size": self.n_att,
+            "intermediate_size": self.n_ffn,
+            "layer_norm_epsilon": self.layer_norm_eps,
+        }
+
+    def identity(self) -> str:
+        """As the first release wrote it, whatever has been renamed since."""
+        return (
+            f"ModelConfig(n_layer={self.n_layer}, n_embd={self.n_embd}, n_att={self.n_att}, n_ffn={self.n_ffn},"
+            f" n_vocab={self.n_vocab}, version=4, layer_norm_eps={self.layer_norm_eps!r})"
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """Every size by its name, for reports."""
+        return {name: size for name, size in asdict(self).items() if isinstance(size, int)}
+
+    @property
+    def widths(self) -> str:
+        """The widths of a layer in words, for reports."""
+        return f"{self.n_embd} (time mixing {self.n_att}, channel mixing {self.n_ffn})"
+
+    @classmethod
+    def to_hugging_face(cls, name: str) -> str:
+        """`blocks.0.att.time_mix_k` -> `rwkv.blocks.0.attention.time_mix_key`."""
+        name = super().to_hugging_face(name)
+        return name if name.startswith("head.") else f"rwkv.{name}"
+
+    @classmethod
+    def to_original(cls, name: str) -> str:
+        """The inverse of `to_hugging_face`; the `rwkv.` prefix may be missing. Original names come back unchanged."""
+        return super().to_original(name).removeprefix("rwkv.")

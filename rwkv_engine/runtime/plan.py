@@ -1,0 +1,52 @@
+"""The plan of every tensor of a model: where it goes, in which format and form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rwkv_engine.core.config import ModelConfig, TensorSpec
+from rwkv_engine.core.placement import Placement
+from rwkv_engine.core.weight_format import WeightFormat
+from rwkv_engine.models.arrange import arranged_shape, form_of
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What one tensor becomes.
+
+    Attributes:
+        spec: the tensor in the checkpoint.
+        weights: its format.
+        form: its form where kernels read it, see `models.arrange`.
+        device: a name torch knows.
+    """
+
+    spec: TensorSpec
+    weights: WeightFormat
+    form: str
+    device: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor in its form."""
+        return arranged_shape(self.form, self.spec.shape, self.weights)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes with scales, without the padding of a matrix to whole tiles."""
+        return self.weights.nbytes(self.spec.shape)
+
+
+def plan_tensors(config: ModelConfig, placements: Sequence[Placement]) -> dict[str, TensorPlan]:
+    """The plan of every tensor by its original name, in the order of `ModelConfig.tensors`.
+
+    Args:
+        config: of the model.
+        placements: one for each layer and a last one for the head, as `Strategy.place` returns them.
+    """
+    plans = {}
+    for name, spec in config.tensors().items():
+        placement = placements[spec.layer]
+        plans[name] = TensorPlan(spec, placement.format_of(spec.role), form_of(spec.role), placement.device)
+    return plans
