@@ -1,9 +1,9 @@
-"""Do two runs of `rwkv-engine bench` agree? What the rounds of one spread over must overlap with those of the other.
+"""Do two runs of `rwkv-engine bench` agree? The ranges of their rounds must overlap.
 
     python -m bench.agree first.json second.json
 
-First tokens per second, then, where other programs were beside, how many times as fast we were: that is what is left
-when the machine itself is faster or slower in the second run. Exit code 1 if one does not.
+First it compares tokens per second, then how many times as fast as other programs our engine was, if there were any:
+that does not depend on whether the machine itself was faster or slower in the second run. Exit code 1 if any differ.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 
 
 def rates(file: str) -> dict[tuple[str, str], dict[str, float]]:
-    """Median, low and high by engine and what was measured."""
+    """Median, low and high, by engine and measurement."""
     engines = json.loads(Path(file).read_text(encoding="utf-8"))["engines"]
     speeds, times = {}, {}
     for engine in engines:
@@ -38,7 +38,7 @@ def main() -> None:
     apart = 0
     for key in [key for key in first if key in second]:
         a, b = first[key], second[key]
-        # Not that each median lies in the other's spread: of five rounds each, a quarter would not by chance alone.
+        # Medians need not lie in the other's range: with five rounds each, a quarter would not, by chance alone.
         agree = a["low"] <= b["high"] and b["low"] <= a["high"]
         apart += not agree
         shown = [f"{r['median']:.4g} ({r['low']:.4g}-{r['high']:.4g})" for r in (a, b)]

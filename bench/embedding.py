@@ -1,24 +1,23 @@
-"""Which vectors find the other half of a text?
+"""Which vectors of a text's first half are nearest to those of its second half?
 
     python -m bench.embedding --data FOLDER --json bench/results/embedding-tales.json
 
-Texts are cut in two. For each first half all second halves are put in order of their distance, and the other way
-round: how often the nearest is the other half of the same text (`recall`), at which place that half is on average
-(`rank`), and how often it is nearer than a half of another text (`auc`). By chance, of N texts: 1 / N, (N + 1) / 2 and
-1/2. First halves are not compared with first halves: all of those end in the middle of a story, and vectors of the end
-would find nothing but that.
+Texts are cut in two. For each first half all second halves are ranked by their distance, and for each second half all
+first halves. `recall` is how often the nearest half belongs to the same text, `rank` the mean rank of that half, and
+`auc` how often it is nearer than a half of another text. By chance, with N texts, they are 1 / N, (N + 1) / 2 and 1/2.
+First halves are not compared with first halves: all of those end in the middle of a story, which is what vectors of
+their ends would have in common.
 
-`tales`: the tales of a book that the model was not trained on, and its preface, halves of thousands of tokens.
-`passages`: parts of them of about 800 characters, of which many come from one tale, which makes them alike. `centred`:
-minus the mean of all vectors, for which one needs more than one text. `tokens counted`, the square roots of how often
-each token occurs, is what a model has to beat: names alone tell tales apart.
+`tales`: the tales of a book that the model was not trained on, and its preface; halves have thousands of tokens.
+`passages`: parts of them of about 800 characters; many are from the same tale and so resemble each other. `centred`:
+the mean of all vectors is subtracted, which needs more than one text. `tokens counted`, the square roots of token
+counts, is the simple method that a model has to beat: names alone distinguish tales.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,17 +29,18 @@ from torch.nn import functional as F
 
 from rwkv_engine import RWKV
 from rwkv_engine.embedding import POOLINGS
+from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.engine import CHUNK
 
 FILE = "fairy_tales_valid.txt"
 SHORTEST = 4000  # characters of a tale
-PASSAGE = 800  # characters, and what is missing of its last paragraph
-MOST = 250  # passages
+PASSAGE = 800  # characters, and the rest of the last paragraph
+MOST = 250  # the largest number of passages
 Text = list[str]  # paragraphs
 
 
 def tales_in(text: str) -> list[Text]:
-    """The paragraphs of each tale: lines that follow a title, which is one without a small letter."""
+    """The paragraphs of each tale: the lines after its title, which is a line without lower-case letters."""
     tales: list[Text] = [[]]
     for line in text.splitlines():
         if any(c.isalpha() for c in line) and line == line.upper():
@@ -51,7 +51,7 @@ def tales_in(text: str) -> list[Text]:
 
 
 def passages_of(tales: list[Text]) -> list[Text]:
-    """Paragraphs that follow each other, at least two of them."""
+    """Runs of at least two paragraphs."""
     passages: list[Text] = []
     for tale in tales:
         begin, size = 0, 0
@@ -81,7 +81,7 @@ def found(first: Tensor, second: Tensor, distance: str = "cosine") -> dict[str, 
     places = []
     for rows in (near, near.t()):
         same = rows.diag()[:, None]
-        # Those as near as the other half count for a half: vectors that are all alike find nothing.
+        # Ties count for a half, so that identical vectors score no better than chance.
         places.append(1 + (rows > same).sum(dim=1) + ((rows == same) & others).sum(dim=1) / 2)
     place = torch.cat(places)
     nearer = (near.diag()[:, None] - near[others]).sign()
@@ -94,7 +94,7 @@ def found(first: Tensor, second: Tensor, distance: str = "cosine") -> dict[str, 
 
 @torch.no_grad()
 def looked_at(model: RWKV, text: str) -> dict[str, Tensor]:
-    """What else one might take for a text's vector, by name."""
+    """Other candidates for a text's vector, by name."""
     ids = torch.tensor([model.tokenizer.encode(text)])
     state, sums = model.engine.initial_state(), []
     for chunk in ids.split(CHUNK, dim=1):
@@ -120,7 +120,7 @@ def looked_at(model: RWKV, text: str) -> dict[str, Tensor]:
     }
 
 
-def measure(model: RWKV, texts: list[Text], progress: Callable[[int, int], None]) -> list[dict]:
+def measure(model: RWKV, texts: list[Text], progress: Progress) -> list[dict]:
     """One row for each vector and distance, the best recall first."""
     cut = [halves(text) for text in texts]
     pieces = [first for first, _ in cut] + [second for _, second in cut]
@@ -166,7 +166,7 @@ def main() -> None:
         chance = {"recall": round(1 / n, 4), "rank": (n + 1) / 2, "auc": 0.5}
         report[kind] = {"texts": n, "chance": chance, "rows": [json.dumps(row) for row in rows]}
         show(f"\n{kind}: {n} texts, by chance {chance}", rows)
-    if args.json:  # a row a line
+    if args.json:  # with one row a line
         args.json.write_text(
             json.dumps(report, indent=1).replace('"{', "{").replace('}"', "}").replace('\\"', '"') + "\n"
         )

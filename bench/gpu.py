@@ -1,12 +1,12 @@
-"""How fast are decode and prefill on the GPU, beside the peers and beside what the GPU's memory allows?
+"""How fast are decode and prefill on the GPU, compared with other programs and with the GPU's memory bandwidth?
 
     python -m bench.gpu --json bench/results/gpu.json
 
-What `rwkv-engine bench` does not: decode greedy, eager and recorded as a CUDA graph, and the peers' prefill of long
-prompts. Random weights in the 1B5 shape, half of the squared relu zero (trained models have more). GB/s counts the
-bytes of all weights a token may need; what zeros let the kernels skip is counted too, so the share of the bandwidth of
-a copy, measured in the same run, may pass 100 %. All is a median of several runs, and takes a few minutes; most of
-that is the peer's compiler.
+It measures what `rwkv-engine bench` does not: greedy decoding, eager and as a CUDA graph, and long prompts in other
+programs. Random weights in the 1B5 shape, half of the squared ReLU zero (trained models have more). GB/s counts the
+bytes of all weights, even of those that the kernels skip because their input is zero, so the share of a copy's
+bandwidth, measured in the same run, may exceed 100 %. All numbers are medians of several runs. It takes a few minutes,
+most of them in the compiler that builds the other program's kernel.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from rich.table import Table
 from bench.gpu_machine import copy_bandwidth, facts, median_seconds, require_gpu
 from bench.gpu_peers import PREFILLS, Rates, peer_rates
 from rwkv_engine import RWKV, ModelConfig, Strategy
-from rwkv_engine.benchmark.shapes import SHAPES
+from rwkv_engine.benchmark.lineup import bytes_per_token
+from rwkv_engine.benchmark.models import SHAPES, write_synthetic
 from rwkv_engine.benchmark.subject import GREEDY, random_ids
-from rwkv_engine.benchmark.synthetic import write_synthetic
-from rwkv_engine.benchmark.traffic import bytes_per_token
 from rwkv_engine.core.state import State
 from rwkv_engine.native import cuda_kernels
 from rwkv_engine.runtime.decoder import Decoder
@@ -39,21 +38,21 @@ STEPS = 128
 
 
 def dtype_of(strategy: str, config: ModelConfig) -> torch.dtype:
-    """Of the head, and with a strategy of one segment of everything."""
+    """The dtype of the head; with a strategy of one segment, of the whole model."""
     return Strategy.parse(strategy).place(config)[-1].dtype
 
 
 def weights(config: ModelConfig, *without: str) -> int:
-    """How many numbers there are in the matrices."""
+    """The number of weights in all matrices but those named."""
     shapes = config.tensor_shapes().items()
     return sum(shape[0] * shape[1] for name, shape in shapes if len(shape) == 2 and name not in without)
 
 
 def our_rates(path: Path, strategy: str, config: ModelConfig, bandwidth: float) -> dict[str, Rates]:
-    """Rows of the table: decode by kind and batch, with the steps' milliseconds, and prefill."""
+    """Rows of the table: decode by kind and batch size, and prefill by length."""
     model = RWKV.from_pretrained(path, strategy)
     size = bytes_per_token(config, Strategy.parse(strategy).place(config), [0.0] * config.n_layer)
-    products = 2 * weights(config, "emb.weight", "head.weight")  # for a token of a prompt but for the last one
+    products = 2 * weights(config, "emb.weight", "head.weight")  # for each token of a prompt but the last
     rows: dict[str, Rates] = {}
     for kind, decoder in (
         ("graph", Decoder(model.engine.model)),

@@ -1,4 +1,4 @@
-"""What a GPU can do at best: bytes copied and products of matrices, in torch's own words."""
+"""What a GPU can do at best: copies and matrix products, as torch runs them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from rwkv_engine.benchmark.stopwatch import seconds
+from rwkv_engine.benchmark.instruments import seconds
 from rwkv_engine.native import toolkit
 
 COPIED = 1 << 31  # bytes, far more than any cache
@@ -17,14 +17,14 @@ SIDE = 8192  # of the matrices
 
 
 def require_gpu() -> None:
-    """Ends the program with one line where there is none."""
+    """Exits with a one-line message if there is no usable GPU."""
     problem = toolkit.gpu_problem()
     if problem:
         sys.exit(f"this measures a GPU, and there is none that torch can use: {problem}")
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 10, limit: float = 20.0) -> float:
-    """After one call to warm up; fewer repeats where they would take longer than `limit` seconds."""
+    """The median time of a call, after one to warm up; fewer repeats if they would exceed `limit` seconds."""
     once = seconds(run, device="cuda")
     return statistics.median(
         seconds(run, device="cuda") for _ in range(max(1, min(repeats, int(limit / max(once, 1e-6)))))
@@ -47,13 +47,13 @@ def facts() -> dict[str, object]:
 
 
 def copy_bandwidth() -> float:
-    """GB/s, read and written bytes together."""
+    """The bandwidth of a copy in GB/s, counting the bytes read and the bytes written."""
     a = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
     b = torch.empty_like(a)
     return 2 * COPIED / median_seconds(lambda: b.copy_(a), 20) / 1e9
 
 
 def matrix_peak(dtype: torch.dtype) -> float:
-    """TFLOPS of a large product."""
+    """The TFLOPS of a large matrix product."""
     a, b = (torch.randn(SIDE, SIDE, device="cuda").to(dtype) for _ in range(2))
     return 2 * SIDE**3 / median_seconds(lambda: a @ b, 20) / 1e12

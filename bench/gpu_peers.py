@@ -1,4 +1,4 @@
-"""The peers on a GPU: `rwkv` 0.8.32 with its CUDA kernel, and transformers. What is missing or fails is said aloud."""
+"""Other programs on a GPU: `rwkv` 0.8.32 with its CUDA kernel, and transformers. One that fails is reported."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 
 from bench.gpu_machine import median_seconds
 from rwkv_engine import ModelConfig
-from rwkv_engine.benchmark.peers import RwkvPackage, Transformers
 from rwkv_engine.benchmark.subject import Subject, random_ids
+from rwkv_engine.verification.baselines import RwkvPackage, Transformers
 
 DECODED = 64  # tokens per measurement
 PREFILLS = (256, 1024, 8192)
-LONGEST = 30.0  # seconds that one prompt may take: a peer without its kernel reads token by token
+LONGEST = 30.0  # seconds that one prompt may take: without its kernel the rwkv package reads token by token
 Rates = dict[str, object]
 
 
 def peer_rates(path: Path, strategy: str, config: ModelConfig) -> dict[str, Rates]:
-    """Tokens per second by peer; or, under "error", why there are none.
+    """Tokens per second by program; or, under "error", why there are none.
 
-    Importing the `rwkv` package changes torch's global flags, so whatever else is to be measured comes before.
+    Importing the `rwkv` package changes torch's global flags, so measure everything else before.
     """
     makers: dict[str, Callable[[Path, str], Subject]] = {"rwkv": RwkvPackage, "transformers": Transformers}
     rates: dict[str, Rates] = {}
@@ -36,7 +36,7 @@ def peer_rates(path: Path, strategy: str, config: ModelConfig) -> dict[str, Rate
                     title += f", CUDA kernel: {subject.about['kernels']}"
                 rates[title] = _measure(title, subject, config)
                 del subject
-        except Exception as error:  # whatever a peer does, the rest is measured
+        except Exception as error:  # the rest is measured in any case
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
             rates[name] = {"error": reason}

@@ -3,8 +3,8 @@
     python -m bench.tokenizers --text FILE --json bench/results/tokenizers.json
 
 `encode` from str to list of int with the World vocabulary: our compiled trie, our plain Python reference, and the
-`rwkv` package, whose vocabulary file all read. Each round measures each once, one after the other; the best counts. The
-two slow ones read the first part of the text only.
+`rwkv` package, whose vocabulary file all three read. Each round measures each once; the best round counts. The two slow
+ones encode only the first part of the text.
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ class CheckpointError(RwkvError):
     """A model cannot be read: it is missing, damaged, inconsistent, or not an RWKV-4 checkpoint."""
 
 
+class OutOfMemoryError(RwkvError):
+    """There is not enough memory to open or load a model."""
+
+
 class StrategyError(RwkvError):
     """A strategy cannot be parsed, does not fit the model, or cannot run on this machine."""
 

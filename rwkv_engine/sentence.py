@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from rwkv_engine.embedding import dimension, embed, ids_of
 from rwkv_engine.errors import CheckpointError, RequestError
 from rwkv_engine.pipeline import EMBEDDED, RWKV
+from rwkv_engine.storage.atomic import replace_atomically
+from rwkv_engine.storage.json_object import read_json
 from rwkv_engine.text import Tokenizer
 
 CONFIG = "rwkv_embedding.json"
@@ -135,7 +137,12 @@ class RwkvEmbedding(nn.Module):
             "normalize": self.normalize,
             "max_seq_length": self.max_seq_length,
         }
-        Path(output_path, CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        path = Path(output_path, CONFIG)
+        try:
+            with replace_atomically(path) as temporary:
+                temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RequestError(f"{path}: the settings cannot be written: {error.strerror or error}") from error
 
     @staticmethod
     def load(input_path: str) -> RwkvEmbedding:
@@ -146,11 +153,8 @@ class RwkvEmbedding(nn.Module):
             RwkvError: for the reasons for which `RWKV.from_pretrained` raises it.
         """
         path = Path(input_path, CONFIG)
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: no saved RwkvEmbedding can be read here: {error}") from error
-        if not isinstance(about, dict) or set(about) != SAVED:
+        about = read_json(path)
+        if set(about) != SAVED:
             raise CheckpointError(f"{path}: expected a JSON object of {', '.join(sorted(SAVED))}; save it anew")
         return RwkvEmbedding(**about)
 

@@ -73,7 +73,7 @@ def folder(files, tmp_path, monkeypatch) -> Path:
     here = tmp_path / "here"
     shutil.copytree(files, here, copy_function=os.link)
     monkeypatch.chdir(here)
-    monkeypatch.setattr(verification, "PEERS", {})  # tests/cli/test_verify.py covers them
+    monkeypatch.setattr(verification, "RUNNERS", {})  # tests/cli/test_verify.py asks them
     return here
 
 

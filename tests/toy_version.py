@@ -29,7 +29,8 @@ from rwkv_engine.models.weights import Dense
 @dataclass(frozen=True)
 class ToyConfig(ModelConfig):
     version: ClassVar[int] = 99
-    renames: ClassVar[tuple[tuple[str, str], ...]] = (("emb.", "model.embeddings."), ("blocks.", "model.layers."))
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (("emb.", "embeddings."), ("blocks.", "layers."))
+    prefix: ClassVar[str] = "model."
 
     n_layer: int
     n_embd: int

@@ -1,9 +1,9 @@
-"""What a GPU can do, and what the peers make of it: the numbers that ours are compared with.
+"""What a GPU can do, and what other programs achieve on it: the numbers that ours are compared with.
 
     python -m tools.gpu_baseline --json bench/results/gpu-baseline.json
 
 Bandwidth of a copy, TFLOPS of large 16-bit products, and decode and prefill of the `rwkv` package with its CUDA kernel
-and of transformers on random weights in the 1B5 shape. A peer that is not installed is left out, aloud.
+and of transformers on random weights in the 1B5 shape. A program that is not installed is left out, with a message.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import torch
 from bench.gpu_machine import copy_bandwidth, facts, matrix_peak, require_gpu
 from bench.gpu_peers import peer_rates
 from rwkv_engine import Strategy
-from rwkv_engine.benchmark.shapes import SHAPES
-from rwkv_engine.benchmark.synthetic import write_synthetic
+from rwkv_engine.benchmark.models import SHAPES, write_synthetic
 
 ZEROS = 0.5  # of the squared relu
 

@@ -1,9 +1,9 @@
-"""Trains the embedded model `tales`: a byte-level BPE and an RWKV-4 small enough to travel inside the package.
+"""Trains the embedded model `tales`: a byte-level BPE and an RWKV-4 small enough to be part of the package.
 
     python tools/train_demo.py CORPUS --valid VALID --out rwkv_engine/assets/tales
 
-The learning rate follows the clock: the run ends after `--minutes` however fast the machine is. The corpus is read as
-`--batch` parallel streams whose state is carried from step to step, as it is when the model is used.
+The learning rate follows the clock: the run ends after `--minutes` on any machine. The corpus is read as `--batch`
+parallel streams whose state is carried from step to step, as it is in inference.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(text: str, n_vocab: int) -> Tokenizer:
-    """Byte-level BPE: every byte is a token, so any text can be encoded. Id 0 is the end of a text."""
+    """Trains a byte-level BPE: every byte is a token, so any text can be encoded. Id 0 is the end of a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -44,14 +44,14 @@ def train_tokenizer(text: str, n_vocab: int) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Tensor:
-    """Line by line, which byte-level BPE cannot tell from the whole at once except inside runs of newlines."""
+    """Encodes line by line, which gives the same tokens as the whole text, except in runs of newlines."""
     ids = [i for e in tokenizer.encode_batch(text.splitlines(keepends=True)) for i in e.ids]
     return torch.tensor([0, *ids])
 
 
 @torch.no_grad()
 def initialise(model: Rwkv4) -> None:
-    """Decays from slow to fast over the channels, mixes from past to present over the layers, outputs at zero."""
+    """Decays go from slow to fast over the channels, mixes from past to present over the layers; outputs begin at 0."""
     config = model.config
     for i, block in enumerate(model.blocks):
         depth = i / max(1, config.n_layer - 1)
@@ -75,9 +75,9 @@ def initialise(model: Rwkv4) -> None:
 
 
 def add_dropout(model: Rwkv4, p: float) -> None:
-    """Dropout on the embedding and on what each half layer adds to the residual; only while training.
+    """Adds dropout to the embedding and to what each half layer adds to the residual; it acts in training mode only.
 
-    Masks are slices, at random places, of one long random mask: drawing fresh numbers costs a tenth of a step.
+    Masks are slices, at random places, of one long random mask: sampling new numbers would cost a tenth of a step.
     """
     masks = (torch.rand(1 << 24) >= p).float() / (1 - p)
 
@@ -106,12 +106,12 @@ def optimizers(model: Rwkv4, lr: float, muon_lr: float, decay: float) -> list[to
 
 
 def learning_rate(progress: float) -> float:
-    """Share of the peak at a share of the run: up over the first 2 %, then down a cosine to 1 %."""
+    """The learning rate relative to its peak: it rises over the first 2 % of the run, then falls as a cosine to 1 %."""
     return min(1.0, progress / 0.02) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 class Streams:
-    """The corpus as B parallel streams; each epoch starts at another offset, so their borders move."""
+    """The corpus as B parallel streams; each epoch starts at another offset, so that their boundaries move."""
 
     def __init__(self, ids: Tensor, batch: int, length: int, seed: int):
         self.ids, self.batch, self.length = ids, batch, length
@@ -130,7 +130,7 @@ class Streams:
 
 @torch.no_grad()
 def report(model: Rwkv4, tokenizer: Tokenizer, text: str) -> None:
-    """Prints nats per byte over a text read once from beginning to end, state carried."""
+    """Prints nats per byte over a text that is read once from beginning to end."""
     if not text:
         return
     model.eval()
@@ -145,7 +145,7 @@ def report(model: Rwkv4, tokenizer: Tokenizer, text: str) -> None:
 
 
 def save(model: Rwkv4, tokenizer: Tokenizer, folder: Path) -> None:
-    """A Hugging Face directory with float16 weights."""
+    """Writes a Hugging Face directory with float16 weights."""
     config = model.config
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -174,7 +174,7 @@ def save(model: Rwkv4, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from giving every large buffer back: page faults were a third of a step (860 -> 560 ms)."""
+    """Stops glibc from returning large buffers to the system: page faults took a third of a step (860 -> 560 ms)."""
     libc = ctypes.CDLL(None)
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
     libc.mallopt(m_mmap_max, 0)

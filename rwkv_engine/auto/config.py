@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.checkpoints.files import damage_reported
 from rwkv_engine.core import ModelConfig
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.pipeline import locate
+from rwkv_engine.storage.json_object import read_json
 
 # What tensors alone do not tell. Token 0 ends a text in every RWKV-4 vocabulary that has such a token.
 DEFAULTS = {
@@ -55,7 +55,7 @@ class RwkvConfig:
     @classmethod
     def of(cls, config: ModelConfig, folder: Path) -> RwkvConfig:
         """The numbers of a model, with what the config.json of its folder, if there is one, says besides."""
-        return cls(**(read_json(folder / "config.json") | config.settings()))
+        return cls(**(read_json(folder / "config.json", missing_ok=True) | config.settings()))
 
     @property
     def max_position_embeddings(self) -> int:
@@ -105,7 +105,7 @@ class AutoConfig:
         path = locate(name_or_path, revision, token, local_files_only, weights=False)
         if path.is_dir() and not (path / "config.json").is_file():
             path = locate(name_or_path, revision, token, local_files_only)
-        settings = read_json(path / "config.json")
+        settings = read_json(path / "config.json", missing_ok=True)
         if settings and not list(path.glob("*.safetensors")) + list(path.glob("*.bin")) + list(path.glob("*.pth")):
             kind = settings.get("model_type")
             missing = [name for name in NUMBERS if not isinstance(settings.get(name), int)]
@@ -114,18 +114,3 @@ class AutoConfig:
                 raise CheckpointError(f"{path}: its config.json {what}; only RWKV-4 runs here")
             return RwkvConfig(**{name: value for name, value in settings.items() if name != "model_type"})
         return RwkvConfig.of(Checkpoint.open(path).config, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is no such file.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    if not path.is_file():
-        return {}
-    with damage_reported(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content

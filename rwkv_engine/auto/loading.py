@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,9 @@ import torch
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import Strategy
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.core.strategy import DTYPES
+from rwkv_engine.core.strategy_grammar import Segment, is_device
 from rwkv_engine.errors import RequestError, StrategyError
 
 DType = str | torch.dtype | None
@@ -18,7 +19,7 @@ DeviceMap = str | int | torch.device | Mapping[str, Any] | None
 
 _NAMES = {  # of precisions, as people write them
     **{name: name for name in DTYPES},
-    **{str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()},
+    **{word_of(dtype): name for name, dtype in DTYPES.items()},
     "float": "fp32",
     "half": "fp16",
 }
@@ -96,43 +97,42 @@ def strategy_for(
         parsed.check_runnable()
         return parsed.resolve(checkpoint.config)
     device = _device(device_map)
-    precision = None if dtype is None else _precision(dtype) or _stored(checkpoint)
+    precision = None if dtype is None else _precision(dtype)
+    if precision == "auto":
+        precision = _stored_precision(checkpoint)
+        load_in_8bit = load_in_8bit or (checkpoint.packing is not None and checkpoint.packing.is_quantised)
     if device == "auto":
-        text = str(Strategy.parse("auto").resolve(checkpoint.config, precision))
+        chosen = Strategy.parse("auto").resolve(checkpoint.config, precision)
     else:
-        text = f"{device} {precision or 'fp32'}"
+        chosen = Strategy.of([Segment(device, precision or "fp32")])
     if load_in_8bit:
-        text = re.sub(r"(fp32|fp16|bf16)\b", r"\1i8", text)
-    parsed = Strategy.parse(text)
+        chosen = chosen.with_weights("i8")
     try:
-        parsed.check_runnable()
+        chosen.check_runnable()
     except StrategyError as error:
         reason = str(error).splitlines()[0].removeprefix("strategy: ")
         raise StrategyError(f"device_map={device_map!r}: {reason}") from error
-    return parsed
+    return chosen
 
 
-def _precision(dtype: str | torch.dtype) -> str | None:
-    """By our names; None for "auto"."""
-    name = str(dtype).removeprefix("torch.")
+def _precision(dtype: str | torch.dtype) -> str:
+    """A precision as strategies name it, or "auto"."""
+    name = word_of(dtype)
     if name == "auto":
-        return None
+        return name
     if name not in _NAMES:
         raise StrategyError(f"dtype: got {dtype}, expected auto, float32, float16 or bfloat16")
     return _NAMES[name]
 
 
-def _stored(checkpoint: Checkpoint) -> str:
-    """The precision of the matrices in the file; int8's is that of what lies beside it."""
+def _stored_precision(checkpoint: Checkpoint) -> str:
+    """The precision of the embedding in the file, which is never quantised."""
     stored = checkpoint.read("emb.weight").dtype
-    names = [name for name, dtype in DTYPES.items() if dtype == stored]
-    name = names[0] if names else "fp32"
-    quantized = checkpoint.packing is not None and checkpoint.packing.is_quantised
-    return f"{name}i8" if quantized else name
+    return next((name for name, dtype in DTYPES.items() if dtype == stored), "fp32")
 
 
 def _device(device_map: DeviceMap) -> str:
-    """As strategies name it, or "auto"."""
+    """A device as strategies name it, or "auto"."""
     if isinstance(device_map, Mapping):
         if set(device_map) != {""}:
             raise StrategyError(
@@ -142,12 +142,11 @@ def _device(device_map: DeviceMap) -> str:
         return _device(device_map[""])
     if device_map is None:
         return "cpu"
-    if isinstance(device_map, int) and not isinstance(device_map, bool):
-        return f"cuda:{device_map}"
-    name = str(device_map)
+    is_index = isinstance(device_map, int) and not isinstance(device_map, bool)
+    name = f"cuda:{device_map}" if is_index else str(device_map)
     if name in _AUTO:
         return "auto"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    if not is_device(name):
         raise StrategyError(
             f"device_map: got {device_map!r}, expected auto, cpu, cuda, cuda:N, N or {{'': one of these}}"
         )

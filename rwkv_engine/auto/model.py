@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rwkv_engine.auto.config import RwkvConfig, read_json
+from rwkv_engine.auto.config import RwkvConfig
 from rwkv_engine.auto.forms import TwoForms
 from rwkv_engine.auto.generation import Generation
 from rwkv_engine.auto.loading import DeviceMap, DType, check_options, strategy_for
@@ -35,6 +35,7 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
 from rwkv_engine.pipeline import locate
 from rwkv_engine.runtime import load_model
+from rwkv_engine.storage.json_object import read_json
 
 _OPTIONS = ("dtype", "device_map", "revision", "token", "local_files_only", "strategy", "load_in_8bit", "torch_dtype")
 
@@ -120,7 +121,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         with torch.inference_mode(False), torch.no_grad():  # inference mode's tensors could never be trained
             core = load_model(checkpoint, parsed)
         config = RwkvConfig.of(checkpoint.config, path)
-        generation = read_json(path / "generation_config.json")
+        generation = read_json(path / "generation_config.json", missing_ok=True)
         return cls(core, config, generation, str(name_or_path), is_mapped=checkpoint.packing is not None)
 
     def forward(

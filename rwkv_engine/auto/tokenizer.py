@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rwkv_engine.auto.rwkv_tokenizer import SPECIAL, RwkvTokenizer
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.pipeline import locate
+from rwkv_engine.storage.json_object import read_json
 from rwkv_engine.text import Tokenizer, find_tokenizer, load_tokenizer
 from rwkv_engine.text.find import BESIDE, KINDS
 
@@ -103,20 +103,8 @@ def _n_vocab(path: Path) -> int | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file of settings, empty if there is none.
-
-    Raises:
-        TokenizerError: it is damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
+    """A file of settings; empty if there is none."""
+    return read_json(path, missing_ok=True, error=TokenizerError)
 
 
 def _name(said: Any) -> str | None:

@@ -1,6 +1,6 @@
-"""How fast is a strategy here, beside what memory allows and beside other programs?
+"""How fast strategies are on this machine, compared with its memory bandwidth and with other programs.
 
-Every engine runs in a process of its own, and every round measures each of them once, so a machine that slows down
-slows all of them. `worker` is what runs there, `bench` what asks; `record` has the raw seconds, `summary` what they
-say.
+Each engine runs in its own process, and every round measures each of them once, so that a machine that slows down slows
+all of them. `worker` is the code of those processes, `bench` is their parent; `report` has the raw seconds and the
+numbers computed from them.
 """

@@ -1,69 +1,70 @@
-"""The run: engines are started, measured round by round, and ended, whatever happens."""
+"""A run: engines are started, measured round by round, and ended in any case."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 
 from rwkv_engine.benchmark import machine
-from rwkv_engine.benchmark.bandwidth import ReadBandwidth
+from rwkv_engine.benchmark.instruments import ReadBandwidth
+from rwkv_engine.benchmark.lineup import EngineSpec, bytes_per_token
 from rwkv_engine.benchmark.models import BenchModel
-from rwkv_engine.benchmark.plan import Settings, plan, positions
-from rwkv_engine.benchmark.process import EngineSpec, Worker
-from rwkv_engine.benchmark.record import EngineRecord, Report
-from rwkv_engine.benchmark.rounds import run_rounds
+from rwkv_engine.benchmark.process import Worker
+from rwkv_engine.benchmark.report import EngineRecord, Report
+from rwkv_engine.benchmark.rounds import Settings, plan, positions, run_rounds
 from rwkv_engine.benchmark.subject import random_ids
-from rwkv_engine.benchmark.traffic import bytes_per_token
 from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine.progress import StageProgress
 
-Tell = Callable[[str, int, int], None]
-
-PROMPT = 16  # tokens read before the first token
-WRITTEN = 256  # tokens of a trained model's own text, which all engines read
+PROMPT = 16  # tokens of the prompt before the first token
+GENERATED = 256  # tokens that a trained model generates, which all engines then read
 
 
 def bench(
-    model: BenchModel, specs: Sequence[EngineSpec], peers: dict[int, list[int]], settings: Settings, tell: Tell
+    model: BenchModel,
+    specs: Sequence[EngineSpec],
+    baselines: dict[int, list[int]],
+    settings: Settings,
+    tell: StageProgress,
 ) -> Report:
     """Measures engines against each other.
 
     Args:
-        model: what they run.
+        model: the model they run.
         specs: the engines, all of ours first.
-        peers: for each of ours, by index, those it is compared with.
+        baselines: for each of our engines, by index, the indices of those it is compared with.
         settings: how much is measured.
-        tell: called with what is being done, and how much of how much of it (0 of 0 where that is unknown).
+        tell: called with the current stage and how far it is.
 
     Raises:
         BenchmarkError: an engine failed.
     """
     config = model.config
     facts = machine.facts()
-    records = [EngineRecord(spec.engine, spec.strategy, spec.path.name) for spec in specs]
+    records = [EngineRecord(spec.engine, str(spec.strategy), spec.path.name) for spec in specs]
     with ExitStack() as ended:
         workers = []
         for spec, record in zip(specs, records, strict=True):
             tell(f"starting {spec}", 0, 0)
             workers.append(ended.enter_context(_started(spec, record, settings.starts, config.n_vocab)))
-        ids = random_ids(config.n_vocab, max(settings.prefill, default=WRITTEN))
+        ids = random_ids(config.n_vocab, max(settings.prefill, default=GENERATED))
         if not model.synthetic:
-            ids = workers[0].ask("write", partial(tell, "writing a text"), tokens=WRITTEN)
-        for worker, record in zip(workers, records, strict=True):
+            ids = workers[0].ask("write", partial(tell, "generating a text"), tokens=GENERATED)
+        for spec, worker, record in zip(specs, workers, records, strict=True):
             worker.ask("read", ids=ids)
             record.about = worker.ask("about")
-            record.zeros = [0.0] * config.n_layer if record.is_peer else worker.ask("zeros")
-            placements = Strategy.parse(record.strategy).place(config)
-            record.bytes_per_token = bytes_per_token(config, placements, record.zeros)
-            if positions(settings) and not record.is_peer:
+            record.zeros = [0.0] * config.n_layer if record.is_baseline else worker.ask("zeros")
+            record.bytes_per_token = bytes_per_token(config, spec.strategy.place(config), record.zeros)
+            if positions(settings) and not record.is_baseline:
                 title = f"reading {settings.position:,} tokens, {record.title}"
                 worker.ask("go_to", partial(tell, title), positions=positions(settings))
 
         measured = plan(settings)
         count = (settings.rounds + 1) * sum(
-            not (m.ours_alone and record.is_peer) for m in measured for record in records
+            not (m.ours_alone and record.is_baseline) for m in measured for record in records
         )
         done = iter(range(count))
         bandwidths = {device: ReadBandwidth(device) for device in {_device(s.strategy, config) for s in specs} - {""}}
@@ -76,12 +77,12 @@ def bench(
         )
         for worker, record in zip(workers, records, strict=True):
             record.memory = worker.ask("memory")
-    return Report(facts, model.facts, asdict(settings), records, peers)
+    return Report(facts, model.facts, asdict(settings), records, baselines)
 
 
 def _started(spec: EngineSpec, record: EngineRecord, starts: int, n_vocab: int) -> Worker:
-    """A worker that has loaded; ours are started several times, and the time to the first token is recorded."""
-    for number in range(1 if record.is_peer else starts + 1):
+    """A worker that has loaded; ours are started several times, to record the time to the first token."""
+    for number in range(1 if record.is_baseline else starts + 1):
         started = time.perf_counter()
         worker = Worker(spec)
         try:
@@ -92,13 +93,13 @@ def _started(spec: EngineSpec, record: EngineRecord, starts: int, n_vocab: int) 
         except BaseException:
             worker.close()
             raise
-        if record.is_peer or number == starts:
+        if record.is_baseline or number == starts:
             return worker
         worker.close()
-    raise AssertionError("a range that ends before its last number")
+    raise AssertionError("the loop returns in its last turn")
 
 
-def _device(strategy: str, config: ModelConfig) -> str:
-    """The one device that all of a model is on; empty where it is on several, which share no bandwidth."""
-    devices = {placement.device for placement in Strategy.parse(strategy).place(config)}
+def _device(strategy: Strategy, config: ModelConfig) -> str:
+    """The device of a whole model; empty for a model on several devices, for which bandwidth means nothing."""
+    devices = {placement.device for placement in strategy.place(config)}
     return devices.pop() if len(devices) == 1 else ""

@@ -1,4 +1,4 @@
-"""The machine and the programs, for whoever reads the numbers later."""
+"""The machine and the versions that a report was made with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rwkv_engine.native import cpu_kernels
 
 
 def facts() -> dict[str, Any]:
-    """Processor, memory, GPUs, versions, the command, and when."""
+    """Processor, memory, GPUs, versions, the command, and the time it was started."""
     kernels = cpu_kernels.status()
     return {
         "processor": _processor(),

@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""A report as a picture."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from rwkv_engine.benchmark.record import EngineRecord, Report
-from rwkv_engine.benchmark.summary import bandwidth, number, rate, ratio
+from rwkv_engine.benchmark.report import EngineRecord, Report, bandwidth, number, rate, ratio
 
 INK, PALE, LIMIT = "#1f2933", "#d9dee4", "#d64545"
 OURS = ("#1768ac", "#2a9d8f", "#7b4fb5", "#c77d1e", "#4a7c2c", "#9c3d62")
-PEERS = {"rwkv": "#8a949e", "transformers": "#b9c0c7"}
+BASELINES = {"rwkv": "#8a949e", "transformers": "#b9c0c7"}
 
 
 def draw(report: Report, path: Path) -> None:
-    """Writes a PNG: decoding beside the memory's limit, and prefill and batches where they were measured."""
+    """Writes a PNG: decoding with the limit that memory bandwidth sets, and prefill and batches if measured."""
     import matplotlib
 
-    matplotlib.use("Agg")  # no window, whatever the user's settings are
+    matplotlib.use("Agg")  # opens no window, whatever the user's settings are
     from matplotlib import pyplot
 
     below = [kind for kind in ("prefill", "batch") if any(n.startswith(kind) for n in report.engines[0].series)]
@@ -46,13 +45,13 @@ def _title(report: Report) -> str:
 
 
 def _colors(report: Report) -> list[str]:
-    """By the indices of the engines."""
+    """A colour for each engine, by index."""
     ours = itertools.cycle(OURS)
-    return [PEERS[record.engine] if record.is_peer else next(ours) for record in report.engines]
+    return [BASELINES[record.engine] if record.is_baseline else next(ours) for record in report.engines]
 
 
 def _decode(axes: Any, report: Report) -> None:
-    """Bars of tokens per second, and the line that memory draws."""
+    """Bars of tokens per second, each with a line at what the memory bandwidth would allow."""
     memory, colors = bandwidth(report.engines), _colors(report)
     fastest = max(rate(record.series["decode"]).high for record in report.engines)
     limits = [memory.median / record.bytes_per_token if memory else 0.0 for record in report.engines]
@@ -81,12 +80,12 @@ def _decode(axes: Any, report: Report) -> None:
 
 def _versus(report: Report, index: int) -> str:
     series = report.engines[index].series["decode"]
-    others = [report.engines[i] for i in report.peers.get(index, [])]
+    others = [report.engines[i] for i in report.baselines.get(index, [])]
     return "\n".join(f"{ratio(series, o.series['decode']).median:.2f} x {o.engine}" for o in others)
 
 
 def _by_size(axes: Any, report: Report, kind: str) -> None:
-    """Lines over lengths of prompts, or over sequences at a time."""
+    """Lines over the lengths of prompts, or over the numbers of sequences."""
     sizes: list[int] = []
     dashes = itertools.cycle(("--", ":", "-."))
     colors = _colors(report)
@@ -97,7 +96,7 @@ def _by_size(axes: Any, report: Report, kind: str) -> None:
             continue
         sizes = [int(name.split()[1]) for name in names]
         speeds = [rate(record.series[name]) for name in names]
-        style = next(dashes) if record.is_peer else "-"
+        style = next(dashes) if record.is_baseline else "-"
         axes.plot(sizes, [s.median for s in speeds], style, color=color, marker="o", markersize=4, label=_label(record))
         axes.fill_between(
             sizes, [s.low for s in speeds], [s.high for s in speeds], color=color, alpha=0.15, linewidth=0
@@ -115,7 +114,7 @@ def _by_size(axes: Any, report: Report, kind: str) -> None:
 
 
 def _label(record: EngineRecord) -> str:
-    return record.title if record.is_peer else record.strategy
+    return record.title if record.is_baseline else record.strategy
 
 
 def _plain(axes: Any, grid: str) -> None:

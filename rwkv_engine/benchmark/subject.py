@@ -1,4 +1,4 @@
-"""What is measured: a model that reads tokens, ours or another program's."""
+"""What is measured: a model that reads tokens, here our own; `verification.baselines` has those of other programs."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Subject(Protocol):
     """A model that reads tokens.
 
     Attributes:
-        about: version, and what else there is to know of it.
-        device: contains "cuda" if a GPU is at work.
+        about: its version, and its kernels where it has a choice.
+        device: contains "cuda" if the model uses a GPU.
     """
 
     about: dict[str, str]
     device: str
 
     def prefill(self, ids: list[int]) -> None:
-        """Reads a prompt at once, from the beginning; there are logits for the next token afterwards."""
+        """Reads a prompt at once from an empty state and computes the logits of the next token."""
 
     def decode(self, ids: list[int]) -> None:
-        """Reads one token after the other, going on from the last call; logits after each."""
+        """Reads one token after the other, continuing from the last call, with logits after each."""
 
 
 class Ours:
-    """This engine, through the calls that programs make."""
+    """Our engine, through the same calls that other programs would make."""
 
     def __init__(self, path: Path, strategy: str, progress: Progress | None = None):
         """Loads the model; arguments and errors are those of `RWKV.from_pretrained`."""
@@ -66,7 +66,7 @@ class Ours:
             _, self._state = self.model.forward([token], self._state)
 
     def go_to(self, ids: list[int], positions: list[int], progress: Progress) -> None:
-        """Reads a text made of `ids` over and over, and keeps the states at these positions, lowest first, for `at`."""
+        """Reads `ids` over and over, and keeps the states at these positions, lowest first, for `at`."""
         state, read = None, 0
         for position in positions:
             while read < position:
@@ -78,7 +78,7 @@ class Ours:
             self._kept[position] = state
 
     def at(self, position: int) -> None:
-        """Goes on from a position of `go_to`."""
+        """Makes the next `decode` continue from a position of `go_to`."""
         self._state = self._kept[position]
 
     @cached_property
@@ -87,13 +87,13 @@ class Ours:
         return engine.decoder if engine.pooled else Decoder(engine.model)
 
     def take(self, ids: list[int]) -> list[int]:
-        """Slots for as many new sequences as there are ids; empty where they are more than the steps read together."""
+        """Slots for one new sequence for each id; empty if there are more than a decode step can take together."""
         if len(ids) > BUCKETS[-1]:
             return []
         return self._decoder.pool.take(State.initial(self.model.config, len(ids)))
 
     def step(self, ids: list[int], slots: list[int], steps: int) -> None:
-        """Reads the ids, one for each sequence, and what each writes after them, `steps` times, as a server would."""
+        """Decodes `steps` greedy tokens of each sequence, the first after its id, as a server would."""
         if slots:
             self._decoder.run(torch.tensor(ids), slots, steps, GREEDY)
             return
@@ -103,14 +103,14 @@ class Ours:
             tokens = logits.argmax(-1, keepdim=True)
 
     def free(self, slots: list[int]) -> None:
-        """Gives slots back."""
+        """Returns slots to the pool."""
         if slots:
             self._decoder.pool.free(slots)
 
     def zeros(self, ids: list[int]) -> list[float]:
-        """For each layer the share of channel mixing's squared relu that is zero over these ids and not read.
+        """For each layer the share of channel mixing's squared ReLU that is zero over these ids and is skipped.
 
-        Nothing is skipped without kernels, that is where matrices are not arranged for them.
+        Matrices that are not arranged for our kernels, because there are none, are read as a whole.
         """
         model = self.model.engine.model
         with watched(model) as seen:
@@ -119,11 +119,11 @@ class Ours:
         return [sum(z) / len(z) if skips else 0.0 for z, skips in zip(seen.zeros, skipping, strict=True)]
 
     def write(self, n: int, progress: Progress) -> list[int]:
-        """`n` ids that the model itself writes at temperature 1."""
+        """`n` token ids that the model generates at temperature 1."""
         return write(self.model, n, seed=1, progress=progress)[1:]
 
 
 def random_ids(n_vocab: int, n: int) -> list[int]:
-    """The same at every call."""
+    """Deterministic random token ids."""
     ids: Tensor = torch.randint(n_vocab, (n,), generator=torch.Generator().manual_seed(1))
     return ids.tolist()

@@ -1,4 +1,4 @@
-"""The tables: on screen, and as they are in a README, for their borders are Markdown's."""
+"""A report as tables, with the borders of Markdown: for the screen and for a README."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from rwkv_engine.benchmark.record import EngineRecord, Report
-from rwkv_engine.benchmark.summary import Spread, bandwidth, milliseconds, number, rate, ratio, read_rate, share
+from rwkv_engine.benchmark.report import (
+    EngineRecord,
+    Report,
+    Spread,
+    bandwidth,
+    milliseconds,
+    number,
+    rate,
+    ratio,
+    read_rate,
+    share,
+)
 
 
 def headline(report: Report) -> Iterator[str]:
-    """What was measured where, a few lines."""
+    """A few lines that say what was measured on which machine."""
     model, machine = report.model, report.machine
     zeros = f", {model['ffn_zeros']:.0%} zeros in the squared relu" if "ffn_zeros" in model else ""
     yield f"{model['name']}: {model['parameters'] / 1e6:,.1f} M parameters, stored as {model['stored_as']}{zeros}"
@@ -26,7 +36,7 @@ def headline(report: Report) -> Iterator[str]:
 
 
 def tables(report: Report) -> Iterator[Table]:
-    """Those for which there are numbers."""
+    """The tables for which there are numbers."""
     yield _decode(report)
     for kind, title in (("prefill", "prefill, tok/s"), ("batch", "batch, tok/s in all")):
         sizes = [name for name in report.engines[0].series if name.startswith(kind)]
@@ -49,17 +59,17 @@ def _table(report: Report, title: str, columns: list[str]) -> Table:
     return table
 
 
-def _peers_of(report: Report, index: int) -> list[EngineRecord]:
-    return [report.engines[i] for i in report.peers.get(index, [])]
+def _baselines_of(report: Report, index: int) -> list[EngineRecord]:
+    return [report.engines[i] for i in report.baselines.get(index, [])]
 
 
 def _compared(report: Report) -> list[str]:
-    """Names of the programs that anything is compared with, in the order in which they come."""
-    return list(dict.fromkeys(record.engine for record in report.engines if record.is_peer))
+    """The names of the other programs, in the order of their records."""
+    return list(dict.fromkeys(record.engine for record in report.engines if record.is_baseline))
 
 
-def _times(report: Report, index: int, peer: str, name: str) -> str:
-    found = [other for other in _peers_of(report, index) if other.engine == peer]
+def _times(report: Report, index: int, baseline: str, name: str) -> str:
+    found = [other for other in _baselines_of(report, index) if other.engine == baseline]
     if not found or name not in found[0].series:
         return ""
     times = ratio(report.engines[index].series[name], found[0].series[name])
@@ -86,16 +96,16 @@ def _decode(report: Report) -> Table:
 
 def _by_size(report: Report, title: str, names: list[str]) -> Table:
     table = _table(report, title, [])
-    peers = _compared(report) if names[0].startswith("prefill") else []
+    baselines = _compared(report) if names[0].startswith("prefill") else []
     for name in names:
         table.add_column(name.partition(" ")[2], justify="right")
-    for peer in peers:
-        table.add_column(f"vs {peer}, {names[-1].partition(' ')[2]}", justify="right")
+    for baseline in baselines:
+        table.add_column(f"vs {baseline}, {names[-1].partition(' ')[2]}", justify="right")
     for i in report.order():
         record = report.engines[i]
         if names[0] in record.series:
             cells = [number(rate(record.series[name]).median) for name in names]
-            table.add_row(record.title, *cells, *[_times(report, i, peer, names[-1]) for peer in peers])
+            table.add_row(record.title, *cells, *[_times(report, i, baseline, names[-1]) for baseline in baselines])
     return table
 
 

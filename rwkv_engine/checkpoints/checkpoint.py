@@ -15,17 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_engine.checkpoints.files import (
-    Contents,
-    StoredTensor,
-    damage_reported,
-    read_directory,
-    read_file,
-    shown,
-    some,
-)
+from rwkv_engine.checkpoints.contents import Contents, shown, some
+from rwkv_engine.checkpoints.failures import damage_reported
+from rwkv_engine.checkpoints.files import read_directory, read_file
+from rwkv_engine.checkpoints.names import canonical
 from rwkv_engine.checkpoints.packed import KEY, Packing, unpack
-from rwkv_engine.core.architectures import CONFIGS, config_class_of, unsupported_version
+from rwkv_engine.core.architectures import CONFIGS, unsupported_version
 from rwkv_engine.core.config import ModelConfig, Role
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.storage.mapped import release_pages
@@ -53,8 +48,7 @@ class Checkpoint:
             with damage_reported(path):
                 self.packing, tensors = unpack(path, tensors, contents.metadata[KEY])
             settings = self.packing.config
-        version = config_class_of(tensors)
-        found = _canonical(path, tensors, settings, version)
+        version, found = canonical(path, tensors, settings)
         self.config = _checked_config(path, version, {name: t.shape for name, t in found.items()}, settings)
         self.specs = self.config.tensors()
         self._tensors = {name: found[name] for name in self.specs}
@@ -72,7 +66,8 @@ class Checkpoint:
         if path.is_dir():
             return cls(path, read_directory(path))
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file or directory")
+            problem = "is not a regular file" if path.exists() else "no such file or directory"
+            raise CheckpointError(f"{path}: {problem}")
         return cls(path, read_file(path))
 
     @property
@@ -154,17 +149,6 @@ class Checkpoint:
             digest.update(name.encode())
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def _canonical(
-    path: Path, tensors: dict[str, StoredTensor], settings: dict[str, Any], version: type[ModelConfig]
-) -> dict[str, StoredTensor]:
-    renamed = {version.to_original(name): tensor for name, tensor in tensors.items()}
-    if len(renamed) != len(tensors):
-        raise CheckpointError(f"{path}: two tensors have one name, once with and once without the 'rwkv.' prefix")
-    if "head.weight" not in renamed and settings.get("tie_word_embeddings") and "emb.weight" in renamed:
-        renamed["head.weight"] = renamed["emb.weight"]
-    return renamed
 
 
 def _checked_config(

@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_engine.checkpoints.files import StoredTensor, shown
-from rwkv_engine.checkpoints.safetensors_header import Header, raw_bytes
+from rwkv_engine.checkpoints.contents import StoredTensor, shown
+from rwkv_engine.checkpoints.safetensors import Header, raw_bytes
 from rwkv_engine.core.architectures import CONFIGS
 from rwkv_engine.core.weight_format import FORMATS
 from rwkv_engine.errors import CheckpointError

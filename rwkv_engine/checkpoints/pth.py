@@ -1,8 +1,9 @@
-"""The raw `.pth`: what `torch.save` makes of a dictionary of tensors, written one tensor at a time.
+"""The raw `.pth` (also `.pt`, `.ckpt`, `.bin`): what `torch.save` writes for a dictionary of tensors.
 
-It is a zip archive whose members are stored as they are, in one folder: `data.pkl`, a pickle that tells of each tensor
-its type, its shape and the number of its storage; the storages `data/0`, `data/1`, ...; `byteorder`; and `version`.
-`torch.save` itself wants all tensors in memory at once, or leaves wrong checksums (`torch.serialization.skip_data`).
+It is a zip archive of uncompressed members in one folder: `data.pkl`, a pickle with the dtype, shape and storage number
+of each tensor; the storages `data/0`, `data/1`, ...; `byteorder`; and `version`. Before torch 1.6 it was a pickle
+alone. Reading never runs code from the file. Writing is done here, for `torch.save` needs all tensors in memory at
+once, or writes wrong checksums (`torch.serialization.skip_data`).
 """
 
 from __future__ import annotations
@@ -10,20 +11,83 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rwkv_engine.checkpoints.safetensors_header import raw_bytes
-from rwkv_engine.checkpoints.shards import Shapes
+from rwkv_engine.checkpoints.contents import Contents, StoredTensor, shown
+from rwkv_engine.checkpoints.safetensors import Shapes, raw_bytes
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.storage.atomic import replace_atomically
+
+# Keys under which trainers keep the model's state dict, beside the optimizer's and their own.
+_STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
+_DEEPEST = 4  # dictionaries inside each other
+
+
+def read_pth(path: Path) -> Contents:
+    """The state dict in a file, mapped where the format allows, also if a trainer's dictionary holds it.
+
+    Raises:
+        CheckpointError: it holds objects other than tensors and plain values, or no state dict, or is cut off.
+        Exception: of any kind, if the file is damaged.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+    except Exception as error:
+        if refused := re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE):
+            raise CheckpointError(
+                f"{path}: holds more than tensors ({shown(refused[1])}), and loading it would run code from it;"
+                " refused. Ask its author for a file with the state dict alone"
+            ) from error
+        if isinstance(error, EOFError) or "unexpected EOF" in str(error):
+            raise CheckpointError(f"{path}: is cut off: its last part is missing; download or copy it again") from error
+        raise
+    return Contents({n: StoredTensor(tuple(t.shape), partial(_same, t)) for n, t in _state_dict(path, content).items()})
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    for _ in range(_DEEPEST):
+        if not isinstance(content, dict) or not content:
+            raise CheckpointError(f"{path}: expected a dictionary of tensors, got {_kind(content)}")
+        if isinstance(strategy := content.get("_strategy"), str):
+            raise CheckpointError(
+                f"{path}: converted by the rwkv package for the strategy {shown(repr(strategy))}, its matrices changed"
+                " for that package alone; give the file it was made from, which every strategy loads"
+            )
+        inner = next((content[key] for key in _STATE_DICTS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: expected a dictionary of tensors, found {shown(name)}: {_kind(tensor)}")
+    return dict(content)
+
+
+def _kind(value: object) -> str:
+    return "an empty dictionary" if value == {} else type(value).__name__
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """The legacy format is one pickle; and in a zip archive that was compressed again no tensor lies as in memory."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
 
 _STORAGES = {
     torch.float64: torch.DoubleStorage,
@@ -36,7 +100,7 @@ _ZIP_HEADER = 30 + 20  # of a member: its fixed part, and its sizes in 64 bits
 
 
 class _Storage(NamedTuple):
-    """Stands for what `data/KEY` will hold."""
+    """A placeholder for the content of the member `data/KEY`."""
 
     key: str
     dtype: torch.dtype
@@ -44,7 +108,7 @@ class _Storage(NamedTuple):
 
 
 class _Announced:
-    """Pickles as a contiguous tensor does."""
+    """An object that is pickled as a contiguous tensor would be."""
 
     def __init__(self, key: str, dtype: torch.dtype, shape: tuple[int, ...]):
         self.storage, self.shape = _Storage(key, dtype, torch.Size(shape).numel()), shape
@@ -62,12 +126,12 @@ class _Pickler(pickle.Pickler):
 
 
 def write_pth(path: Path, shapes: Shapes, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Writes a file that `torch.load` reads and maps, whole or not at all, holding one tensor at a time.
+    """Writes a file that `torch.load` reads and maps, completely or not at all, holding one tensor at a time.
 
     Args:
-        path: of the file; one that is there is replaced, and stays as it was if anything goes wrong.
-        shapes: dtype and shape of every tensor by its name, floating-point ones.
-        tensors: the tensors with their names, in that order.
+        path: the file; an existing one is replaced, and stays as it was if there is an error.
+        shapes: dtype (a floating-point one) and shape of every tensor by its name.
+        tensors: the tensors with their names, in the order of `shapes`.
 
     Raises:
         CheckpointError: it cannot be written there.
@@ -88,24 +152,24 @@ def write_pth(path: Path, shapes: Shapes, tensors: Iterable[tuple[str, Tensor]])
                         its.storage.dtype,
                         its.shape,
                     ):
-                        raise ValueError(f"{name}: not the tensor announced")
+                        raise ValueError(f"{name}: not the tensor that was announced")
                     _add(archive, file, f"data/{its.storage.key}", raw_bytes(tensor.contiguous()))
                     del tensor  # before the next one is made
                 if next(expected, None):
-                    raise ValueError("tensors were announced that did not come")
+                    raise ValueError("announced tensors were not given")
                 _add(archive, file, "version", b"3\n")
             file.flush()
-            os.fsync(file.fileno())  # some file systems tell only here that they are full
+            os.fsync(file.fileno())  # some file systems report only here that they are full
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: bytes | memoryview) -> None:
-    """A member whose content begins at a multiple of `_ALIGNMENT`, and which has no date."""
+    """Adds a member without a date, whose content begins at a multiple of `_ALIGNMENT`."""
     info = zipfile.ZipInfo(f"model/{name}")
     begin = file.tell() + _ZIP_HEADER + len(info.filename) + 4
     gap = -begin % _ALIGNMENT
-    info.extra = b"FB" + gap.to_bytes(2, "little") + bytes(gap)  # a field of its own kind, as torch's files have
+    info.extra = b"FB" + gap.to_bytes(2, "little") + bytes(gap)  # an extra field, as in torch's own files
     with archive.open(info, "w", force_zip64=True) as member:
         member.write(content)
-    info.extra = b""  # not once more in the table of contents
+    info.extra = b""  # left out of the table of contents

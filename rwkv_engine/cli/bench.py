@@ -14,21 +14,19 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from rwkv_engine.benchmark.bench import Tell, bench
-from rwkv_engine.benchmark.lineup import check_memory, lineup, runnable
-from rwkv_engine.benchmark.models import BenchModel, given_model, synthetic_model
-from rwkv_engine.benchmark.peers import PEERS
-from rwkv_engine.benchmark.plan import Settings
-from rwkv_engine.benchmark.process import EngineSpec
-from rwkv_engine.benchmark.record import Report
-from rwkv_engine.benchmark.shapes import SHAPES, parse_shape
-from rwkv_engine.benchmark.summary import as_json
+from rwkv_engine.benchmark.bench import bench
+from rwkv_engine.benchmark.lineup import EngineSpec, check_memory, lineup, runnable
+from rwkv_engine.benchmark.models import SHAPES, BenchModel, given_model, parse_shape, synthetic_model
+from rwkv_engine.benchmark.report import Report, as_json
+from rwkv_engine.benchmark.rounds import Settings
 from rwkv_engine.benchmark.table import headline, tables
 from rwkv_engine.cli.options import hub_options, progress_bar, stderr
 from rwkv_engine.convert import pack as packing
 from rwkv_engine.errors import RequestError
 from rwkv_engine.pipeline import locate
-from rwkv_engine.storage.atomic import replace_atomically
+from rwkv_engine.progress import StageProgress
+from rwkv_engine.storage.atomic import file_problem, replace_atomically
+from rwkv_engine.verification.baselines import BASELINES
 
 FILE_WIDTH = 200  # of tables, in columns, where there is no terminal to fit them to
 
@@ -47,8 +45,8 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 
 def _peers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(value.split(","))) if value else ()
-    if unknown := [name for name in names if name not in PEERS]:
-        raise click.BadParameter(f"{unknown[0]!r}: expected one or more of {', '.join(PEERS)}")
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise click.BadParameter(f"{unknown[0]!r}: expected one or more of {', '.join(BASELINES)}")
     return names
 
 
@@ -56,6 +54,8 @@ def _output(context: click.Context, option: click.Parameter, value: Path | None)
     """Minutes of measuring must not end in a file that cannot be written."""
     if value and not value.parent.is_dir():
         raise click.BadParameter(f"{value}: there is no folder {value.parent}")
+    if value and (problem := file_problem(value)):
+        raise click.BadParameter(f"{value}: {problem}")
     return value
 
 
@@ -67,7 +67,7 @@ def _output(context: click.Context, option: click.Parameter, value: Path | None)
 )
 @click.option("--strategy", multiple=True, help='May be repeated. By default "cpu fp32".')
 @click.option("--packed", is_flag=True, help="Pack the model for each strategy first, and run that file, mapped.")
-@click.option("--compare", callback=_peers, metavar="PEERS", help=f"Measure other programs too: {','.join(PEERS)}.")
+@click.option("--compare", callback=_peers, metavar="PEERS", help=f"Measure other programs too: {','.join(BASELINES)}.")
 @click.option("--compare-strategy", help="Of the other programs; by default that of ours, without i8 and i4.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each measures each engine once.")
 @click.option("--starts", type=click.IntRange(1), default=3, show_default=True, help="Fresh processes, cold starts.")
@@ -155,12 +155,12 @@ def _check_plot(file: Path) -> None:
         raise RequestError("plot: matplotlib is not installed; pip install 'rwkv-engine[bench]'")
 
 
-def _packed(spec: EngineSpec, index: int, model: BenchModel, folder: Path, tell: Tell) -> EngineSpec:
+def _packed(spec: EngineSpec, index: int, model: BenchModel, folder: Path, tell: StageProgress) -> EngineSpec:
     """Ours, with a file of its own; other programs do not read packed ones."""
     if spec.engine != "rwkv_engine":
         return spec
     file = folder / f"packed-{index}.safetensors"
-    packing.pack(model.path, file, spec.strategy, partial(tell, f"packing for {spec.strategy}"))
+    packing.pack(model.path, file, str(spec.strategy), partial(tell, f"packing for {spec.strategy}"))
     return replace(spec, path=file)
 
 

@@ -20,7 +20,7 @@ from rwkv_engine.cli.options import load, loading_options, progress_bar, stderr
 from rwkv_engine.embedding import POOLINGS, dimension
 from rwkv_engine.errors import RequestError
 from rwkv_engine.progress import Progress
-from rwkv_engine.storage.atomic import replace_atomically
+from rwkv_engine.storage.atomic import file_problem, replace_atomically
 
 # Batches of lines held at once: the more, the nearer the lengths of those that are read together.
 BATCHES = 16
@@ -85,8 +85,8 @@ def _check(output: Path) -> None:
     """Before a model is loaded for nothing."""
     if output.suffix not in _FORMATS:
         raise click.UsageError(f"-o {output}: expected a name that ends in {' or '.join(_FORMATS)}")
-    if output.exists() and not output.is_file():
-        raise RequestError(f"{output}: is no file; nothing was written")
+    if problem := file_problem(output):
+        raise RequestError(f"{output}: {problem}")
     if not output.parent.is_dir():
         raise RequestError(f"{output}: cannot be written: there is no folder {output.parent}")
 

@@ -14,6 +14,7 @@ from rwkv_engine._version import __version__
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.cli.options import hub_options
 from rwkv_engine.core import Strategy
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import TokenizerError
 from rwkv_engine.native import cpu_kernels, cuda_kernels, toolkit
 from rwkv_engine.pipeline import EMBEDDED, locate
@@ -110,7 +111,7 @@ def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
 def _precision(checkpoint: Checkpoint) -> str:
     if checkpoint.packing:
         return f"packed, {checkpoint.packing}"
-    return str(checkpoint.read("head.weight").dtype).removeprefix("torch.")
+    return word_of(checkpoint.read("head.weight").dtype)
 
 
 def _tokenizer_name(model: Path, n_vocab: int) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_engine.checkpoints.shards import write_shards
+from rwkv_engine.checkpoints.safetensors import write_shards
 from rwkv_engine.core import ModelConfig
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.storage.atomic import replace_directory_atomically
 
@@ -111,7 +112,7 @@ def check_directory(output: Path) -> None:
 
 
 def _settings(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    word = str(dtype).removeprefix("torch.")
+    word = word_of(dtype)
     return {
         "architectures": ["RwkvForCausalLM"],
         **config.settings(),

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rwkv_engine.checkpoints.files import damage_reported
 from rwkv_engine.convert.card import MARK, model_card
 from rwkv_engine.convert.directory import SHARD_SIZE, check_directory, save_hugging_face
 from rwkv_engine.convert.source import Converted, Source
 from rwkv_engine.convert.tokenizer_files import FILES, chosen_tokenizer, tokenizer_files
 from rwkv_engine.progress import Progress
+from rwkv_engine.storage.json_object import read_json
 
 # Of the configurations of another directory, what the tensors do not tell.
 _TAKEN_OVER = ("context_length", "bos_token_id", "eos_token_id")
@@ -80,17 +79,14 @@ def to_hugging_face(
 
 
 def _json_of(model: Path, name: str) -> dict[str, Any]:
-    """A file of the directory that is converted; empty if there is none."""
-    path = model / name
-    if not path.is_file():
-        return {}
-    with damage_reported(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
+    """A settings file of the directory that is converted; empty if there is none."""
+    return read_json(model / name, missing_ok=True) if model.is_dir() else {}
 
 
 def _card_is_ours(path: Path) -> bool:
-    """Whether nobody will miss it: it is not there, or was written here."""
+    """Whether the model card may be replaced: there is none, or an earlier conversion wrote it."""
+    if path.exists() and not path.is_file():
+        return False
     try:
         return MARK in path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from rwkv_engine.checkpoints.pth import write_pth
 from rwkv_engine.convert.source import Converted, Source
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.progress import Progress
+from rwkv_engine.storage.atomic import file_problem
 
 
 def to_pth(
@@ -36,8 +37,8 @@ def to_pth(
     """
     if output.suffix != ".pth":
         raise CheckpointError(f"{output}: raw checkpoints are known by their name; expected one that ends in .pth")
-    if output.exists() and not output.is_file():
-        raise CheckpointError(f"{output}: is no file; nothing was written")
+    if problem := file_problem(output):
+        raise CheckpointError(f"{output}: {problem}")
     source = Source(model, dtype, undo_rescale, size)
     write_pth(output, source.shapes, source.tensors(progress))
     return source.converted()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.checkpoints.rescaled import divided_note, divisor_exponent, looks_divided
-from rwkv_engine.checkpoints.shards import Shapes
+from rwkv_engine.checkpoints.safetensors import Shapes
 from rwkv_engine.convert.sizes import check_size
+from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.core.weight_format import FORMATS
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.notices import log
@@ -94,7 +95,7 @@ class Source:
     @property
     def dtype(self) -> str:
         """Name of the head's dtype in the new file."""
-        return str(self.shapes["head.weight"][0]).removeprefix("torch.")
+        return word_of(self.shapes["head.weight"][0])
 
     def converted(self, tokenizer: str = "", files: tuple[str, ...] = ()) -> Converted:
         """The report when all is written."""

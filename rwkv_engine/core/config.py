@@ -71,6 +71,7 @@ class ModelConfig(ABC):
     Attributes:
         version: the RWKV generation.
         renames: pairs (original, Hugging Face) of parts of tensor names; replaced in this order.
+        prefix: of all Hugging Face names but the head's.
         n_layer: number of blocks, L.
         n_embd: width of the residual stream, C.
         n_att: width of time mixing's keys, values and receptance, A; usually C.
@@ -81,6 +82,7 @@ class ModelConfig(ABC):
 
     version: ClassVar[int]
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+    prefix: ClassVar[str] = ""
     _default: ClassVar[type[ModelConfig]]
 
     n_layer: int
@@ -153,13 +155,15 @@ class ModelConfig(ABC):
     @classmethod
     def to_hugging_face(cls, name: str) -> str:
         """The Hugging Face name of a tensor, given its original name."""
-        for original, renamed in cls.renames:
-            name = name.replace(original, renamed)
-        return name
+        renamed = name
+        for original, new in cls.renames:
+            renamed = renamed.replace(original, new)
+        return renamed if name.startswith("head.") else cls.prefix + renamed
 
     @classmethod
     def to_original(cls, name: str) -> str:
-        """The inverse of `to_hugging_face`. Original names come back unchanged."""
+        """The inverse of `to_hugging_face`; the prefix may be missing. Original names come back unchanged."""
+        name = name.removeprefix(cls.prefix)
         for original, renamed in cls.renames:
             name = name.replace(renamed, original)
         return name

@@ -42,6 +42,7 @@ class Rwkv4Config(ModelConfig, default=True):
         (".time_mix_v", ".time_mix_value"),
         (".time_mix_r", ".time_mix_receptance"),
     )
+    prefix: ClassVar[str] = "rwkv."
 
     n_layer: int
     n_embd: int
@@ -146,14 +147,3 @@ class Rwkv4Config(ModelConfig, default=True):
     def widths(self) -> str:
         """The widths of a layer in words, for reports."""
         return f"{self.n_embd} (time mixing {self.n_att}, channel mixing {self.n_ffn})"
-
-    @classmethod
-    def to_hugging_face(cls, name: str) -> str:
-        """`blocks.0.att.time_mix_k` -> `rwkv.blocks.0.attention.time_mix_key`."""
-        name = super().to_hugging_face(name)
-        return name if name.startswith("head.") else f"rwkv.{name}"
-
-    @classmethod
-    def to_original(cls, name: str) -> str:
-        """The inverse of `to_hugging_face`; the `rwkv.` prefix may be missing. Original names come back unchanged."""
-        return super().to_original(name).removeprefix("rwkv.")

@@ -99,14 +99,14 @@ class State:
         return self._mapped(Tensor.detach)
 
     def save(self, path: str | Path, about: Mapping[str, str] | None = None) -> None:
-        """Writes a safetensors file, whole or not at all.
+        """Writes a safetensors file, completely or not at all.
 
         Args:
-            path: of the file.
-            about: what to remember beside the state, such as the text it comes from; `State.about` reads it.
+            path: the file; a regular file of that name is replaced.
+            about: text to store with the state, such as the text it was read from; `State.about` returns it.
 
         Raises:
-            RequestError: it cannot be written there.
+            RequestError: the file cannot be written, or `path` is a directory, a device, a pipe or a socket.
         """
         tensors = {name: t.detach().contiguous() for name, t in {**self.fields, "position": self.position}.items()}
         metadata = {**(about or {}), "format": FORMAT, "fingerprint": self.fingerprint}
@@ -114,7 +114,8 @@ class State:
             with replace_atomically(Path(path)) as temporary:
                 save_file(tensors, temporary, metadata=metadata)
         except (OSError, SafetensorError) as error:
-            raise RequestError(f"{path}: the state cannot be written here: {error}") from error
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise RequestError(f"{path}: the state cannot be written: {reason}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> State:

@@ -1,43 +1,47 @@
-"""Where each layer runs, in what precision, with which weights: `cuda fp16i8 *10 -> cpu fp32`.
+"""Where each layer runs, in what precision, and with which weights: `cuda fp16i8 *10 -> cpu fp32`.
 
-Layers are dealt out from left to right; the output LayerNorm with the head counts as one layer more. `*N` takes N
-layers; `*N+` keeps N on the device and streams to it all that nobody else takes; segments without `*` share what is
-left. Spaces are free. It is the grammar of the `rwkv` package (see `strategy_grammar`), and a string means the same
-here wherever it means something there: what that package silently ignores or crashes on (`*0`, segments that get
-nothing, counts that do not add up) is an error. `auto` takes the best that this machine can run and has memory for.
+Segments take layers from left to right; the output LayerNorm and the head together count as one more layer. `*N` takes
+N layers; `*N+` keeps N layers on the device and streams to it all layers that no other segment takes; segments without
+`*` share the remaining layers. The grammar is that of the `rwkv` package (see `strategy_grammar`). A string that is
+valid there means the same here; what that package silently ignores or crashes on (`*0`, segments that get no layer,
+counts that do not add up to the model) is an error. `auto` chooses the best strategy that this machine can run and has
+memory for.
 """
 
 from __future__ import annotations
 
-import re
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
 
 from rwkv_engine._version import __version__
 from rwkv_engine.core.config import ModelConfig, TensorSpec
+from rwkv_engine.core.dtypes import word_of
+from rwkv_engine.core.hardware import free_memory, gpu_count, gpu_index
 from rwkv_engine.core.placement import Placement
-from rwkv_engine.core.strategy_auto import best_strategy
-from rwkv_engine.core.strategy_grammar import Segment, read_segments, strategy_error
+from rwkv_engine.core.strategy_auto import best_segments
+from rwkv_engine.core.strategy_grammar import Segment, parse_segments, print_segments, strategy_error
 from rwkv_engine.errors import StrategyError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# What parses already and runs from these versions on.
+# The versions from which on what parses already will also run.
 INT4_SINCE, STREAMING_SINCE = "0.4", "0.4"
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """What the user wrote, parsed. It does not know how many layers there are until `place`.
+    """A parsed strategy: segments to be edited as data. It does not know the number of layers until `place`.
+
+    Two strategies are equal if their segments are, however they are written.
 
     Attributes:
-        text: as written.
-        segments: none for `auto`, which is decided for a model, see `resolve`.
+        text: what the user wrote, which error messages quote; the edits below keep it.
+        segments: empty for `auto`, which `resolve` decides for a model.
     """
 
-    text: str
+    text: str = field(compare=False)
     segments: tuple[Segment, ...]
 
     @classmethod
@@ -45,34 +49,53 @@ class Strategy:
         """Parses a strategy string.
 
         Raises:
-            StrategyError: with a caret under what is wrong.
+            StrategyError: the string is malformed; a caret marks the place.
         """
-        return cls(text, () if text.strip() == "auto" else read_segments(text))
+        return cls(text, () if text.strip() == "auto" else parse_segments(text))
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> Strategy:
+        """The strategy of these segments, of which there must be at least one; error messages quote its normal form."""
+        text, placed = print_segments(segments)
+        return cls(text, placed)
 
     def __str__(self) -> str:
-        """The normal form; parsing it gives the same segments."""
-        return " -> ".join(map(str, self.segments)) or "auto"
+        """The normal form; parsing it gives an equal strategy."""
+        return print_segments(self.segments)[0] if self.segments else "auto"
 
-    def resolve(self, config: ModelConfig, precision: str | None = None) -> Strategy:
-        """`auto` decided for a model by the memory that is free now, see `strategy_auto`.
+    def with_weights(self, weight_format: str) -> Strategy:
+        """The same strategy with all matrices in "dense", "i8" or "i4"; `auto` must be resolved first."""
+        return self._edited(lambda segment: replace(segment, weight_format=weight_format))
+
+    def with_dtype(self, dtype: str) -> Strategy:
+        """The same strategy with all layers in "fp32", "fp16" or "bf16"; `auto` must be resolved first."""
+        return self._edited(lambda segment: replace(segment, dtype=dtype))
+
+    def _edited(self, edit: Callable[[Segment], Segment]) -> Strategy:
+        if not self.segments:
+            raise ValueError("auto has no segments to edit; call resolve first")
+        return replace(self, segments=tuple(map(edit, self.segments)))
+
+    def resolve(self, config: ModelConfig, dtype: str | None = None) -> Strategy:
+        """Decides `auto` for a model by the memory that is free now, see `strategy_auto`; any other strategy stays.
 
         Args:
-            config: of the model.
-            precision: as a strategy writes it, instead of the one that would be chosen.
+            config: the model's sizes.
+            dtype: "fp32", "fp16" or "bf16" for all layers, instead of what would be chosen.
         """
         if self.segments:
             return self
-        gpus = [free_memory(f"cuda:{i}") or 0 for i in range(_gpu_count())]
-        dtypes = (torch.float16, torch.float32) if precision is None else (DTYPES[precision[:4]],) * 2
-        half, single = (_layer_bytes(dtype, config) for dtype in dtypes)
-        text = best_strategy(half, single, gpus, free_memory("cpu"))
-        return Strategy.parse(text if precision is None else re.sub("fp16|fp32|bf16", precision, text))
+        gpus = [free_memory(f"cuda:{i}") or 0 for i in range(gpu_count())]
+        dtypes = (torch.float16, torch.float32) if dtype is None else (DTYPES[dtype],) * 2
+        half, single = (_layer_bytes(d, config) for d in dtypes)
+        best = Strategy.of(best_segments(half, single, gpus, free_memory("cpu")))
+        return best if dtype is None else best.with_dtype(dtype)
 
     def place(self, config: ModelConfig) -> tuple[Placement, ...]:
         """One placement for each layer and a last one for the output LayerNorm and the head.
 
         Raises:
-            StrategyError: the counts do not add up to this model, or a segment gets nothing.
+            StrategyError: the counts do not add up to this model's layers, or a segment gets no layer.
         """
         return tuple(p for share in self.shares(config) for p in share)
 
@@ -99,7 +122,7 @@ class Strategy:
         shares = []
         for segment in self.segments:
             if segment.count is None:
-                # The peer's arithmetic: an even share of what is left, so the last free segment gets the odd ones.
+                # As the `rwkv` package divides them: the first free segments round down, the last takes the remainder.
                 count = rest // len(free)
                 rest, free = rest - count, free[1:]
                 shares.append([_placement(segment)] * count)
@@ -108,37 +131,40 @@ class Strategy:
                 shares.append([_placement(segment)] * segment.count + [_placement(segment, resident=False)] * streamed)
         return shares
 
+    def nbytes(self, config: ModelConfig) -> dict[str, int]:
+        """Bytes of the weights on each device, by its name."""
+        sizes: dict[str, int] = {}
+        placements = self.place(config)
+        for spec in config.tensors().values():
+            placement = placements[spec.layer]
+            sizes[placement.device] = sizes.get(placement.device, 0) + placement.nbytes([spec])
+        return sizes
+
     def explain(self, config: ModelConfig) -> list[tuple[str, str, str, str, str]]:
-        """Rows (layers, device, precision, bytes, free memory) of the plan, nothing loaded yet."""
+        """Rows (layers, device, precision, bytes, free memory) of the plan; nothing is loaded for it."""
         rows = []
         first = 0
         for share in self.shares(config):
             for placement, group in groupby(share):
                 last = first + len(list(group)) - 1
                 size = placement.nbytes(spec for spec in config.tensors().values() if first <= spec.layer <= last)
-                precision = str(placement.dtype).removeprefix("torch.")
-                free = free_memory(placement.device)
+                precision = word_of(placement.dtype)
                 if placement.weight_format != "dense":
                     precision += f", {placement.weight_format} weights"
                 if not placement.resident:
                     precision += ", streamed"
-                rows.append(
-                    (
-                        _span(first, last, config.n_layer),
-                        placement.device,
-                        precision,
-                        f"{size / 1e6:,.1f} MB",
-                        "unknown" if free is None else f"{free / 1e6:,.0f} MB",
-                    )
-                )
+                free = free_memory(placement.device)
+                shown = "unknown" if free is None else f"{free / 1e6:,.0f} MB"
+                layers = _span(first, last, config.n_layer)
+                rows.append((layers, placement.device, precision, f"{size / 1e6:,.1f} MB", shown))
                 first = last + 1
         return rows
 
     def check_runnable(self) -> None:
-        """Refuses what parses but cannot run here.
+        """Refuses a strategy that is well-formed but cannot run on this machine or in this version.
 
         Raises:
-            StrategyError: naming what is missing and what to use instead.
+            StrategyError: it names what is missing and what to use instead.
         """
         for s in self.segments:
             if s.device in ("mps", "dml"):
@@ -153,10 +179,10 @@ class Strategy:
         if s.streams:
             needs = f"streaming to a GPU (+) needs rwkv_engine {STREAMING_SINCE}, this is {__version__}"
             raise self._error(s, f"{needs}; leave the rest to another segment: {s.device} {s.dtype} *N -> cpu fp32")
-        count = _gpu_count()
+        count = gpu_count()
         if count == 0:
             raise self._error(s, "there is no GPU that torch can use here (rwkv-engine info tells why); use cpu")
-        if _gpu_index(s.device) >= count:
+        if gpu_index(s.device) >= count:
             names = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
             raise self._error(s, f"there is no {s.device}: torch sees {names}")
 
@@ -189,21 +215,3 @@ def _span(first: int, last: int, n_layer: int) -> str:
     if last < n_layer:
         return blocks
     return "head" if first == n_layer else f"{blocks}, head"
-
-
-def _gpu_count() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _gpu_index(device: str) -> int:
-    return int(device.partition(":")[2] or 0)
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that are free on a device, None if nothing tells."""
-    if device.startswith("cuda") and _gpu_index(device) < _gpu_count():
-        return torch.cuda.mem_get_info(device)[0]
-    if device == "cpu":
-        with suppress(OSError), open("/proc/meminfo") as meminfo:
-            return 1024 * next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable"))
-    return None

@@ -1,23 +1,26 @@
-"""What `auto` stands for: float16 on the GPUs as far as their memory goes, the rest on the CPU."""
+"""What `auto` means: float16 layers on the GPUs as far as their memory goes, the remaining layers on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-# Left free on every GPU for torch's context and libraries, activations of a chunk, states and captured graphs.
+from rwkv_engine.core.strategy_grammar import Segment
+
+# Bytes left free on every GPU: torch's context and libraries, a chunk's activations, states and CUDA graphs.
 RESERVE = 1_500_000_000
 
 
-def best_strategy(half: Sequence[int], single: Sequence[int], gpus: Sequence[int], main: int | None) -> str:
-    """The strategy, as text, for what is free.
+def best_segments(half: Sequence[int], single: Sequence[int], gpus: Sequence[int], main: int | None) -> list[Segment]:
+    """The segments of the best strategy for the memory that is free.
 
-    GPUs are filled one after the other, so that an activation passes as few borders as can be. What no GPU has room
-    for runs on the CPU, in float32 if that fits into main memory, else in bfloat16.
+    GPUs are filled one after the other, so that activations cross as few devices as possible. Layers for which no GPU
+    has room run on the CPU, in float32 if that fits into main memory, else in bfloat16.
 
     Args:
         half, single: bytes of each layer, the head last, with 16-bit and with 32-bit matrices.
         gpus: free bytes of each GPU.
-        main: free bytes of main memory; None if nothing tells.
+        main: free bytes of main memory, or None if unknown.
     """
     segments = []
     placed = 0
@@ -27,10 +30,10 @@ def best_strategy(half: Sequence[int], single: Sequence[int], gpus: Sequence[int
             room -= half[placed]
             placed += 1
         if placed > first:
-            segments.append(f"{'cuda' if len(gpus) == 1 else f'cuda:{i}'} fp16 *{placed - first}")
+            segments.append(Segment("cuda" if len(gpus) == 1 else f"cuda:{i}", "fp16", count=placed - first))
     if placed < len(half):
         exact = main is None or sum(single[placed:]) < main
-        segments.append("cpu fp32" if exact else "cpu bf16")
+        segments.append(Segment("cpu", "fp32" if exact else "bf16"))
     else:
-        segments[-1] = segments[-1].rpartition(" *")[0]  # the last one takes what is left
-    return " -> ".join(segments)
+        segments[-1] = replace(segments[-1], count=None)  # the last segment takes the rest
+    return segments

@@ -1,4 +1,4 @@
-"""The text of a strategy, read into segments: `cuda fp16i8 *10 -> cpu fp32`.
+"""The text of a strategy, parsed into segments and printed: `cuda fp16i8 *10 -> cpu fp32`.
 
 strategy = segment ( "->" segment )*
 segment  = device dtype [ "*" N [ "+" ] ]
@@ -9,21 +9,34 @@ dtype    = ( "fp32" | "fp16" | "bf16" ) [ "i8" | "i4" ]
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from rwkv_engine.errors import StrategyError
+
+DEVICE = r"cpu|cuda(:\d+)?|mps|dml"
+ARROW = " -> "
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One part of a strategy, as written; `column` is where it begins."""
+    """One part of a strategy, as written.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:N", "mps" or "dml".
+        dtype: "fp32", "fp16" or "bf16".
+        weight_format: "dense", "i8" or "i4".
+        count: its number of layers; None for a share of those that remain.
+        streams: whether it also takes all remaining layers and streams them to its device.
+        column: the index of its first character in the text, for error messages.
+    """
 
     device: str
     dtype: str
-    weight_format: str
-    count: int | None
-    streams: bool
-    column: int
+    weight_format: str = "dense"
+    count: int | None = None
+    streams: bool = False
+    column: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         suffix = "" if self.weight_format == "dense" else self.weight_format
@@ -32,21 +45,35 @@ class Segment:
 
 
 def strategy_error(text: str, column: int, width: int, message: str) -> StrategyError:
-    """An error with carets under what is wrong."""
+    """An error with the text below it and `width` carets below the text, the first at `column`."""
     return StrategyError(f"strategy: {message}\n  {text}\n  {' ' * column}{'^' * width}")
 
 
-def read_segments(text: str) -> tuple[Segment, ...]:
-    """The segments of a strategy.
+def parse_segments(text: str) -> tuple[Segment, ...]:
+    """The segments of a strategy's text.
 
     Raises:
-        StrategyError: with a caret under what is wrong.
+        StrategyError: the text is malformed; carets mark the place.
     """
     return tuple(_Parser(text).strategy())
 
 
+def print_segments(segments: Sequence[Segment]) -> tuple[str, tuple[Segment, ...]]:
+    """The normal form of a strategy, and its segments with their columns in that."""
+    placed, column = [], 0
+    for segment in segments:
+        placed.append(replace(segment, column=column))
+        column += len(str(segment)) + len(ARROW)
+    return ARROW.join(map(str, placed)), tuple(placed)
+
+
+def is_device(text: str) -> bool:
+    """Whether a strategy can name this device, available or not."""
+    return re.fullmatch(DEVICE, text) is not None
+
+
 class _Parser:
-    """Words and signs of the string, one after the other."""
+    """A recursive-descent parser over the words and signs of the text."""
 
     def __init__(self, text: str):
         self.text = text
@@ -68,7 +95,7 @@ class _Parser:
 
     def segment(self) -> Segment:
         column = self.column()
-        device = self.word(r"cpu|cuda(:\d+)?|mps|dml", "a device: cpu, cuda, cuda:N")
+        device = self.word(DEVICE, "a device: cpu, cuda, cuda:N")
         dtype = self.word(
             r"(fp32|fp16|bf16)(i8|i4)?", "a precision: fp32, fp16 or bf16, with i8 or i4 behind it or not"
         )

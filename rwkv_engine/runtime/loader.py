@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.memory import memory_errors_explained
 from rwkv_engine.checkpoints.packed import ALIGNMENT
 from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
 from rwkv_engine.core.config import Role, TensorSpec
@@ -25,6 +26,7 @@ from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.plan import TensorPlan, plan_tensors
 
 
+@memory_errors_explained
 def load_model(
     checkpoint: Checkpoint, strategy: Strategy, progress: Progress | None = None, trainable: bool = False
 ) -> Model:
@@ -43,6 +45,7 @@ def load_model(
 
     Raises:
         CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for the strategy.
+        OutOfMemoryError: there is not enough memory for the strategy; the message names one that would fit.
         StrategyError: it does not fit the model, or would train quantised weights.
     """
     config = checkpoint.config

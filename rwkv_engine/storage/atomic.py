@@ -1,73 +1,122 @@
-"""Files and directories that are written whole or not at all."""
+"""Files and directories that are written completely or not at all.
+
+New content is built next to its destination and renamed into place, so a reader sees the old content or the new one,
+never a part, even if this process is killed. Only regular files and directories are ever replaced: a device node, a
+named pipe or a socket at the destination is refused. A symbolic link stays, and what it points to is replaced.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
+import glob
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rwkv_engine.storage.exchange import exchange
-from rwkv_engine.storage.workplace import workplace
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # arguments of Linux's renameat2
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # an old kernel, or a file system that cannot exchange
+_YOUNG = 60  # seconds; a folder younger than this may not be locked yet
 
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yields a path in a temporary folder beside `path`; renames it to `path` if the block ends well."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
+    """Yields a temporary path next to the file `path`; renames it to `path` if the block ends without an error.
+
+    A file that was there keeps its permissions.
+
+    Raises:
+        OSError: `path` is not a regular file (see `file_problem`), or nothing can be written there.
+    """
+    mode = _mode_of_file(path)
+    target = Path(os.path.realpath(path))  # of a symbolic link the target is replaced, and the link stays
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        temporary = Path(folder) / target.name
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # some writers make files only their owner can read
-        os.replace(temporary, path)
+        temporary.chmod(mode)  # some writers make files that only their owner can read
+        _mode_of_file(path)  # it may have become something else meanwhile
+        os.replace(temporary, target)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def file_problem(path: Path) -> str | None:
+    """Why `replace_atomically` would refuse `path`, to be said before long work begins; None if it would not."""
+    try:
+        _mode_of_file(path)
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _mode_of_file(path: Path) -> int:
+    """Permissions of the regular file at `path`, or those of a new file if there is none."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+    _check_regular(path, mode)
+    return stat.S_IMODE(mode)
+
+
+def _check_regular(path: str | Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((words for has_kind, words in _KINDS if has_kind(mode)), "a special file")
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, f"is {kind}, not a regular file; nothing was written", str(path))
 
 
 @contextmanager
 def replace_directory_atomically(path: Path, is_replaced: Callable[[str], bool]) -> Iterator[Path]:
-    """Yields an empty directory beside `path`; puts it in the place of `path` if the block ends well.
+    """Yields an empty directory next to `path`; puts it in the place of `path` if the block ends without an error.
 
-    Whoever looks finds the old directory or the new one, each whole, even if this process is killed at any moment. What
-    it had begun then stays beside `path` under a name that begins with a dot, until the next call removes it. What the
-    block does not write and `is_replaced` does not claim is taken over from the old directory, as hard links (copies,
-    where there can be none), so it costs nothing and is at no time missing from `path`.
+    If this process is killed, the unfinished directory stays next to `path` under a name that begins with a dot, until
+    the next call removes it. Old files that the block did not write again, and that `is_replaced` does not name, are
+    kept: they are hard-linked into the new directory (copied where links are impossible), so they never go missing.
 
     Args:
-        path: a directory, or nothing yet; folders above it are made, and removed again if the block fails.
-        is_replaced: tells of a name in the old directory whether it vanishes even if nothing new has that name.
+        path: a directory, or nothing yet; missing parents are made, and removed again if the block fails.
+        is_replaced: for a name in the old directory, whether it goes away even if nothing new has that name.
 
     Raises:
-        OSError: it cannot be written there, or `path` is a file.
+        OSError: nothing can be written there, `path` is a file, or a device, pipe, socket or directory has the name of
+            a file that is to be replaced.
     """
-    path = Path(os.path.realpath(path))  # not a link to the directory is replaced, but the directory
+    path = Path(os.path.realpath(path))  # of a symbolic link the target is replaced, and the link stays
     made = [folder for folder in path.parents if not folder.exists()]
     for there in (path, path.parents[len(made)]):
         if there.exists() and not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with workplace(path) as temporary:
+        with _workplace(path) as temporary:
             new = temporary / path.name
             new.mkdir()
             yield new
-            _on_disk(new)
+            _sync_files(new)
             if path.exists():
-                _take_over(path, new, is_replaced)
+                _keep_old(path, new, is_replaced)
                 shutil.copymode(path, new)
-                _names_on_disk(new)
-                exchange(new, path)
+                _sync_names(new)
+                _exchange(new, path)
             else:
-                _names_on_disk(new)
+                _sync_names(new)
                 os.rename(new, path)
-            # Before the old directory is removed below, or a machine that fails then might have neither.
-            _names_on_disk(path.parent)
+            # The old directory is removed only after this; otherwise a power failure could lose both.
+            _sync_names(path.parent)
     except BaseException:
         for folder in made:
             with suppress(OSError):
@@ -75,27 +124,27 @@ def replace_directory_atomically(path: Path, is_replaced: Callable[[str], bool])
         raise
 
 
-def _take_over(old: Path, new: Path, is_replaced: Callable[[str], bool]) -> None:
+def _keep_old(old: Path, new: Path, is_replaced: Callable[[str], bool]) -> None:
     for entry in os.scandir(old):
         target = new / entry.name
         if is_replaced(entry.name) or os.path.lexists(target):
-            continue
-        if entry.is_dir(follow_symlinks=False):
+            if not entry.is_symlink():
+                _check_regular(entry.path, entry.stat().st_mode)
+        elif entry.is_dir(follow_symlinks=False):
             target.mkdir()
-            _take_over(Path(entry.path), target, lambda name: False)
+            _keep_old(Path(entry.path), target, lambda name: False)
             shutil.copystat(entry.path, target)
-            continue
-        try:
-            os.link(entry.path, target, follow_symlinks=False)
-        except OSError:  # a file system without, or another user's file
-            shutil.copy2(entry.path, target, follow_symlinks=False)
+        else:
+            try:
+                os.link(entry.path, target, follow_symlinks=False)
+            except OSError:  # the file system has no links, or the file belongs to another user
+                shutil.copy2(entry.path, target, follow_symlinks=False)
 
 
-def _on_disk(folder: Path) -> None:
-    """Waits until files are written: some file systems tell only here that they are full.
+def _sync_files(folder: Path) -> None:
+    """Waits until the files' content is on the disk; some file systems report only here that they are full.
 
-    A killed process needs none of this, but a machine that loses power may otherwise know the new directory by name and
-    nothing of what is in it, when the old one is gone.
+    This protects against a power failure, after which the new directory could exist without its content.
     """
     for path in folder.rglob("*"):
         if path.is_file():
@@ -103,10 +152,78 @@ def _on_disk(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _names_on_disk(folder: Path) -> None:
-    with suppress(OSError):  # not every system can do so with a folder
+def _sync_names(folder: Path) -> None:
+    with suppress(OSError):  # not every system can sync a directory
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Swaps two directories in one step, so `path` exists at every moment.
+
+    Where the system cannot do that (anything but Linux, some network file systems) these are two renames. A process
+    that is killed between them leaves nothing at `path`, and the complete old directory next to `new` as `NAME.old`.
+
+    Raises:
+        OSError: neither works; both are as they were.
+    """
+    if _renameat2 is not None:
+        if _renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in _UNSUPPORTED:
+            raise OSError(number, os.strerror(number), str(path))
+    aside = new.with_name(f"{new.name}.old")
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
+
+
+_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+if _renameat2 is not None:
+    _renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """Yields an empty folder next to `path` and removes it at the end; also removes those that killed processes left.
+
+    A process holds a lock on its folder. The lock ends with the process, so a locked folder is left alone.
+
+    Raises:
+        OSError: no folder can be made there.
+    """
+    prefix = f".{path.name}.unfinished-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError):
+            only_copy = not path.exists() and (left / f"{path.name}.old").exists()  # see `_exchange`
+            if time.time() - left.stat().st_mtime > _YOUNG and not only_copy:
+                os.close(_locked(left))
+                shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
+    lock = None
+    try:
+        with suppress(OSError):  # not every file system has locks
+            lock = _locked(folder)
+        yield folder
+    finally:
+        # Files of the old directory may resist removal. By then the new directory is in its place.
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,4 +1,4 @@
-"""Is a checkpoint sound? What it is, whether it runs here as it should, and what its numbers look like."""
+"""Checks of a checkpoint: its format and sizes, whether it runs correctly on this machine, and its activations."""
 
 from rwkv_engine.verification.check import Check
 from rwkv_engine.verification.run import verify

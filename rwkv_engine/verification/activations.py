@@ -1,4 +1,4 @@
-"""What flows through the layers, watched by hooks."""
+"""Statistics of the activations of every layer, collected by hooks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LARGEST_K = 255.9
 
 
 class Activations:
-    """Per layer, first layer first.
+    """Statistics for each layer, the first layer first.
 
     Attributes:
-        zeros: for each token the share of exact zeros in channel mixing's squared relu.
-        largest: by name (`residual`, `att k`, `ffn k`) the largest absolute number of each layer; NaN if one is NaN.
+        zeros: for each layer and token the share of exact zeros in channel mixing's squared ReLU.
+        largest: by name (`residual`, `att k`, `ffn k`) the largest absolute value of each layer; NaN if one is NaN.
     """
 
     def __init__(self, n_layer: int):
@@ -30,16 +30,16 @@ class Activations:
         self.largest = {name: [0.0] * n_layer for name in ("residual", "att k", "ffn k")}
 
     def add_zeros(self, layer: int, squared: Tensor) -> None:
-        """`squared`: (B, T, F), what goes into the value matrix."""
+        """Adds the input of the value matrix, (B, T, F)."""
         self.zeros[layer] += (squared == 0).float().mean(-1).flatten().tolist()
 
     def add_extremes(self, name: str, layer: int, x: Tensor) -> None:
-        """`x`: of any shape."""
-        both = torch.stack([torch.tensor(self.largest[name][layer], dtype=torch.float32), x.abs().max().cpu()])
-        self.largest[name][layer] = both.max().item()  # of the two, and NaN if one is
+        """Adds the largest absolute value of a tensor of any shape."""
+        before = torch.tensor(self.largest[name][layer], dtype=torch.float64)
+        self.largest[name][layer] = torch.stack([before, x.abs().max().double().cpu()]).max().item()  # NaN if one is
 
     def checks(self) -> Iterator[Check]:
-        """What they tell: two rows that are neither right nor wrong, and one that fails if a number is not finite."""
+        """Two checks for information, and one that fails if an activation is not finite."""
         shares = [torch.tensor(layer, dtype=torch.float32) for layer in self.zeros]
         layers = [{"min": s.min().item(), "mean": s.mean().item(), "max": s.max().item()} for s in shares]
         means = [layer["mean"] for layer in layers]
@@ -65,7 +65,7 @@ class Activations:
 
 @contextmanager
 def watched(model: Model) -> Iterator[Activations]:
-    """Collects the activations of what is read inside the block."""
+    """Collects the activations of all tokens that the model reads inside the `with` block."""
     seen = Activations(model.config.n_layer)
     handles = []
     for i in range(model.config.n_layer):

@@ -1,4 +1,4 @@
-"""What one check found, and how far numbers may lie apart."""
+"""The result of one check, and how far numbers may lie apart."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 Verdict = Literal["ok", "FAILED", "skipped", "info"]
 
-# How far logits and states of two ways to compute the same may lie apart, of the largest number in them. Rounding adds
-# up over the layers: a small model stays ten times below, and what is wrong (a tensor, a sign, a shift by one token)
-# lies far above. Weights in int8 are as far off as in bfloat16.
+# How far logits and states from two computations of the same thing may lie apart, relative to their largest number.
+# Rounding adds up over the layers: a small model stays a factor of ten below these limits, and a fault (a wrong tensor,
+# a wrong sign, a shift by one token) lies far above. int8 weights are as inexact as bfloat16 weights.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.int8: 1e-1}
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: of the check.
-        verdict: "ok" or "FAILED"; "skipped", where `what` is the reason; "info" for what is neither right nor wrong.
-        what: for people, in one line.
-        numbers: the same for programs.
+        name: the check's name.
+        verdict: "ok" or "FAILED"; "skipped", with the reason in `what`; "info" for a measurement without a judgement.
+        what: the finding in one line, for people.
+        numbers: the same for programs, fit for JSON.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Check:
 
 
 def judged(name: str, holds: bool, what: str, /, **numbers: Any) -> Check:
-    """A check that can fail."""
+    """The result of a check that can fail."""
     return Check(name, "ok" if holds else "FAILED", what, numbers)
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest expected number; infinite where one of them is not finite."""
+    """The largest difference divided by the largest expected number; infinite if any number is not finite."""
     difference = (got - expected).abs().max().item() / max(expected.abs().max().item(), 1e-30)
     return difference if torch.isfinite(got).all() and torch.isfinite(expected).all() else float("inf")

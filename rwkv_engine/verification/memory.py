@@ -1,4 +1,4 @@
-"""How much memory a process holds, and has held at most."""
+"""The memory of this process: now, and at its peak."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from contextlib import suppress
 
 
 def peak_memory() -> int | None:
-    """Bytes that were resident together at most, mapped files included; None where nothing tells (outside Linux).
+    """The largest number of bytes that were resident at once, mapped files included; None outside Linux.
 
-    Not `getrusage`: there a process begins with the peak of the one that started it.
+    `getrusage` is not used: with it a process begins with the peak of its parent.
     """
     with suppress(OSError), open("/proc/self/status") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -16,7 +16,7 @@ def peak_memory() -> int | None:
 
 
 def resident_memory() -> tuple[int, int] | None:
-    """Bytes that are resident now: the process's own, and those of mapped files; None outside Linux."""
+    """The resident bytes: the process's own, and those of mapped files; None outside Linux."""
     with suppress(OSError), open("/proc/self/status") as status:
         sizes = dict(line.split(":", 1) for line in status)
         own, file = (1024 * int(sizes[name].split()[0]) for name in ("RssAnon", "RssFile"))

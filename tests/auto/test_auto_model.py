@@ -219,11 +219,11 @@ def test_device_map_auto_fills_what_is_there(tmp_path, monkeypatch):
     def plan(dtype=None, load_in_8bit=False):
         return str(strategy_for(checkpoint, None, dtype, None, "auto", load_in_8bit))
 
-    monkeypatch.setattr(strategy, "_gpu_count", lambda: 0)
+    monkeypatch.setattr(strategy, "gpu_count", lambda: 0)
     assert plan() == "cpu fp32"
     assert plan("float16") == "cpu fp16"
     assert plan(load_in_8bit=True) == "cpu fp32i8"
-    monkeypatch.setattr(strategy, "_gpu_count", lambda: 2)
+    monkeypatch.setattr(strategy, "gpu_count", lambda: 2)
     monkeypatch.setattr(strategy, "free_memory", lambda device: 1_500_000_000 + 50_000)
     half, single = plan(), plan(torch.float32)
     assert half.startswith("cuda:0 fp16 *2 -> cuda:1 fp16")
@@ -243,6 +243,8 @@ def test_device_map_auto_fills_what_is_there(tmp_path, monkeypatch):
         ({"device_map": "meta"}, "device_map: got 'meta'"),
         ({"device_map": {"rwkv.blocks.0": 0, "head": "cpu"}}, "modules cannot be placed one by one"),
         ({"device_map": "cuda:77"}, "device_map='cuda:77': there is no"),
+        ({"device_map": "mps"}, "device_map='mps': mps is not supported; use cuda or cpu"),
+        ({"device_map": -1}, "device_map: got -1, expected auto"),
         ({"max_memory": {0: "1GB"}}, "max_memory=.*strategy="),
         ({"load_in_4bit": True}, "int4 weights are not there yet"),
         ({"lod_in_8bit": True}, "no option 'lod_in_8bit'; expected dtype, device_map"),

@@ -1,4 +1,4 @@
-"""What is measured when, on a clock that only the fakes move."""
+"""What is measured in which order, with a clock that only the fake engines advance."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections import Counter
 import pytest
 
 from rwkv_engine.benchmark import rounds
-from rwkv_engine.benchmark.bandwidth import ReadBandwidth
-from rwkv_engine.benchmark.measurements import Measurements
-from rwkv_engine.benchmark.memory import MemoryWatch
-from rwkv_engine.benchmark.plan import Measurement, Settings, plan
-from rwkv_engine.benchmark.record import EngineRecord, Series
+from rwkv_engine.benchmark.instruments import MemoryWatch, ReadBandwidth
+from rwkv_engine.benchmark.report import EngineRecord, Series
+from rwkv_engine.benchmark.rounds import Measurement, Settings, plan
+from rwkv_engine.benchmark.worker import Measurements
 
 
 class Clock:
@@ -23,7 +22,7 @@ class Clock:
 
 
 class Fake:
-    """0.25 s a token one by one, 0.5 s a prompt, 0.125 s a step; everything else takes long and must not count."""
+    """Takes 0.25 s for a decoded token, 0.5 s for a prompt, 0.125 s for a step; all else is slow and must not count."""
 
     device = "cpu"
     about = {"version": "0"}  # noqa: RUF012
@@ -67,7 +66,7 @@ def measured():
     return found
 
 
-def test_seconds_of_each_command(measured):
+def test_commands_answer_with_the_seconds_of_the_call_alone(measured):
     def ask(do, **arguments):
         return measured.answer(do, arguments, None)
 
@@ -79,7 +78,7 @@ def test_seconds_of_each_command(measured):
     assert measured.subject.taken == 0
     with pytest.raises(ValueError, match="no such step"):
         ask("batch", size=4, steps=99)
-    assert measured.subject.taken == 0, "slots are given back whatever happens"
+    assert measured.subject.taken == 0, "slots are returned even after an error"
 
 
 def test_a_plan_counts_the_tokens_it_reads():
@@ -108,7 +107,7 @@ class Asked:
         return float(len(self.log))
 
 
-def test_every_round_measures_each_once_there_and_back(monkeypatch):
+def test_rounds_measure_every_engine_once_in_alternating_order(monkeypatch):
     monkeypatch.setattr(rounds, "SETTLING", 0)
     log, told = [], []
     records = [EngineRecord("rwkv_engine", "cpu fp32", "m"), EngineRecord("rwkv", "cpu fp32", "m")]
@@ -124,7 +123,7 @@ def test_every_round_measures_each_once_there_and_back(monkeypatch):
     back = [("rwkv", "decode", False), "memory", ("rwkv_engine", "decode", False), ("rwkv_engine", "batch", False)]
     again = ["memory", ("rwkv_engine", "decode", False), ("rwkv", "decode", False), ("rwkv_engine", "batch", False)]
     assert log == first + back + again
-    # The first round is not recorded; what memory gave stands beside the decoding that came right after.
+    # The first round is not recorded; the bandwidth belongs to the decoding right after it.
     assert records[0].series == {"decode": Series(5, [7.0, 10.0], [6e9, 9e9]), "batch 2": Series(8, [8.0, 12.0])}
     assert records[1].series == {"decode": Series(5, [5.0, 11.0])}
     assert told[0] == "warming up: decode, rwkv_engine, cpu fp32"
@@ -139,10 +138,10 @@ def test_bandwidth_is_bytes_over_seconds():
     assert ReadBandwidth("cpu", size=1 << 24).measure() > 1e8
 
 
-def test_memory_is_watched_in_between():
+def test_memory_peaks_are_seen_between_start_and_stop():
     watch = MemoryWatch()
     if watch.peaks() is None:
-        pytest.skip("only Linux tells")
+        pytest.skip("known on Linux only")
     before = watch.peaks()["own"]
     watch.start()
     held = bytearray(b"x" * 200_000_000)

@@ -1,4 +1,4 @@
-"""Processes: they answer, sleep, and die with a reason."""
+"""Worker processes: they answer, sleep, and report why they ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from rwkv_engine.benchmark.process import EngineSpec, Worker
+from rwkv_engine.benchmark.lineup import EngineSpec
+from rwkv_engine.benchmark.process import Worker
+from rwkv_engine.core import Strategy
 from rwkv_engine.errors import BenchmarkError
 
 TALES = ROOT / "rwkv_engine" / "assets" / "tales"
@@ -21,8 +23,8 @@ def processor_seconds(pid):
 
 
 @pytest.mark.slow
-def test_a_worker_answers_then_sleeps_and_tells_how_it_died():
-    with Worker(EngineSpec("rwkv_engine", "cpu fp32", TALES)) as worker:
+def test_a_worker_answers_then_sleeps_and_reports_how_it_ended():
+    with Worker(EngineSpec("rwkv_engine", Strategy.parse("cpu fp32"), TALES)) as worker:
         worker.ask("read", ids=[5, 6, 7])
         assert 0 < worker.ask("decode", tokens=32) < 60
         assert worker.ask("about")["version"]
@@ -39,15 +41,17 @@ def test_a_worker_answers_then_sleeps_and_tells_how_it_died():
                 "its threads must sleep, not spin, while others are measured"
             )
         os.kill(pid, 9)
-        with pytest.raises(BenchmarkError, match=r"rwkv_engine, cpu fp32: was ended by signal 9; was there memory"):
+        with pytest.raises(
+            BenchmarkError, match=r"rwkv_engine, cpu fp32: was ended by signal 9; was there enough memory"
+        ):
             worker.ask("decode", tokens=1)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
 @pytest.mark.slow
-def test_what_an_engine_fails_with_is_one_line(tmp_path):
-    with Worker(EngineSpec("rwkv", "cpu fp32", tmp_path / "missing.pth")) as worker:
+def test_a_failing_engine_is_reported_in_one_line(tmp_path):
+    with Worker(EngineSpec("rwkv", Strategy.parse("cpu fp32"), tmp_path / "missing.pth")) as worker:
         with pytest.raises(BenchmarkError) as raised:
             worker.ask("about")
         assert str(raised.value).startswith(f"rwkv, cpu fp32: {tmp_path}/missing.pth: no such file")

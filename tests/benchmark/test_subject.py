@@ -1,4 +1,4 @@
-"""Ours as a subject: what is timed is what it says."""
+"""Our engine as what is measured: each call does the work that it is timed for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ours():
     return Ours(TALES, "cpu fp32")
 
 
-def test_positions_are_read(ours, tales):
+def test_go_to_keeps_the_states_of_its_positions(ours, tales):
     told = []
     ours.go_to(IDS, [3, 12], lambda done, total: told.append((done, total)))
     assert told == [(3, 12), (8, 12), (12, 12)]
@@ -31,8 +31,8 @@ def test_positions_are_read(ours, tales):
     assert ours._state.position.tolist() == [3]
 
 
-def test_a_batch_reads_each_sequence_and_goes_on_with_what_it_writes(ours, monkeypatch):
-    """More sequences than the steps read together go another way, to the same tokens."""
+def test_a_batch_continues_each_sequence_with_its_own_greedy_tokens(ours, monkeypatch):
+    """More sequences than a decode step takes use another path, with the same tokens."""
     read = []
     run = ours._decoder.run
     monkeypatch.setattr(ours._decoder, "run", lambda *arguments: read.append(run(*arguments)))
@@ -67,7 +67,7 @@ def test_zeros_are_those_that_the_kernels_skip(ours, monkeypatch):
     assert ours.zeros(IDS) == [0.0] * 5
 
 
-def test_it_writes_a_text_of_its_own(ours):
+def test_write_generates_token_ids(ours):
     written = ours.write(20, lambda done, total: None)
     assert len(written) == 20
     assert len(set(written)) > 5

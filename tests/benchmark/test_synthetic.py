@@ -1,4 +1,4 @@
-"""Models of random weights: as many zeros as asked for, and numbers that stay tame."""
+"""Models of random weights have the share of zeros that is asked for, and activations that stay small."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import pytest
 import torch
 
 from rwkv_engine import Checkpoint, CheckpointError, Rwkv4Config
-from rwkv_engine.benchmark import synthetic
+from rwkv_engine.benchmark import models
+from rwkv_engine.benchmark.instruments import ReadBandwidth
+from rwkv_engine.benchmark.models import synthetic_tensors, write_synthetic
 from rwkv_engine.benchmark.subject import Ours, random_ids
-from rwkv_engine.benchmark.synthetic import synthetic_tensors, write_synthetic
 from rwkv_engine.verification.activations import watched
 
 CONFIG = Rwkv4Config(3, 64, 64, 1024, 300)
+
+
+@pytest.fixture
+def default_dtype():
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9, 1.0])
@@ -21,12 +29,12 @@ def test_the_squared_relu_has_the_share_of_zeros_that_was_asked_for(zeros, tmp_p
     write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, zeros)
     ours = Ours(tmp_path / "m.pth", "cpu fp32")
     found = ours.zeros(random_ids(300, 64))
-    # Rows of the key matrix are drawn once, so a layer's share is that of F draws at the least: four standard errors.
+    # A layer's key matrix has F random rows, so its share varies like that of F samples: allow four standard errors.
     error = 4 * (zeros * (1 - zeros) / CONFIG.n_ffn) ** 0.5
     assert found == pytest.approx([zeros] * 3, abs=error + 1e-12)
 
 
-def test_values_stay_tame_over_thousands_of_tokens_in_every_layer(tmp_path):
+def test_activations_stay_small_over_thousands_of_tokens_in_every_layer(tmp_path):
     """In float16 too, which ends at 65504."""
     for zeros in (0.0, 0.9):
         write_synthetic(tmp_path / "m.pth", CONFIG, torch.float16, zeros)
@@ -39,7 +47,7 @@ def test_values_stay_tame_over_thousands_of_tokens_in_every_layer(tmp_path):
         assert 0.5 < logits.std() < 2
 
 
-def test_the_same_at_every_call_and_each_number_another():
+def test_random_weights_are_deterministic_and_differ_between_tensors():
     one, two = (synthetic_tensors(CONFIG, torch.bfloat16, 0.5) for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert one["blocks.0.att.key.weight"].dtype == torch.bfloat16
@@ -48,9 +56,19 @@ def test_the_same_at_every_call_and_each_number_another():
     assert not torch.equal(one["blocks.0.att.key.weight"], one["blocks.0.att.value.weight"])
 
 
-def test_a_full_disk_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_dtype_makes_no_difference(dtype, default_dtype):
+    expected = synthetic_tensors(CONFIG, torch.bfloat16, 0.5)
+    default_dtype(dtype)
+    found = synthetic_tensors(CONFIG, torch.bfloat16, 0.5)
+    assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in expected.items()}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert ReadBandwidth("cpu", size=1 << 16)._numbers.nbytes == 1 << 16
+
+
+def test_a_full_disk_is_reported_before_weights_are_sampled(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(synthetic.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
     with pytest.raises(CheckpointError, match=r"0\.0 GB free, the synthetic model needs .* GB; set TMPDIR"):
         write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, 0.5)
 
@@ -62,6 +80,6 @@ def test_a_full_disk_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
         write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, 0.5, save=full)
 
 
-def test_it_is_a_checkpoint_like_any_other(tmp_path):
+def test_random_weights_are_a_readable_checkpoint(tmp_path):
     write_synthetic(tmp_path / "m.pth", CONFIG, torch.bfloat16, 0.5)
     assert Checkpoint.open(tmp_path / "m.pth").config == CONFIG

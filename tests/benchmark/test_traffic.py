@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rwkv_engine import Rwkv4Config
-from rwkv_engine.benchmark.shapes import SHAPES, parse_shape
-from rwkv_engine.benchmark.traffic import bytes_per_token
+from rwkv_engine.benchmark.lineup import bytes_per_token
+from rwkv_engine.benchmark.models import SHAPES, parse_shape
 from rwkv_engine.core import Strategy
 from rwkv_engine.errors import RequestError
 
@@ -27,7 +27,7 @@ def test_float_matrices_vectors_and_one_row_of_the_embedding():
     rest = 4 * (2 * VECTORS + LN0_AND_OUT)
     assert counted("cpu fp32") == 4 * (2 * (LAYER + VALUE) + HEAD + 10) + rest
     assert counted("cpu bf16") == 2 * (2 * (LAYER + VALUE) + HEAD + 10) + rest
-    # The embedding lies with the first layer, the head has a place of its own.
+    # The embedding belongs to the first layer, the head has its own placement.
     assert counted("cpu fp32 *1 -> cpu fp16") == 4 * (LAYER + VALUE + 10) + 2 * (LAYER + VALUE + HEAD) + rest
 
 
@@ -39,7 +39,7 @@ def test_zeros_are_not_read_in_their_layer():
     )
 
 
-def test_int8_is_a_byte_and_scales_which_are_read_whatever_is_zero():
+def test_int8_weights_are_one_byte_and_their_scales_are_always_read():
     rest = 4 * (2 * VECTORS + LN0_AND_OUT) + 4 * 10
     shapes = [s for name, s in SMALL.tensor_shapes().items() if len(s) == 2 and name != "emb.weight"]
     scales = 4 * sum(n + k for n, k in shapes)
@@ -47,7 +47,7 @@ def test_int8_is_a_byte_and_scales_which_are_read_whatever_is_zero():
     assert counted("cpu fp32i8", (1.0, 1.0)) == 2 * LAYER + HEAD + scales + rest
 
 
-def test_named_shapes_are_those_of_the_models_of_that_name():
+def test_named_shapes_have_the_parameters_of_the_models_of_that_name():
     parameters = {name: config.n_params / 1e6 for name, config in SHAPES.items()}
     expected = {"169m": 169.3, "430m": 430.4, "1b5": 1515.1, "3b": 2984.6, "tales": 3.9}
     assert parameters == pytest.approx(expected, abs=0.06)

@@ -13,13 +13,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from rwkv_engine.benchmark import lineup, peers
+from rwkv_engine.benchmark import lineup
+from rwkv_engine.verification import baselines
 
 TINY = ["--shape=2,32,100", "--rounds=2", "--starts=1", "--decode=4", "--prefill=8,16", "--batch=1,20"]
 
 
 @pytest.mark.slow
-def test_a_run_beside_the_rwkv_package(call, tmp_path, monkeypatch):
+def test_a_run_compared_with_the_rwkv_package(call, tmp_path, monkeypatch):
     pytest.importorskip("rwkv", reason="the rwkv package is not installed")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -99,18 +100,18 @@ def test_a_packed_model_and_its_picture(call, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_made(arguments, code, message, call, monkeypatch):
+def test_invalid_options_are_refused_before_a_model_is_written(arguments, code, message, call, monkeypatch):
     monkeypatch.setattr("rwkv_engine.cli.bench.synthetic_model", None)
     monkeypatch.setattr("rwkv_engine.cli.bench.bench", None)
-    monkeypatch.setattr(peers, "find_spec", lambda name: True)
+    monkeypatch.setattr(baselines, "find_spec", lambda name: True)
     found, text, errors = call("bench", *arguments)
     assert (found, text) == (code, "")
     assert message in errors
     assert "Traceback" not in errors
 
 
-def test_missing_programs_are_named_with_what_installs_them(call, monkeypatch):
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+def test_missing_programs_are_named_with_how_to_install_them(call, monkeypatch):
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
     monkeypatch.setattr("rwkv_engine.cli.bench.find_spec", lambda name: None)
     advice = "is not installed; pip install 'rwkv-engine[bench]'\n"
     for arguments, what in (
@@ -121,13 +122,14 @@ def test_missing_programs_are_named_with_what_installs_them(call, monkeypatch):
         assert call("bench", *arguments) == (1, "", f"rwkv-engine: error: {what} {advice}")
 
 
-def test_peers_run_the_same_without_int8(tales):
-    specs, beside = lineup.lineup(
-        ["cpu fp32i8 *2 -> cpu bf16i8", "cpu fp32 *2 -> cpu bf16"], ["rwkv"], None, Path("m"), tales.config
-    )
-    assert [spec.strategy for spec in specs[2:]] == ["cpu fp32 *2 -> cpu bf16"], "one peer serves both"
-    assert beside == {0: [2], 1: [2]}
-    specs, _ = lineup.lineup(["cpu fp32i8"], ["rwkv", "transformers"], "cpu bf16", Path("m"), tales.config)
+def test_other_programs_run_the_same_strategy_without_int8(tales):
+    ours = lineup.runnable(["cpu fp32i8 *2->cpu bf16i8", "cpu fp32 *2 -> cpu bf16"], tales.config)
+    specs, compared = lineup.lineup(ours, ["rwkv"], None, Path("m"), tales.config)
+    assert [str(spec.strategy) for spec in specs[2:]] == ["cpu fp32 *2 -> cpu bf16"], "one process serves both"
+    assert compared == {0: [2], 1: [2]}
+    ours = lineup.runnable(["cpu fp32i8", " cpu  fp32i8"], tales.config)
+    assert len(ours) == 1
+    specs, _ = lineup.lineup(ours, ["rwkv", "transformers"], "cpu  bf16", Path("m"), tales.config)
     assert [str(spec) for spec in specs[1:]] == ["rwkv, cpu bf16", "transformers, cpu bf16"]
 
 

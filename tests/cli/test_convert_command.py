@@ -136,7 +136,11 @@ MISTAKES = [  # options, exit code, what is said
     ("--checkpoint_file {source} --output_dir /proc", 1, "/proc: has a file system of its own and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir /proc/hf", 1, "/proc/hf: cannot be written: No such file or directory"),
     ("--checkpoint_file {source} --output_file {folder}/x.bin", 1, "x.bin: raw checkpoints are known by their name"),
-    ("--checkpoint_file {source} --output_file {folder}/d.pth", 1, "d.pth: is no file; nothing was written"),
+    (
+        "--checkpoint_file {source} --output_file {folder}/d.pth",
+        1,
+        "d.pth: is a directory, not a regular file; nothing was written",
+    ),
     ("--checkpoint_file {source} --output_file {folder}/no/x.pth", 1, "x.pth: cannot be written: No such file or"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {tokenizer}", 1, "has 2048 tokens, the"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {folder}/no", 1, "no tokenizer can be read"),

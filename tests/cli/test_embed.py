@@ -146,7 +146,10 @@ def test_a_users_mistake_is_one_line_and_leaves_no_file(content, arguments, mess
 def test_a_folder_is_no_output(call, file, tmp_path):
     (tmp_path / "out.npy").mkdir()
     code, _, errors = call("embed", "tales", file, "-o", str(tmp_path / "out.npy"))
-    assert (code, errors) == (1, f"rwkv-engine: error: {tmp_path / 'out.npy'}: is no file; nothing was written\n")
+    assert (code, errors) == (
+        1,
+        f"rwkv-engine: error: {tmp_path / 'out.npy'}: is a directory, not a regular file; nothing was written\n",
+    )
 
 
 STOPPED = """

@@ -13,7 +13,7 @@ from rwkv_engine.verification import run
 
 
 @pytest.mark.slow
-def test_tales_is_sound_and_its_peers_say_so(call):
+def test_tales_is_sound_and_other_programs_agree(call):
     for name in ("transformers", "rwkv"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     code, text, _ = call("verify", "tales")
@@ -36,7 +36,7 @@ def test_tales_is_sound_and_its_peers_say_so(call):
 
 
 def test_json_and_exit_codes(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "PEERS", {})
+    monkeypatch.setattr(run, "RUNNERS", {})
     weights = oracle.random_weights(Shape())
     sound = str(save_pth(weights, tmp_path / "sound.pth"))
     weights["head.weight"][0, 0] = np.nan

@@ -13,7 +13,7 @@ from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError, TokenizerError
 from rwkv_engine.checkpoints.files import read_file
-from rwkv_engine.checkpoints.shards import INDEX
+from rwkv_engine.checkpoints.safetensors import INDEX
 from rwkv_engine.convert import check_size, to_hugging_face, to_pth
 from rwkv_engine.convert import save_hugging_face as write_directory
 from rwkv_engine.core.rwkv4 import Rwkv4Config

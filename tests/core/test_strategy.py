@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,7 +162,7 @@ def test_spaces_are_free(text):
         ("cuda fp16 *10 -> cpu fp32 *5", 17, "10 layers have no place"),
     ],
 )
-def test_errors_point_at_what_is_wrong(text, column, message):
+def test_errors_have_a_caret_at_the_mistake(text, column, message):
     with pytest.raises(StrategyError) as caught:
         Strategy.parse(text).place(CONFIG)
     explanation, shown, caret = str(caught.value).split("\n")
@@ -184,6 +187,43 @@ def test_parse_print_parse(segments):
     assert str(strategy) == text
     again = Strategy.parse(str(strategy))
     assert [str(s) for s in again.segments] == [str(s) for s in strategy.segments]
+
+
+@given(st.lists(SEGMENTS, min_size=1, max_size=4))
+def test_a_strategy_made_of_segments_equals_the_parsed_one(segments):
+    text = " -> ".join(segments)
+    parsed = Strategy.parse(text)
+    made = Strategy.of([replace(segment, column=77) for segment in parsed.segments])
+    assert made == parsed == Strategy.parse(f"  {text} ")
+    assert made.text == text
+    assert [s.column for s in made.segments] == [s.column for s in parsed.segments]
+
+
+def test_weights_and_dtypes_are_edited_in_every_segment():
+    parsed = Strategy.parse("cuda fp16i8*10->cuda:1 bf16 *2+ -> cpu fp32 *3")
+    assert str(parsed.with_weights("dense")) == "cuda fp16 *10 -> cuda:1 bf16 *2+ -> cpu fp32 *3"
+    assert str(parsed.with_weights("i8")) == "cuda fp16i8 *10 -> cuda:1 bf16i8 *2+ -> cpu fp32i8 *3"
+    assert str(parsed.with_dtype("bf16")) == "cuda bf16i8 *10 -> cuda:1 bf16 *2+ -> cpu bf16 *3"
+    for edit in (Strategy.with_weights, Strategy.with_dtype):
+        with pytest.raises(ValueError, match="call resolve first"):
+            edit(Strategy.parse("auto"), "i8")
+
+
+def test_the_errors_of_an_edited_strategy_quote_what_the_user_wrote():
+    edited = Strategy.parse("cpu fp32i8 *20->cpu  bf16 *6").with_weights("dense").with_dtype("fp16")
+    with pytest.raises(StrategyError) as caught:
+        edited.place(CONFIG)
+    assert str(caught.value).endswith(f"\n  cpu fp32i8 *20->cpu  bf16 *6\n  {' ' * 16}^")
+
+
+def test_only_the_grammar_has_patterns_of_strategies():
+    """Elsewhere strategies are edited as data."""
+    for path in (ROOT / "rwkv_engine").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.stem != "strategy_grammar":
+            assert not re.search(r"fp(16|32)\|", text), f"{path}: a pattern of precisions"
+            assert not re.search(r"cpu\|cuda", text), f"{path}: a pattern of devices"
+            assert not re.search(r"""\b(split|partition|rpartition)\(["'] ?(->|\*)""", text), f"{path}: taken apart"
 
 
 @given(st.text(alphabet="cpuda fp1632bi8>-*+:0", max_size=30))
@@ -243,7 +283,7 @@ def gpus(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("count", [0, 2])
-def test_what_cannot_run_says_what_to_use(text, message, count, gpus):
+def test_unsupported_strategies_are_refused_with_an_alternative(text, message, count, gpus):
     gpus(*[1] * count)
     with pytest.raises(StrategyError, match=message):
         Strategy.parse(text).check_runnable()
@@ -258,7 +298,7 @@ def test_what_cannot_run_says_what_to_use(text, message, count, gpus):
         ("cuda:1 fp32 *2 -> cpu fp32 -> cuda:12 bf16", 3, 30, "there is no cuda:12: torch sees cuda:0 to cuda:2"),
     ],
 )
-def test_a_gpu_that_is_not_there_is_pointed_at(text, count, column, message, gpus):
+def test_a_missing_gpu_is_marked_by_a_caret(text, count, column, message, gpus):
     gpus(*[1] * count)
     with pytest.raises(StrategyError) as caught:
         Strategy.parse(text).check_runnable()
@@ -278,7 +318,7 @@ def test_a_gpu_that_is_not_there_is_pointed_at(text, count, column, message, gpu
         "auto",
     ],
 )
-def test_what_runs_anywhere(text, gpus):
+def test_cpu_strategies_run_anywhere(text, gpus):
     gpus()
     Strategy.parse(text).check_runnable()
 
@@ -287,12 +327,12 @@ def test_what_runs_anywhere(text, gpus):
     "text",
     ["cuda fp32", "cuda bf16i8", "cuda:0 fp16", "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16i8 *1 -> cpu fp16"],
 )
-def test_what_runs_on_two_gpus(text, gpus):
+def test_gpu_strategies_run_where_the_gpus_are(text, gpus):
     gpus(1, 1)
     Strategy.parse(text).check_runnable()
 
 
-def test_the_memory_of_a_gpu_that_is_not_there_is_unknown(monkeypatch):
+def test_the_free_memory_of_a_missing_gpu_is_unknown(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(
@@ -333,7 +373,7 @@ def half(layers: slice) -> int:
     return RESERVE + nbytes("cpu fp16", layers)
 
 
-def test_auto_takes_the_gpu_as_far_as_its_memory_goes(gpus):
+def test_auto_fills_the_gpu_as_far_as_its_memory_goes(gpus):
     rest = nbytes("cpu fp32", slice(10, None))
     for free, main, expected in (
         ([half(slice(25))], 0, "cuda fp16"),

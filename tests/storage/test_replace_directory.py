@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_engine.storage import atomic, exchange
+from rwkv_engine.storage import atomic
 from rwkv_engine.storage.atomic import replace_directory_atomically
 
 
@@ -28,10 +28,10 @@ def content(folder):
 def system(request, monkeypatch):
     """Linux; one that knows no exchange; one whose file system does not; and one without hard links."""
     if request.param == "renamed":
-        monkeypatch.setattr(exchange, "_renameat2", None)
+        monkeypatch.setattr(atomic, "_renameat2", None)
     elif request.param == "unsupported":
-        monkeypatch.setattr(exchange, "_renameat2", lambda *arguments: -1)
-        monkeypatch.setattr(exchange.ctypes, "get_errno", lambda: errno.EINVAL)
+        monkeypatch.setattr(atomic, "_renameat2", lambda *arguments: -1)
+        monkeypatch.setattr(atomic.ctypes, "get_errno", lambda: errno.EINVAL)
     elif request.param == "no links":
 
         def refuse(*arguments, **options):
@@ -92,14 +92,14 @@ def test_at_no_moment_is_there_nothing(tmp_path, monkeypatch):
     def rename(source, target):
         raise AssertionError("renamed")
 
-    monkeypatch.setattr(exchange.os, "rename", rename)
+    monkeypatch.setattr(atomic.os, "rename", rename)
     write(tmp_path / "out", "b")
     assert content(tmp_path) == {"out/a": "new a", "out/b": "new b"}
 
 
 def test_an_exchange_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     write(tmp_path / "out", "a")
-    monkeypatch.setattr(exchange, "_renameat2", None)
+    monkeypatch.setattr(atomic, "_renameat2", None)
     real = os.rename
 
     def rename(source, target):
@@ -107,7 +107,7 @@ def test_an_exchange_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
             raise OSError(errno.EBUSY, "busy")
         real(source, target)
 
-    monkeypatch.setattr(exchange.os, "rename", rename)
+    monkeypatch.setattr(atomic.os, "rename", rename)
     with pytest.raises(OSError, match="busy"):
         write(tmp_path / "out", "b")
     assert content(tmp_path) == {"out/a": "new a"}

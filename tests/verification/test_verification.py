@@ -1,4 +1,4 @@
-"""What `verify` says about sound checkpoints, and that it sees what is wrong with others."""
+"""`verify` passes sound checkpoints and finds what is wrong with others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from oracle import Shape
 
 from rwkv_engine import RWKV, State, StrategyError
 from rwkv_engine.models import Rwkv4
-from rwkv_engine.verification import Check, peers, run, verify
+from rwkv_engine.verification import Check, agreement, run, verify
+from rwkv_engine.verification.activations import Activations
 from rwkv_engine.verification.check import relative_difference
 
 BYTES = Shape(n_vocab=256)  # a vocabulary of 256 reads bytes
@@ -31,8 +32,8 @@ FORMATS = {
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No peers: their processes take seconds."""
-    monkeypatch.setattr(run, "PEERS", {})
+    """Leaves out other programs, whose processes take seconds."""
+    monkeypatch.setattr(run, "RUNNERS", {})
 
 
 def by_name(path, *arguments) -> dict[str, Check]:
@@ -60,13 +61,13 @@ def test_a_sound_checkpoint_in_every_format(kind, tmp_path):
     assert checks["sample"].numbers["text"] == model.generate(run.PROMPT, 40, temperature=0)
     assert not checks["sample"].numbers["text"].isprintable()
     assert checks["sample"].what.isprintable()
-    assert {what for what, _, _ in progress} >= {"loading", "writing", "reading", "timing"}
+    assert {what for what, _, _ in progress} >= {"loading", "generating", "prefilling", "timing"}
     for name in ("steps = chunks", "state file", "activations"):
         assert checks[name].verdict == "ok"
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_flows_through_the_layers_equals_the_oracles(tmp_path):
+def test_activation_statistics_equal_those_of_the_oracle(tmp_path):
     checks = by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))
     ids = [*run.PROMPT.encode(), *checks["sample"].numbers["tokens"]]
     _, seen = oracle.forward(WEIGHTS, ids)
@@ -83,7 +84,7 @@ def test_what_flows_through_the_layers_equals_the_oracles(tmp_path):
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_plain_float16_could_not_hold_is_told(tmp_path):
+def test_values_beyond_float16_are_reported(tmp_path):
     weights = dict(WEIGHTS)
     weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"] * 200
     weights["blocks.1.ffn.value.weight"] = weights["blocks.1.ffn.value.weight"] / 200
@@ -94,7 +95,7 @@ def test_what_plain_float16_could_not_hold_is_told(tmp_path):
 
 
 @pytest.mark.usefixtures("alone")
-def test_numbers_that_overflow_float32_fail_and_say_where(tmp_path):
+def test_overflow_of_float32_fails_and_names_the_layer(tmp_path):
     weights = dict(WEIGHTS)
     weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"] * 1e25
     checks = by_name(save_pth(weights, tmp_path / "m.pth"))
@@ -134,11 +135,11 @@ def test_a_tokenizer_that_loses_text_fails(tmp_path, tales):
     (tmp_path / "lower.json").write_text(json.dumps(settings | {"normalizer": {"type": "Lowercase"}}))
     checks = by_name(tales.source, "cpu fp32", tmp_path / "lower.json")
     assert failed(checks) == ["tokenizer"]
-    assert "encoded and decoded is another one" in checks["tokenizer"].what
+    assert "a text changes when it is encoded and decoded" in checks["tokenizer"].what
 
 
 @pytest.mark.usefixtures("alone")
-def test_without_a_tokenizer_made_up_ids_are_read(tmp_path):
+def test_without_a_tokenizer_random_ids_are_read(tmp_path):
     checks = by_name(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
     assert failed(checks) == []
     assert checks["tokenizer"].verdict == checks["sample"].verdict == "skipped"
@@ -147,7 +148,7 @@ def test_without_a_tokenizer_made_up_ids_are_read(tmp_path):
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("wrong", ["logits", "state"])
-def test_steps_that_are_not_what_chunks_are_fail(wrong, tmp_path, monkeypatch):
+def test_decode_steps_that_differ_from_prefill_fail(wrong, tmp_path, monkeypatch):
     forward, n_read = Rwkv4.forward, len(run.PROMPT) + run.N_NEW
 
     def disturbed(self, tokens, state, full_output=False):
@@ -165,7 +166,7 @@ def test_steps_that_are_not_what_chunks_are_fail(wrong, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_state_that_comes_back_changed_fails(tmp_path, monkeypatch):
+def test_a_state_file_that_changes_the_state_fails(tmp_path, monkeypatch):
     load = State.load
     monkeypatch.setattr(State, "load", lambda path: replace(load(path), att_shift=load(path).att_shift * 1.0001))
     assert failed(by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))) == ["state file"]
@@ -177,7 +178,7 @@ def test_a_strategy_that_cannot_run_is_an_error(tales):
             list(verify(tales.source, strategy))
 
 
-def test_the_model_is_gone_before_a_peer_needs_its_memory(tmp_path, monkeypatch):
+def test_the_model_is_freed_before_other_programs_run(tmp_path, monkeypatch):
     alive = []
     load_model = run.load_model
 
@@ -186,13 +187,29 @@ def test_the_model_is_gone_before_a_peer_needs_its_memory(tmp_path, monkeypatch)
         alive.append(weakref.ref(model))
         return model
 
-    def check_peer(name, *arguments):
+    def check_baseline(name, *arguments):
         assert [model() for model in alive] == [None]
         return Check(name, "info", "")
 
     monkeypatch.setattr(run, "load_model", loading)
-    monkeypatch.setattr(run, "check_peer", check_peer)
-    assert set(peers.PEERS) < set(by_name(save_pth(WEIGHTS, tmp_path / "m.pth")))
+    monkeypatch.setattr(run, "check_baseline", check_baseline)
+    assert set(agreement.RUNNERS) < set(by_name(save_pth(WEIGHTS, tmp_path / "m.pth")))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_dtype_does_not_round_activations(dtype):
+    seen = Activations(1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        for largest in (1.0009765625, 0.5):
+            seen.add_extremes("residual", 0, torch.tensor([largest], dtype=torch.float32))
+        seen.add_zeros(0, torch.eye(3, dtype=torch.float32)[None])
+        zeros = next(seen.checks()).numbers["layers"][0]["mean"]
+    finally:
+        torch.set_default_dtype(before)
+    assert seen.largest["residual"] == [1.0009765625]
+    assert zeros == pytest.approx(2 / 3, abs=1e-6)
 
 
 def test_a_difference_is_relative_and_infinite_where_a_number_is_not_finite():

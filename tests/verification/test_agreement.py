@@ -1,4 +1,4 @@
-"""Agreement with other programs: a real one, and what is said of one that disagrees or cannot run."""
+"""Agreement with other programs: a real one, one that disagrees, and one that cannot run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from checkpoint_files import save_pth
 from oracle import Shape
 
-from rwkv_engine.verification import Check, peers, verify
+from rwkv_engine.verification import Check, agreement, baselines, verify
 
 
 def test_the_rwkv_package_agrees_on_a_bfloat16_file(tmp_path):
-    """It would normalise a bfloat16 embedding in bfloat16, which is off by more than what is allowed here."""
+    """The package would normalise a bfloat16 embedding in bfloat16, an error above what is allowed here."""
     pytest.importorskip("rwkv", reason="the rwkv package is not installed")
     path = save_pth(oracle.random_weights(Shape(n_vocab=256)), tmp_path / "m.pth", torch.bfloat16)
     checks = {check.name: check for check in verify(path)}
@@ -30,17 +30,17 @@ def test_the_rwkv_package_agrees_on_a_bfloat16_file(tmp_path):
 
 def answering(monkeypatch, answer):
     """The rwkv package replaced by `answer`, called in a thread."""
-    monkeypatch.setattr(peers, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
-    monkeypatch.setattr(peers, "PEERS", {"rwkv": lambda path, ids: answer(len(ids))})
-    monkeypatch.setattr(peers, "version", lambda name: "0.0")
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(agreement, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(agreement, "RUNNERS", {"rwkv": lambda path, ids: answer(len(ids))})
+    monkeypatch.setattr(agreement, "version", lambda name: "0.0")
+    monkeypatch.setattr(baselines, "find_spec", lambda name: True)
 
 
 def asked(config, logits, tolerance=1e-3) -> Check:
-    return peers.check_peer("rwkv", "m.pth", config, list(range(len(logits))), logits, 2, tolerance)
+    return agreement.check_baseline("rwkv", "m.pth", config, list(range(len(logits))), logits, 2, tolerance)
 
 
-def test_a_peer_that_disagrees_fails(monkeypatch, tales):
+def test_a_program_that_disagrees_fails_the_check(monkeypatch, tales):
     logits = torch.tensor([[0.0, 4.0], [1.0, 0.0], [1.0, 0.0]])
     answering(monkeypatch, lambda n: ((logits + torch.tensor([0.0, 1.6])).numpy(), 7))
     check = asked(tales.config, logits)
@@ -56,7 +56,7 @@ def test_a_peer_that_disagrees_fails(monkeypatch, tales):
     assert asked(tales.config, logits, tolerance=0.3).verdict == "FAILED"
 
 
-def test_a_peer_that_cannot_run_says_why(monkeypatch, tales):
+def test_a_program_that_cannot_run_is_skipped_with_the_reason(monkeypatch, tales):
     def broken(n):
         raise KeyError("blocks.0\nmore")
 
@@ -66,5 +66,5 @@ def test_a_peer_that_cannot_run_says_why(monkeypatch, tales):
     assert (check.verdict, check.what) == ("skipped", "not checked: rwkv 0.0 failed: KeyError: 'blocks.0\\nmore'")
     for config in (replace(tales.config, n_att=8), replace(tales.config, layer_norm_eps=1e-6)):
         assert asked(config, logits).what.startswith("not checked: the rwkv package ")
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
     assert asked(tales.config, logits).what == "not checked: rwkv is not installed"

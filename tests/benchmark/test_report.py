@@ -1,4 +1,4 @@
-"""From seconds to the numbers that are shown."""
+"""From raw seconds to the numbers in tables and JSON."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import pytest
 from rich.console import Console
 
-from rwkv_engine.benchmark.record import EngineRecord, Report, Series
-from rwkv_engine.benchmark.summary import (
+from rwkv_engine.benchmark.report import (
+    EngineRecord,
+    Report,
+    Series,
     Spread,
     as_json,
     bandwidth,
@@ -24,7 +26,7 @@ from rwkv_engine.benchmark.table import headline, tables
 
 @pytest.fixture
 def report():
-    """Three rounds: memory, ours and the peer twice as slow in the last one."""
+    """Three rounds; in the last, memory and both engines are half as fast."""
     ours = EngineRecord("rwkv_engine", "cpu fp32", "m.pth", {"version": "1"}, 500e6, [0.0], [2.0, 1.0, 4.0])
     ours.memory = {"own": 900_000_000, "file": 250_000_000, "together": 1_000_000_000}
     ours.series = {
@@ -53,9 +55,9 @@ def test_rates_are_medians_with_the_lowest_and_the_highest(report):
     assert read_rate(report.engines[0]) == Spread(32e9, 16e9, 40e9)
 
 
-def test_a_share_and_a_ratio_are_of_one_round(report):
+def test_shares_and_ratios_are_computed_within_a_round(report):
     ours, other = report.engines
-    # The machine was half as fast in the last round, and no share tells of it.
+    # The machine was half as fast in the last round, and the share does not show it.
     assert share(ours) == Spread(pytest.approx(0.8), pytest.approx(0.8), pytest.approx(0.8))
     assert ratio(ours.series["decode"], other.series["decode"]) == Spread(2.5, 2.0, 3.0)
     assert bandwidth(report.engines) == Spread(40e9, 20e9, 50e9)
@@ -69,7 +71,7 @@ def test_a_share_and_a_ratio_are_of_one_round(report):
     assert ratio(halved, ours.series["decode"]).median == 0.5
 
 
-def test_json_has_raw_numbers_and_what_they_come_to(report):
+def test_json_has_raw_numbers_and_their_summary(report):
     found = json.loads(json.dumps(as_json(report)))
     assert found["schema"] == "rwkv_engine.bench.1"
     ours, other = found["engines"]
@@ -110,14 +112,14 @@ def test_tables(report):
         ["rwkv 0.8.32, cpu fp32", "", "", ""],
     ):
         assert row in rows, row
-    assert sum(len(row) == 2 for row in rows) == 3  # of batches there is one row: the peer does none
+    assert sum(len(row) == 2 for row in rows) == 3  # one row of batches: the other program has none
 
 
-def test_numbers_for_people():
+def test_numbers_are_shown_with_three_digits():
     assert [number(x) for x in (1234.5, 99.96, 12.34, 1.234)] == ["1,234", "100.0", "12.3", "1.23"]
 
 
-def test_peers_stand_below_what_they_are_compared_with(report):
+def test_other_programs_follow_the_engine_they_are_compared_with(report):
     report.engines.insert(1, EngineRecord("rwkv_engine", "cpu bf16", "m.pth"))
-    report.peers = {0: [2], 1: [2]}
+    report.baselines = {0: [2], 1: [2]}
     assert report.order() == [0, 2, 1]
