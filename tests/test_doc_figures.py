@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from rich.table import Table
 
-from rwkv_engine.benchmark.record import EngineRecord, Report, Series
+from rwkv_engine.benchmark.report import EngineRecord, Report, Series
 from rwkv_engine.benchmark.table import tables
 
 Cells = dict[str, dict[str, str]]  # by row and column

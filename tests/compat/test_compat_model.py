@@ -50,6 +50,7 @@ def equal(a, b):
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_output", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 70])
 def test_logits_and_states_are_the_packages(n, full_output, model, theirs):
@@ -66,6 +67,7 @@ def test_logits_and_states_are_the_packages(n, full_output, model, theirs):
     assert close(model.forward([5], state)[0], theirs.forward([5], ours)[0])
 
 
+@pytest.mark.slow
 def test_64_greedy_tokens_are_the_packages(model, theirs):
     def written(one):
         logits, state = one.forward(TOKENS[:9], None)

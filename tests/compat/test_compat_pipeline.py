@@ -55,6 +55,7 @@ def written(pipeline, args, count=64, state=None):
     return text, pieces, np.random.get_state()[2], np.random.random()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tales", "random"])
 def test_exact_is_the_package_bit_for_bit(name, package, files):
     """Over the package's own model: not only the draws, every logit they are made from is the same."""
@@ -76,6 +77,7 @@ def test_exact_is_the_package_bit_for_bit(name, package, files):
         assert torch.equal(ours, logits), settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tales", "random"])
 def test_exact_over_our_model_writes_the_same_text(name, package, files):
     theirs = package.PIPELINE(package.RWKV(str(files / name), "cpu fp32", verbose=False), TOKENIZER)
@@ -90,6 +92,7 @@ def test_exact_over_our_model_writes_the_same_text(name, package, files):
     assert len(texts) > 1
 
 
+@pytest.mark.slow
 def test_the_state_given_to_generate_is_the_packages(package, files):
     """With `exact` it lacks the last token; otherwise it is what a reader of the whole text has."""
     models = [made(str(files / "tales"), "cpu fp32", verbose=False) for made in (package.RWKV, RWKV)]

@@ -56,6 +56,7 @@ def equal(a: State, b: State) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
 
 
+@pytest.mark.slow
 def test_half_a_text_read_by_the_rwkv_package(package, model):
     theirs, text = package(), TOKENS[0]
     expected = theirs.forward(text, None, full_output=True)[0][HALF:]

@@ -88,6 +88,7 @@ def test_gradcheck(size):
     assert gradcheck(size)
 
 
+@pytest.mark.slow
 def test_gradcheck_without_the_library(run_python):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

@@ -188,6 +188,7 @@ print({p.dtype for p in models[0].engine.model.parameters()})
 """
 
 
+@pytest.mark.slow
 def test_int8_runs_without_compiled_kernels(weights, tmp_path, run_python):
     source, path = save_pth(weights, tmp_path / "m.pth"), tmp_path / "p.safetensors"
     pack(source, path, "cpu fp32i8")
