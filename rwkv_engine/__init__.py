@@ -1,17 +1,24 @@
-"""The engine for RWKV-4 language models. Importing it compiles nothing."""
+"""The engine for RWKV-4 language models. Importing it compiles nothing, and loads torch when a name is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from rwkv_engine._version import __version__
-from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.core import ModelConfig, Rwkv4Config, State, Strategy
-from rwkv_engine.errors import (
-    CheckpointError,
-    ExtensionError,
-    RequestError,
-    RwkvError,
-    StrategyError,
-    TokenizerError,
-)
-from rwkv_engine.pipeline import RWKV
+
+if TYPE_CHECKING:
+    from rwkv_engine.checkpoints import Checkpoint
+    from rwkv_engine.core import ModelConfig, Rwkv4Config, State, Strategy
+    from rwkv_engine.errors import (
+        CheckpointError,
+        ExtensionError,
+        RequestError,
+        RwkvError,
+        StrategyError,
+        TokenizerError,
+    )
+    from rwkv_engine.pipeline import RWKV
 
 __all__ = [
     "RWKV",
@@ -28,3 +35,25 @@ __all__ = [
     "TokenizerError",
     "__version__",
 ]
+
+# Where the public names are defined; the command line must be able to show its help without waiting for torch.
+_MODULES = {
+    "RWKV": "pipeline",
+    "Checkpoint": "checkpoints",
+    "ModelConfig": "core",
+    "Rwkv4Config": "core",
+    "State": "core",
+    "Strategy": "core",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"rwkv_engine.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rwkv_engine.checks import require_text
 from rwkv_engine.core import ModelConfig, State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.progress import Progress
@@ -83,10 +84,7 @@ def ids_of(tokenizer: Tokenizer, texts: Iterable[str]) -> list[Tensor]:
     """
     ids = []
     for i, text in enumerate(texts):
-        try:
-            text.encode()
-        except (AttributeError, UnicodeEncodeError) as error:
-            raise RequestError(f"texts[{i}]: expected text, got {text!r:.60}: {error}") from error
+        require_text(f"texts[{i}]", text)
         ids.append(torch.tensor(tokenizer.encode(text), dtype=torch.int64))
         if not len(ids[-1]):
             raise RequestError(f"texts[{i}]: is empty, expected at least one token; leave it out")
@@ -118,7 +116,7 @@ def embed(
     Raises:
         RequestError: an argument is out of range, or hidden states are not finite.
     """
-    vectors = torch.empty(len(texts), dimension(engine.model.config, pooling))
+    vectors = torch.empty(len(texts), dimension(engine.model.config, pooling), dtype=torch.float32)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise RequestError(f"batch_size: got {batch_size!r}, expected a positive integer")
     lengths = [len(text) for text in texts]

@@ -1,21 +1,25 @@
-"""RWKV: text in, text out."""
+"""`RWKV`, the class that most programs need: a model with its tokenizer, text in and text out."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checks import require, require_known, require_text, shown
 from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.embedding import embed, ids_of
-from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
+from rwkv_engine.errors import CheckpointError, RequestError, StrategyError, TokenizerError
 from rwkv_engine.generation import Sampler, SamplingParams, TextStream, TokenStream
 from rwkv_engine.generation.params import SamplingOptions
+from rwkv_engine.generation.special_stops import with_special_stops
 from rwkv_engine.hub.download import download, parse_id
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime import Engine, load_model
@@ -26,16 +30,34 @@ EMBEDDED = {"tales": Path(__file__).parent / "assets" / "tales"}
 
 
 class RWKV:
-    """A model and its tokenizer.
+    """A model with its tokenizer; `RWKV.from_pretrained` loads one.
 
     Attributes:
-        config: the model's numbers.
-        engine: runs token ids, see `Engine.forward`.
+        config: the sizes of the model.
+        engine: runs the model on token ids, see `Engine.forward`.
         strategy: where and in what precision the model runs.
+        source: the path that the model was loaded from.
     """
 
+    def __new__(cls, *arguments: Any, **named: Any) -> RWKV:
+        """Refuses the name of a model: it belongs into `from_pretrained`."""
+        given = [*arguments, *named.values()]  # none when a copy is made
+        if given and not isinstance(given[0], Engine):
+            raise RequestError(
+                f"RWKV: got {shown(given[0])}, expected an Engine; to load a model, call"
+                f" RWKV.from_pretrained({shown(given[0])})"
+            )
+        return super().__new__(cls)
+
     def __init__(self, engine: Engine, strategy: Strategy, tokenizer: Tokenizer | TokenizerError, source: Path):
-        """`tokenizer`: or the reason why there is none, raised by the first call that needs one."""
+        """Wraps a loaded model.
+
+        Args:
+            engine: with the model.
+            strategy: that the model was loaded with.
+            tokenizer: or the reason why there is none, raised by the first call that needs one.
+            source: the path that the model was loaded from.
+        """
         self.engine = engine
         self.config: ModelConfig = engine.model.config
         self.strategy = strategy
@@ -58,21 +80,25 @@ class RWKV:
 
         Args:
             model: `tales`, the embedded model; the path of a `.pth`, a `.safetensors` (packed or not) or a Hugging Face
-                directory; or a hub id, `owner/name` or `owner/name/FILE.pth`. A packed file must keep its size and its
-                content while the model is used; replacing or deleting it is safe.
-            strategy: where it runs, in what precision.
-            tokenizer: path of a tokenizer file; by default one that fits is looked for beside the model, then in the
-                hub cache.
-            progress: called while loading with the parameters placed so far and in all.
-            revision: of a hub id: branch, tag or commit.
+                directory; or a hub id, `owner/name` or `owner/name/FILE.pth`. A packed file must not be changed while
+                the model is in use; replacing or deleting it is safe.
+            strategy: where the model runs, and in what precision.
+            tokenizer: the path of a tokenizer file. By default one that fits is searched in the model's folder, then in
+                the hub cache.
+            progress: called while loading with the number of parameters loaded so far and their total.
+            revision: of a hub id: a branch, tag or commit.
             token: for a private or gated repository; by default that of the environment or of `hf auth login`.
-            offline: take a hub id from the hub cache and ask no server.
+            offline: take a hub id from the hub cache and contact no server.
 
         Raises:
-            CheckpointError: no RWKV-4 model can be read there, or none downloaded.
+            CheckpointError: there is no RWKV-4 model that can be read or downloaded.
             StrategyError: the strategy cannot be parsed or run.
             TokenizerError: the tokenizer cannot be read or does not fit the model.
         """
+        if not isinstance(strategy, str):
+            raise StrategyError(f"strategy: got {shown(strategy)}, expected text such as 'cpu fp32' or 'auto'")
+        if not isinstance(tokenizer, (str, PathLike, type(None))):
+            raise TokenizerError(f"tokenizer: got {shown(tokenizer)}, expected the path of a tokenizer file")
         parsed = Strategy.parse(strategy)
         parsed.check_runnable()
         path = locate(model, revision, token, offline)
@@ -86,7 +112,7 @@ class RWKV:
         """The tokenizer.
 
         Raises:
-            TokenizerError: none was given, and what was found, if anything, does not fit.
+            TokenizerError: none was given, and none that fits was found.
         """
         if isinstance(self._tokenizer, TokenizerError):
             raise self._tokenizer
@@ -94,33 +120,34 @@ class RWKV:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the model; its states carry it."""
+        """Identifies the model. A state carries that of the model which computed it."""
         return self.engine.model.fingerprint
 
     def forward(
         self, tokens: Sequence[int] | Tensor, state: State | None = None, full_output: bool = False
     ) -> tuple[Tensor, State]:
-        """Reads tokens, continuing from `state`, which is not modified.
+        """Runs the model on tokens, continuing from `state`, which is not modified.
 
         Args:
-            tokens: T ids of one text, or (B, T) of several.
-            state: what a call before returned; None begins a new text.
-            full_output: logits for every token instead of the last one.
+            tokens: T ids of one text, or (B, T) of several texts.
+            state: as an earlier call returned it; None begins a new text.
+            full_output: return logits for every token instead of the last one.
 
         Returns:
-            Logits float32 (V,), or (T, V) with `full_output`, with a B in front where tokens had one; the new state.
+            Logits, float32 (V,), or (T, V) with `full_output`, with a leading B if `tokens` has one; and the new state.
 
         Raises:
-            RequestError: no tokens, an id outside the vocabulary, or a state of another model.
+            RequestError: there are no tokens, an id is outside the vocabulary, or the state is not this model's.
         """
         ids = _as_ids(tokens)
+        require("state", state, (State, type(None)), lambda _: True, "a State that a call returned, or None")
         logits, state = self.engine.forward(ids if ids.ndim == 2 else ids.unsqueeze(0), state, full_output)
         return (logits if ids.ndim == 2 else logits.squeeze(0)), state
 
     def generate(
         self, prompt: str, max_new_tokens: int = 128, state: State | None = None, **options: Unpack[SamplingOptions]
     ) -> str:
-        """Continues a text; returns the continuation without the prompt. Arguments as for `stream`."""
+        """Continues a text and returns the continuation without the prompt. Arguments and errors as for `stream`."""
         return "".join(self.stream(prompt, max_new_tokens, state, **options))
 
     def stream(
@@ -131,26 +158,28 @@ class RWKV:
         sample: int = 0,
         **options: Unpack[SamplingOptions],
     ) -> TextStream:
-        """Continues a text, yielding pieces as they come, never half a character and nothing of a stop string.
+        """Continues a text, yielding pieces as they are generated.
 
-        The stream tells at any time the `text` so far, its `tokens` and the `state` after exactly that text, which may
-        be given to the next call.
+        No piece ends inside a character or holds part of a stop string. At any time the stream has the `text` so far,
+        its `tokens`, and the `state` after exactly that text, which the next call may continue from.
 
         Args:
-            prompt: the beginning, or what comes after `state`; an empty one begins a text of the model's own.
-            max_new_tokens: at most so many tokens.
-            state: what came before the prompt; None for nothing.
-            sample: which of several samples of one prompt this is; each is another text under one seed.
-            **options: those of `SamplingParams`; by default the tokenizer's end of text stops.
+            prompt: the beginning of the text, or what follows `state`; an empty prompt begins a new text.
+            max_new_tokens: the largest number of tokens to generate.
+            state: after the text before the prompt; None if there is none.
+            sample: the number of this text among the samples of one prompt; under one seed each is another text.
+            **options: the fields of `SamplingParams`. By default the tokenizer's end of text is a stop token. A stop
+                string that is a special token acts as a stop token.
 
         Raises:
-            RequestError: a value out of range.
+            RequestError: an option is unknown or a value is out of range.
             TokenizerError: the model has no tokenizer.
         """
+        require_known(options, ("prompt", "max_new_tokens", "state", "sample", *SamplingOptions.__annotations__))
         end_of_text = self.tokenizer.end_of_text
         if "stop_tokens" not in options and end_of_text is not None:
             options["stop_tokens"] = (end_of_text,)
-        params = SamplingParams(**options)
+        params = with_special_stops(SamplingParams(**options), self.tokenizer.special_tokens)
         sampler = Sampler(params, self._blank_or_digit if params.compat == "rwkv" else ())
         ids = self.encode_prompt(prompt)
         tokens = TokenStream(self.engine, ids, sampler, max_new_tokens, state, sample)
@@ -164,21 +193,22 @@ class RWKV:
         batch_size: int = 32,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Texts as vectors, which are near where texts are alike; see `embedding`.
+        """Vectors of texts; similar texts have vectors that are near each other. See the module `embedding`.
 
         Args:
-            texts: one, or N of any lengths, in any order; each is read alone, whatever is read beside it.
-            pooling: "mean" of the tokens' hidden states, the best one measured; the "last" token's; or what the "state"
-                remembers.
-            normalize: make every vector one of length 1, so that products of two are cosines.
-            batch_size: texts read at once at most.
-            progress: called with the tokens read so far and in all.
+            texts: one, or N of any lengths, in any order. A vector depends on its text alone.
+            pooling: "mean" of the hidden states of all tokens, the best one measured; the "last" token's; or the
+                "state" of the recurrence.
+            normalize: scale every vector to length 1, so that dot products are cosines.
+            batch_size: the largest number of texts in one forward pass.
+            progress: called with the number of tokens processed so far and their total.
 
         Returns:
-            (D,) of one text, (N, D) of several; float32, on the CPU. D is `embedding.dimension`.
+            (D,) for one text, (N, D) for several; float32, on the CPU. D is `embedding.dimension`.
 
         Raises:
-            RequestError: what is no text, an empty one, a value out of range, or hidden states that are not finite.
+            RequestError: an argument that is not text, an empty text, a value out of range, or hidden states that are
+                not finite.
             TokenizerError: the model has no tokenizer.
         """
         if isinstance(texts, str):
@@ -189,20 +219,17 @@ class RWKV:
 
     @functools.cached_property
     def _blank_or_digit(self) -> frozenset[int]:
-        """Ids whose text is found in ` \t0123456789` (so is none at all): the rwkv package does not count them."""
+        """The ids that the rwkv package's frequency penalty does not count: digits, blanks, tokens without text."""
         ids = range(self.tokenizer.n_vocab)
         return frozenset(i for i in ids if self.tokenizer.token_bytes(i) in b" \t0123456789")
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a prompt; the end-of-text token stands for an empty one, see also `end_as_trained`.
+        """The token ids of a prompt; an empty prompt is the end-of-text token. See also `end_as_trained`.
 
         Raises:
-            RequestError: no text, or an empty one for a tokenizer without such a token.
+            RequestError: the prompt is not text, or is empty and the tokenizer has no end-of-text token.
         """
-        try:
-            prompt.encode()
-        except (AttributeError, UnicodeEncodeError) as error:
-            raise RequestError(f"prompt: expected text, got {prompt!r}: {error}") from error
+        require_text("prompt", prompt)
         ids = self.tokenizer.encode(prompt)
         if ids:
             return end_as_trained(self.tokenizer, ids)
@@ -218,15 +245,17 @@ def locate(
     offline: bool = False,
     weights: bool = True,
 ) -> Path:
-    """The path of an embedded model by name, else an existing path, else that of a hub id once it is downloaded.
+    """The path of a model: of an embedded one by its name, else an existing path, else a hub id, which is downloaded.
 
     Args:
         model, revision, token, offline: as for `RWKV.from_pretrained`.
-        weights: without them, of a hub id only what lies beside them comes.
+        weights: if false, only the other files of a hub id are downloaded.
 
     Raises:
-        CheckpointError: none of the three, or the download failed; or a revision of what comes from no hub.
+        CheckpointError: the model is none of the three, the download failed, or a revision is given without a hub id.
     """
+    if not isinstance(model, (str, PathLike)) or not str(model):
+        raise CheckpointError(f"model: got {shown(model)}, expected tales, a path or a hub id")
     path = EMBEDDED.get(str(model), Path(model))
     try:
         path = path.expanduser()
@@ -246,7 +275,7 @@ def locate(
 
 
 def _tokenizer_for(path: Path, n_vocab: int, given: str | Path | None) -> Tokenizer | TokenizerError:
-    """The tokenizer given, which must fit; else one that is found, or why there is none: `forward` works without."""
+    """The given tokenizer, which must fit; else one that is found, else the reason why there is none."""
     if given:
         tokenizer = load_tokenizer(given)
         check_fits(tokenizer, n_vocab)

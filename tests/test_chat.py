@@ -90,6 +90,50 @@ def test_a_reply_that_is_broken_off_ends_there(chat, model):
     same(chat.state, model, chat.text)
 
 
+def test_a_reply_that_is_dropped_is_in_the_conversation_as_far_as_it_was_read(chat, model):
+    shown = "".join(itertools.islice(chat.reply("Hi."), 2))
+    assert chat.turns[-1].reply.lstrip() == shown
+    same(chat.state, model, chat.text)
+    again = chat.reply("Go on.")
+    first = next(again)
+    other = chat.reply("And?")
+    assert [turn.reply.lstrip() for turn in chat.turns] == [shown, first]
+    assert list(again) == [], "a reply ends where another one begins"
+    for piece in other:  # the conversation may be looked at in the meantime
+        shown = chat.turns[-1].reply
+        assert shown.endswith(piece)
+        same(chat.state, model, chat.text)
+    assert len(chat.turns) == 3
+    assert chat.turns[-1].reply.startswith(shown)
+
+
+def test_a_reply_of_which_nothing_was_read_is_not_in_the_conversation(chat):
+    unread = chat.reply("Hi.")
+    assert (chat.turns, chat.text) == ([], "")
+    unread.close()
+    assert (list(unread), chat.turns) == ([], [])
+    begun = chat.reply("Hi.")
+    next(begun)
+    chat.reset()
+    assert (list(begun), chat.turns) == ([], [])
+
+
+UNREAD = """
+from rwkv_engine import RWKV
+from rwkv_engine.chat import Chat
+from rwkv_engine.text.templates import TEMPLATES
+chat = Chat(RWKV.from_pretrained("tales"), TEMPLATES["bob-alice"], max_new_tokens=100, seed=1)
+reply = chat.reply("Hello")
+print(next(reply))
+"""
+
+
+def test_a_program_may_end_in_the_middle_of_a_reply(run_python):
+    result = run_python(UNREAD)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.strip()
+
+
 def test_an_error_in_a_reply_leaves_the_conversation_as_it_was(chat, monkeypatch):
     list(chat.reply("Hi."))
     before, turns = chat.text, list(chat.turns)
@@ -140,7 +184,29 @@ def test_messages_that_make_no_sense_are_refused(chat):
         chat.reply(" \n ")
     with pytest.raises(RequestError, match="no place for an input"):
         chat.reply("What is it?", "It.")
+    for message in (5, None, b"Hi."):
+        with pytest.raises(RequestError, match="message: expected text"):
+            chat.reply(message)
+    with pytest.raises(RequestError, match="input: expected text"):
+        chat.reply("What is it?", 5)
+    with pytest.raises(RequestError, match="message: expected text, got the lone surrogate") as caught:
+        chat.reply("\udcff")
+    assert len(str(caught.value)) < 200
     assert chat.turns == []
+
+
+def test_wrong_arguments_are_refused_before_the_first_message(model):
+    world = TEMPLATES["world"]
+    for arguments, options, message in [
+        (("tales", world), {}, "model: got 'tales', expected a model, as RWKV.from_pretrained returns it"),
+        ((model, "world"), {}, "template: got 'world', expected a Template"),
+        ((model, world), {"max_tokens": 3}, "max_tokens: there is no such argument; did you mean max_new_tokens?"),
+        ((model, world), {"stop": "END"}, "stop: got 'END', expected a list of strings"),
+        ((model, world), {"top_p": 7}, "top_p: got 7"),
+    ]:
+        with pytest.raises(RequestError) as caught:
+            Chat(*arguments, **options)
+        assert message in str(caught.value)
 
 
 def test_a_stop_of_the_users_own_comes_on_top(model):

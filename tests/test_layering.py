@@ -11,6 +11,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "rwkv_engine"
 RANKS = [
     {"errors", "notices", "progress", "_version"},
+    {"checks"},
     {"native", "storage"},
     {"core", "hub", "ops", "text"},
     {"checkpoints"},

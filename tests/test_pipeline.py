@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import ROOT
 
-from rwkv_engine import RWKV, CheckpointError, RequestError, StrategyError
+from rwkv_engine import RWKV, CheckpointError, RequestError, StrategyError, TokenizerError
 from rwkv_engine.evaluation import evaluate
 
 GOLDEN = ROOT / "tests" / "golden" / "tales.txt"
@@ -91,6 +93,21 @@ def test_an_empty_prompt_begins_a_text_of_its_own(tales):
     assert tales.generate("", max_new_tokens=5, seed=1)
 
 
+def test_a_stop_string_that_is_a_special_token_stops_there(tales):
+    """A bias makes the model generate the end-of-text token, id 0, at once."""
+    biased = {"logit_bias": {0: 1e6}, "seed": 3}
+    for options in ({"stop": ["<|endoftext|>"], "stop_tokens": ()}, {"stop": ["zz", "<|endoftext|>"]}):
+        stream = tales.stream(PROMPT, 8, **options, **biased)
+        assert (list(stream), stream.finish_reason) == ([], "stop")
+    unstopped = tales.stream(PROMPT, 8, stop_tokens=(), **biased)
+    assert ("".join(unstopped), unstopped.finish_reason, unstopped.tokens) == ("", "length", [0] * 8)
+
+
+def test_a_stop_string_that_holds_a_special_token_among_text_is_refused(tales):
+    with pytest.raises(RequestError, match=r"'<\|endoftext\|>' is a special token \(id 0\).* use the token alone"):
+        tales.stream(PROMPT, stop=["\n<|endoftext|>"])
+
+
 @pytest.mark.parametrize(
     "tokens", [[], 5, [[]], [0.5], ["a"], torch.zeros(1, 1, 1), [-1], [2048], None, [True]], ids=str
 )
@@ -104,8 +121,36 @@ def test_wrong_arguments_are_refused_at_the_call(tales):
         tales.stream(PROMPT, temperature=-1)
     with pytest.raises(RequestError, match="max_new_tokens"):
         tales.stream(PROMPT, max_new_tokens=-1)
+    for options, advice in [
+        ({"max_tokens": 3}, "did you mean max_new_tokens?"),
+        ({"temprature": 3}, "did you mean temperature?"),
+        ({"xyz": 3}, "expected one of prompt, max_new_tokens"),
+    ]:
+        for call in (tales.generate, tales.stream):
+            with pytest.raises(RequestError) as caught:
+                call("A", **options)
+            assert f"{next(iter(options))}: there is no such argument; {advice}" in str(caught.value)
     with pytest.raises(CheckpointError, match="tales"):
         RWKV.from_pretrained("fables")
+    for model in (None, 5, b"tales", ""):
+        with pytest.raises(CheckpointError, match="model: got"):
+            RWKV.from_pretrained(model)
+    with pytest.raises(StrategyError, match="strategy: got None, expected text such as"):
+        RWKV.from_pretrained("tales", strategy=None)
+    with pytest.raises(TokenizerError, match="tokenizer: got 5, expected the path"):
+        RWKV.from_pretrained("tales", tokenizer=5)
+    for state in ([1, 2], "state", {}):
+        with pytest.raises(RequestError, match="state: got"):
+            tales.forward([1], state)
+        with pytest.raises(RequestError, match="state: got"):
+            tales.stream(PROMPT, state=state)
     for strategy in ("cuda fp16", "cpu fp32i4", "cpu", "", "cpu fp32 *9", "mps fp16"):
         with pytest.raises(StrategyError, match=r"\^"):
             RWKV.from_pretrained("tales", strategy=strategy)
+
+
+def test_a_model_is_not_made_of_its_name(tales):
+    for arguments, named in ((("tales",), {}), (("tales", "cpu fp32"), {}), ((), {"model": "tales"})):
+        with pytest.raises(RequestError, match=r"call RWKV.from_pretrained\('tales'\)"):
+            RWKV(*arguments, **named)
+    assert copy.copy(tales).generate("A", 2, seed=1) == tales.generate("A", 2, seed=1)

@@ -28,7 +28,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for each page; replaces the marker of docs/cli.md by the reference."""
     if COMMANDS not in markdown:
         return markdown
-    from rwkv_engine.cli import commands  # imports torch
+    from rwkv_engine.cli.group import commands
 
     return markdown.replace(COMMANDS, "\n".join(command_reference(commands, "rwkv-engine")))
 
@@ -43,7 +43,9 @@ def on_post_build(config: Any, **_: Any) -> None:
 def command_reference(group: click.Group, program: str) -> Iterator[str]:
     """Lines of Markdown: for each command a heading, how it is called, what it does, its options."""
     top = click.Context(group, info_name=program)
-    for name, command in sorted(group.commands.items()):
+    for name in group.list_commands(top):
+        command = group.get_command(top, name)
+        assert command is not None
         context = click.Context(command, info_name=name, parent=top)
         yield f"\n## {name}\n\n```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
         yield inspect.cleandoc(command.help or "")

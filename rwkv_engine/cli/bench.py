@@ -51,7 +51,7 @@ def _peers(context: click.Context, option: click.Parameter, value: str | None) -
 
 
 def _output(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    """Minutes of measuring must not end in a file that cannot be written."""
+    """Checks the folder of a file before minutes of measuring."""
     if value and not value.parent.is_dir():
         raise click.BadParameter(f"{value}: there is no folder {value.parent}")
     if value and (problem := file_problem(value)):
@@ -69,14 +69,16 @@ def _output(context: click.Context, option: click.Parameter, value: Path | None)
 @click.option("--packed", is_flag=True, help="Pack the model for each strategy first, and run that file, mapped.")
 @click.option("--compare", callback=_peers, metavar="PEERS", help=f"Measure other programs too: {','.join(BASELINES)}.")
 @click.option("--compare-strategy", help="Of the other programs; by default that of ours, without i8 and i4.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each measures each engine once.")
-@click.option("--starts", type=click.IntRange(1), default=3, show_default=True, help="Fresh processes, cold starts.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each round measures each engine once."
+)
+@click.option("--starts", type=click.IntRange(1), default=3, show_default=True, help="Fresh processes for cold starts.")
 @click.option("--decode", type=click.IntRange(1), default=32, show_default=True, help="Tokens decoded in a round.")
 @click.option("--prefill", default="16,256,1024", show_default=True, callback=_numbers, help="Lengths, or none.")
 @click.option("--batch", default="1,2,4,8,16,32,64", show_default=True, callback=_numbers, help="Sizes, or none.")
-@click.option("--position", type=click.IntRange(101), help="Read so far, and compare with position 100. Slow.")
+@click.option("--position", type=click.IntRange(101), help="Read up to here, and compare with position 100. Slow.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), callback=_output, help="Write every number here.")
-@click.option("--plot", type=click.Path(path_type=Path), callback=_output, help="Draw a picture: FILE.png.")
+@click.option("--plot", type=click.Path(path_type=Path), callback=_output, help="Draw a plot: FILE.png.")
 @hub_options
 def bench_command(
     model: str | None,
@@ -97,10 +99,10 @@ def bench_command(
     revision: str | None,
     offline: bool,
 ) -> None:
-    """Measures how fast strategies are, beside what memory allows and beside other programs.
+    """Measures how fast strategies run, compared with the memory bandwidth and with other programs.
 
-    MODEL is tales, a path or a hub id. Each engine runs in a process of its own, every round measures each once.
-    The tables go to standard output. Other programs come with pip install 'rwkv-engine[bench]'.
+    MODEL is tales, a path or a hub id. Each engine runs in its own process, in interleaved rounds. Tables go to
+    standard output. Other programs are installed by pip install 'rwkv-engine[bench]'.
     """
     if model and shape:
         raise click.UsageError("give MODEL or --shape, not both")
@@ -116,7 +118,7 @@ def bench_command(
     task = bar.add_task("", total=None)
 
     def tell(what: str, done: int, total: int) -> None:
-        """Redraws only here: a bar that moves by itself would take time from what is measured."""
+        """Redraws the bar only here: one that refreshes itself would take time from the measurement."""
         bar.update(task, description=what, completed=done, total=total or None)
         bar.refresh()
 
@@ -128,7 +130,7 @@ def bench_command(
         given = given_model(path, str(model)) if path else None
         config = given.config if given else parse_shape(shape or "169m")
         strategies = runnable(strategy or ("cpu fp32",), config)
-        # Before gigabytes are written, what cannot run is refused.
+        # What cannot run is refused before gigabytes are written.
         specs, beside = lineup(strategies, compare, compare_strategy, path or folder / "model.pth", config)
         check_memory(specs, config)
         if not given:
@@ -156,7 +158,7 @@ def _check_plot(file: Path) -> None:
 
 
 def _packed(spec: EngineSpec, index: int, model: BenchModel, folder: Path, tell: StageProgress) -> EngineSpec:
-    """Ours, with a file of its own; other programs do not read packed ones."""
+    """Our engine with a packed file; other programs cannot read one."""
     if spec.engine != "rwkv_engine":
         return spec
     file = folder / f"packed-{index}.safetensors"
@@ -165,7 +167,7 @@ def _packed(spec: EngineSpec, index: int, model: BenchModel, folder: Path, tell:
 
 
 def _end_as_by_interrupt(cleaned: ExitStack) -> None:
-    """SIGTERM is taken for Ctrl-C: a model of many gigabytes must not be left behind."""
+    """Handles SIGTERM as Ctrl-C, so that a model of many gigabytes is not left behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     cleaned.callback(signal.signal, signal.SIGTERM, before)
 

@@ -42,19 +42,26 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     "--output-dir", type=click.Path(path_type=Path), help="Write a Hugging Face directory; replaced if there."
 )
 @click.option("--output-file", type=click.Path(path_type=Path), help="Write a raw checkpoint; ends in .pth.")
-@click.option("--tokenizer-file", type=click.Path(path_type=Path), help="By default looked for beside the checkpoint.")
+@click.option(
+    "--tokenizer-file", type=click.Path(path_type=Path), help="By default searched in the checkpoint's folder."
+)
 @click.option(
     "--size", callback=_size, metavar="SIZE", help=f"Refuse a model of another; one of {', '.join(conversion.SIZES)}."
 )
-@click.option("--is-chat", is_flag=True, help="The model card tells how to talk to the model.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of all tensors; by default as stored.")
+@click.option("--is-chat", is_flag=True, help="Describe the chat format in the model card.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision of all tensors; by default as stored.")
 @click.option(
-    "--max-shard-size", default="5GB", metavar="BYTES", show_default=True, callback=_bytes, help="Of a file of weights."
+    "--max-shard-size",
+    default="5GB",
+    metavar="BYTES",
+    show_default=True,
+    callback=_bytes,
+    help="Largest file of weights.",
 )
 @click.option(
     "--undo-rescale/--no-undo-rescale",
     default=None,
-    help="Whether transformers divided the weights before it saved them: they are multiplied back, exactly.",
+    help="Whether transformers divided the weights before saving: they are multiplied back, exactly.",
 )
 @click.option("--push-to-hub", is_flag=True, help="Upload the directory; needs --model-name.")
 @click.option("--model-name", metavar="OWNER/NAME", help="Repository to upload to; made if it is not there.")
@@ -79,7 +86,7 @@ def convert(
 ) -> None:
     """Writes raw weights as a directory that transformers loads, or any model as a raw .pth.
 
-    The tensors keep their bits, unless --dtype asks for others. The directory has config.json, model.safetensors (or
+    The tensors keep their bits unless --dtype converts them. The directory has config.json, model.safetensors (or
     several with an index), generation_config.json, a model card, and the tokenizer where there is one. Options may be
     written with underscores too.
     """
@@ -134,7 +141,7 @@ def _with_bar(console: Console, run: Callable[[Progress], conversion.Converted])
 
 
 def _pushed(folder: Path, names: tuple[str, ...], repository: str) -> str:
-    """Uploads what was written, and nothing else that lies there; tells where it is."""
+    """Uploads the files that were written, and no others in the folder; returns the address."""
     from rwkv_engine.hub.upload import upload
 
     with tempfile.TemporaryDirectory() as staged:

@@ -16,13 +16,14 @@ import numpy as np
 from rich.console import Console
 from torch import Tensor
 
+from rwkv_engine.cli.input import STANDARD_INPUT, decoded, display_name, lines_of, reading
 from rwkv_engine.cli.options import load, loading_options, progress_bar, stderr
 from rwkv_engine.embedding import POOLINGS, dimension
 from rwkv_engine.errors import RequestError
 from rwkv_engine.progress import Progress
 from rwkv_engine.storage.atomic import file_problem, replace_atomically
 
-# Batches of lines held at once: the more, the nearer the lengths of those that are read together.
+# Batches of lines held at once: with more of them, lines that share a batch have more similar lengths.
 BATCHES = 16
 Line = tuple[int, str]  # its number, from 1, and what it says
 Write = Callable[[list[Line], Tensor], None]
@@ -37,11 +38,21 @@ Write = Callable[[list[Line], Tensor], None]
     type=click.Path(path_type=Path),
     help="Ends in .npy or .jsonl; replaced if there. By default JSON lines go to standard output.",
 )
-@click.option("--pooling", type=click.Choice(POOLINGS), default="mean", show_default=True, help="Tokens to one vector.")
-@click.option("--normalize", is_flag=True, help="Make every vector one of length 1.")
-@click.option("--skip-empty", is_flag=True, help="Leave out blank lines, which are an error otherwise.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Lines read at once at most."
+    "--pooling",
+    type=click.Choice(POOLINGS),
+    default="mean",
+    show_default=True,
+    help="How hidden states become one vector.",
+)
+@click.option("--normalize", is_flag=True, help="Scale every vector to length 1.")
+@click.option("--skip-empty", is_flag=True, help="Skip blank lines, which are an error otherwise.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="The largest number of lines in one forward pass.",
 )
 @loading_options
 def embed(
@@ -57,11 +68,11 @@ def embed(
     strategy: str,
     tokenizer: str | None,
 ) -> None:
-    """Turns each line of FILE, UTF-8, into a vector; - is standard input.
+    """Computes a vector for each line of FILE, which is UTF-8; - is standard input.
 
     MODEL is tales, a .pth, a .safetensors, a directory or a hub id. JSON lines are {"line": its number, "text": ...,
-    "embedding": [...]}; an .npy file is a float32 array with a row for each line. Vectors are written while lines are
-    read: memory does not grow with the file.
+    "embedding": [...]}; an .npy file is a float32 array with a row for each line. Vectors are written as lines are
+    read, so memory does not grow with the file.
     """
     if output:
         _check(output)
@@ -76,13 +87,13 @@ def embed(
                 write(window, loaded.embed([text for _, text in window], pooling, normalize, batch_size, tell))
                 n_lines += len(window)
             if not n_lines:
-                raise RequestError(f"{file}: expected at least one line of text, got none")
+                raise RequestError(f"{display_name(file)}: expected at least one line of text, got none")
     if output:
         console.print(f"{output}: {n_lines:,} lines, {width:,} numbers each")
 
 
 def _check(output: Path) -> None:
-    """Before a model is loaded for nothing."""
+    """Checks the output before a model is loaded."""
     if output.suffix not in _FORMATS:
         raise click.UsageError(f"-o {output}: expected a name that ends in {' or '.join(_FORMATS)}")
     if problem := file_problem(output):
@@ -93,37 +104,24 @@ def _check(output: Path) -> None:
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
-    if file == "-":
+    if file == STANDARD_INPUT:
         yield sys.stdin.buffer
         return
-    try:
+    with reading(file):
         source = open(file, "rb")  # noqa: SIM115 - closed below
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: the lines cannot be read: {error}") from error
     with source:
         yield source
 
 
 def _lines(file: str, source: BinaryIO, skip_empty: bool) -> Iterator[Line]:
-    """The lines without their ends, which are \\n or \\r\\n and nothing else."""
-    number = 0
-    while line := _next(file, source):
-        number += 1
-        try:
-            text = line.removesuffix(b"\n").removesuffix(b"\r").decode()
-        except UnicodeDecodeError as error:
-            raise RequestError(f"{file}, line {number}: expected UTF-8 text: {error}") from error
+    """The lines with their numbers, without their ends. Only \\n and \\r\\n end a line."""
+    for number, line in enumerate(lines_of(file, source), start=1):
+        where = f"{display_name(file)}, line {number}"
+        text = decoded(where, line.removesuffix(b"\n").removesuffix(b"\r"), is_beginning=number == 1)
         if text.strip():
             yield number, text
         elif not skip_empty:
-            raise RequestError(f"{file}, line {number}: is blank, expected a text; --skip-empty leaves it out")
-
-
-def _next(file: str, source: BinaryIO) -> bytes:
-    try:
-        return source.readline()
-    except OSError as error:
-        raise RequestError(f"{file}: the lines cannot be read: {error}") from error
+            raise RequestError(f"{where}: is blank, expected a text; --skip-empty leaves it out")
 
 
 @contextmanager

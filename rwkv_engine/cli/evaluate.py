@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
+from rwkv_engine.cli.input import read_text
 from rwkv_engine.cli.options import load, loading_options, model_option, progress_bar, stderr
-from rwkv_engine.errors import RequestError
 from rwkv_engine.evaluation import compare, evaluate, text_ids, write
 from rwkv_engine.pipeline import RWKV
 from rwkv_engine.progress import Progress
@@ -26,10 +24,14 @@ Report = dict[str, str | int | float]
 @click.option("--text", metavar="FILE", help="The text, UTF-8; - is standard input.")
 @click.option("--against", metavar="STRATEGY", help="Compare with the same model under this reference strategy.")
 @click.option(
-    "--self", "n_self", type=click.IntRange(min=1), metavar="N", help="With --against: N tokens the reference writes."
+    "--self",
+    "n_self",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --against: on N tokens that the reference generates.",
 )
-@click.option("--seed", default=0, show_default=True, help="With --self: of what the reference writes.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of rows.")
+@click.option("--seed", default=0, show_default=True, help="With --self: seed of the generated text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of rows.")
 @model_option
 @loading_options
 def evaluate_text(
@@ -44,13 +46,13 @@ def evaluate_text(
     strategy: str,
     tokenizer: str | None,
 ) -> None:
-    """Measures how well a model predicts a text, or how far a strategy is from another.
+    """Measures how well a model predicts a text, or how far the predictions of two strategies differ.
 
     --text FILE alone gives nats per byte and per token. The state is carried through the whole file. The first token is
     predicted from the tokenizer's end-of-text token; where there is none it is not scored.
 
     --against gives the Kullback-Leibler divergence KL(reference || strategy) for each token of the file, or of a text
-    that the reference writes at temperature 1 (--self N, needs no file and no tokenizer); all in nats.
+    that the reference generates at temperature 1 (--self N, needs no file and no tokenizer); all in nats.
     """
     if text and n_self:
         raise click.UsageError("give --text FILE or --self N, not both")
@@ -58,16 +60,16 @@ def evaluate_text(
         raise click.UsageError("give --text FILE, or --against STRATEGY --self N for a text the model writes itself")
     if n_self and not against:
         raise click.UsageError("--self needs --against: over its own text a model only measures its own entropy")
-    content = _read(text) if text else ""
+    content = read_text(text) if text else ""
     console = stderr()
     first = load(console, model, revision, offline, against or strategy, tokenizer)
-    first.forward([0])  # kernels are compiled now, not while a clock runs
+    first.forward([0])  # compiles kernels before time is measured
     if not against:
         report = _score(console, first, content)
     else:
         ids = _timed(console, "writing", lambda p: write(first, n_self, seed, p))[0] if n_self else None
         ids = ids or text_ids(first, content)
-        # From the path the first came from: a branch of a hub id may have moved on.
+        # From the path of the first one, for a branch of a hub id may have moved in the meantime.
         tested = load(console, str(first.source), None, offline, strategy, tokenizer)
         report = _divergence(console, first, tested, ids)
     if as_json:
@@ -116,17 +118,6 @@ def _timed(console: Console, what: str, run: Callable[[Progress], Result]) -> tu
         task = bar.add_task(what, total=None)
         result = run(lambda done, total: bar.update(task, completed=done, total=total))
     return result, time.perf_counter() - started
-
-
-def _read(file: str) -> str:
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: the text cannot be read: {error}") from error
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{file}: expected UTF-8 text: {error}") from error
 
 
 def _shown(value: Any) -> str:

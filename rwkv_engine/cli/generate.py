@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import click
 
+from rwkv_engine.cli.input import STANDARD_INPUT, decoded, display_name, read_text, reading
 from rwkv_engine.cli.options import load, loading_options, model_option, sampling_options, stderr
-from rwkv_engine.errors import RequestError
+from rwkv_engine.cli.streams import was_closed
 from rwkv_engine.generation import TextStream
 from rwkv_engine.pipeline import RWKV
 
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("--file", type=click.File(encoding="utf-8"), help="Read the prompt from a file; - is standard input.")
-@click.option("--each-line", is_flag=True, help="With --file: every line is a prompt of its own.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt instead of text.")
-@click.option("--logprobs", type=int, help="With --json: report this many likeliest tokens beside each token.")
+@click.option("--file", type=click.File("rb"), help="Read the prompt from a UTF-8 file; - is standard input.")
+@click.option("--each-line", is_flag=True, help="With --file or standard input: every line is a prompt.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each prompt.")
+@click.option("--logprobs", type=int, help="With --json: report so many of the most likely tokens at each step.")
 @model_option
 @loading_options
 @sampling_options()
 def generate(
     prompt: str | None,
-    file: TextIO | None,
+    file: BinaryIO | None,
     each_line: bool,
     as_json: bool,
     logprobs: int | None,
@@ -37,7 +39,11 @@ def generate(
     max_new_tokens: int,
     **sampling: Any,
 ) -> None:
-    """Continues PROMPT and prints it with its continuation."""
+    """Continues PROMPT, and prints it with its continuation.
+
+    Without PROMPT and --file, the prompt is read from standard input, unless that is a terminal. An empty prompt, or
+    none, makes the model begin a text of its own. One newline at the end of a file is not part of the prompt.
+    """
     prompts = _prompts(prompt, file, each_line)
     if logprobs is not None and not as_json:
         raise click.UsageError("--logprobs needs --json")
@@ -50,8 +56,7 @@ def generate(
             text = "".join(timed)
             click.echo(json.dumps(_record(loaded, one, text, stream), ensure_ascii=False))
         else:
-            # The first piece comes before the prompt is printed: what is said on the way, about kernels, must not fall
-            # into the text.
+            # The first piece is generated before the prompt is printed, so that notices, as about kernels, come first.
             click.echo(one + next(timed, ""), nl=False)
             for piece in timed:
                 click.echo(piece, nl=False)
@@ -59,18 +64,27 @@ def generate(
         console.print(timed.report())
 
 
-def _prompts(prompt: str | None, file: TextIO | None, each_line: bool) -> list[str]:
+def _prompts(prompt: str | None, file: BinaryIO | None, each_line: bool) -> list[str]:
     if prompt is not None and file:
         raise click.UsageError("give PROMPT or --file, not both")
-    if not file:
+    if prompt is not None or not (file or _is_piped()):
         if each_line:
-            raise click.UsageError("--each-line needs --file")
+            raise click.UsageError("--each-line needs --file, or prompts on standard input")
         return [prompt or ""]
-    try:
-        text = file.read().removesuffix("\n")  # an editor's, or echo's
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{file.name}: expected UTF-8 text: {error}") from error
+    text = (_content(file) if file else read_text(STANDARD_INPUT)).removesuffix("\n")  # an editor's, or echo's
     return text.split("\n") if each_line else [text]
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file; not where it is a terminal, or was closed."""
+    return not (sys.stdin.isatty() or was_closed(sys.stdin)) and sys.stdin.readable()
+
+
+def _content(file: BinaryIO) -> str:
+    name = STANDARD_INPUT if file is sys.stdin.buffer else file.name
+    with reading(name):
+        data = file.read()
+    return decoded(display_name(name), data, is_beginning=True)
 
 
 def _record(model: RWKV, prompt: str, text: str, stream: TextStream) -> dict[str, Any]:
@@ -89,7 +103,7 @@ def _record(model: RWKV, prompt: str, text: str, stream: TextStream) -> dict[str
 
 
 class _Timed:
-    """Passes pieces on and times them: reading up to the first, writing from there on."""
+    """Passes pieces on, and measures the time until the first one (prefill) and from there on (decoding)."""
 
     def __init__(self, stream: TextStream):
         self._stream = stream

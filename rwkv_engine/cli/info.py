@@ -25,12 +25,12 @@ KERNELS = {"prebuilt": "compiled", "jit": "compiled", "reference": "none: plain 
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--strategy", default="cpu fp32", show_default=True, help="With MODEL: show what goes where.")
+@click.option("--strategy", default="cpu fp32", show_default=True, help="With MODEL: show the device of each layer.")
 @hub_options
 def info(model: str | None, strategy: str, revision: str | None, offline: bool) -> None:
-    """Tells what is in use here and why; with MODEL, what that model is and where its layers go.
+    """Describes versions, threads and kernels in use; with MODEL, that model and where its layers would run.
 
-    Loads nothing, but downloads what a hub id names.
+    The model is not loaded, but a hub id is downloaded.
     """
     rows = _model_rows(locate(model, revision, offline=offline), strategy) if model else _machine_rows()
     for name, value in rows:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and how a command loads a model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def progress_bar(console: Console, what: str, auto_refresh: bool = True) -> Progress:
-    """A bar on the console that vanishes when done, and never appears where nobody watches."""
+    """A progress bar that disappears when the work is done; it is not shown where the console is not a terminal."""
     columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     hidden = not console.is_terminal
     return Progress(*columns, console=console, transient=True, disable=hidden, auto_refresh=auto_refresh)
 
 
 def stderr() -> Console:
-    """The console for everything that is not the text itself."""
+    """The console for everything that is not a result."""
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -38,15 +38,15 @@ def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 LOCATION_HELP = "tales, a .pth, a .safetensors, a directory or a hub id."
 model_option = click.option("--model", default="tales", show_default=True, help=LOCATION_HELP)
 hub_options = _together(
-    click.option("--revision", help="Of a hub id: branch, tag or commit."),
-    click.option("--offline", is_flag=True, help="Take a hub id from the hub cache, ask no server."),
+    click.option("--revision", help="Branch, tag or commit of a hub id."),
+    click.option("--offline", is_flag=True, help="Take a hub id from the hub cache; contact no server."),
 )
 loading_options = _together(
     hub_options,
     click.option(
-        "--strategy", default="cpu fp32", show_default=True, help="Where the model runs, in what precision; or auto."
+        "--strategy", default="cpu fp32", show_default=True, help="Device and precision of the layers; or auto."
     ),
-    click.option("--tokenizer", help="Tokenizer file; by default looked for beside the model."),
+    click.option("--tokenizer", help="Tokenizer file; by default searched in the model's folder."),
 )
 
 
@@ -54,7 +54,7 @@ def load(
     console: Console, model: str, revision: str | None, offline: bool, strategy: str, tokenizer: str | None
 ) -> RWKV:
     """Loads a model with a progress bar."""
-    path = locate(model, revision, offline=offline)  # before the bar below: a download has bars of its own
+    path = locate(model, revision, offline=offline)  # before the bar below, for a download shows its own
     with progress_bar(console, "loading") as bar:
         task = bar.add_task("loading", total=None)
         return RWKV.from_pretrained(
@@ -74,7 +74,7 @@ def _biases(context: click.Context, option: click.Parameter, values: tuple[str, 
 
 
 def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
-    """The options of `SamplingParams` and `--max-new-tokens`; a command may have defaults of its own."""
+    """The options of `SamplingParams`, and `--max-new-tokens`; `defaults` are those of a command."""
     values = {
         "max_new_tokens": 128,
         "temperature": 1.0,
@@ -90,17 +90,30 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
         return click.option(f"--{name.replace('_', '-')}", default=values[name], show_default=True, help=help)
 
     return _together(
-        number("max_new_tokens", "At most so many tokens."),
-        number("temperature", "0 takes the likeliest token."),
-        number("top_k", "Only the k likeliest tokens; 0 is off."),
-        number("top_p", "Only the likeliest tokens that sum to p; 1.0 is off."),
-        number("min_p", "Only tokens p times as likely as the likeliest; 0 is off."),
-        number("presence_penalty", "Against any token written before."),
-        number("frequency_penalty", "Against it for each time it was written."),
-        number("penalty_decay", "How occurrences fade with every token; 1.0 is off."),
-        click.option("--logit-bias", multiple=True, callback=_biases, metavar="ID=BIAS", help="May be repeated."),
-        click.option("--ban", "banned_tokens", type=int, multiple=True, metavar="ID", help="May be repeated."),
-        click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; may be repeated."),
-        click.option("--seed", type=int, help="The same seed writes the same text; by default each run differs."),
+        number("max_new_tokens", "The largest number of tokens to generate."),
+        number("temperature", "Divides the logits; 0 takes the most likely token."),
+        number("top_k", "Keep only the k most likely tokens; 0 is off."),
+        number("top_p", "Keep the most likely tokens whose probabilities sum to p; 1.0 is off."),
+        number("min_p", "Keep tokens at least p times as likely as the most likely one; 0 is off."),
+        number("presence_penalty", "Subtracted from the logit of every generated token."),
+        number("frequency_penalty", "Subtracted once for each time the token was generated."),
+        number("penalty_decay", "Multiplies counts of earlier tokens at every step; 1.0 is off."),
+        click.option(
+            "--logit-bias",
+            multiple=True,
+            callback=_biases,
+            metavar="ID=BIAS",
+            help="Added to the logit of a token; may be repeated.",
+        ),
+        click.option(
+            "--ban",
+            "banned_tokens",
+            type=int,
+            multiple=True,
+            metavar="ID",
+            help="Never generate this token; may be repeated.",
+        ),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; may be repeated."),
+        click.option("--seed", type=int, help="The same seed generates the same text; by default each run differs."),
         click.option("--compat", type=click.Choice(["rwkv"]), help="Sample as the rwkv package does."),
     )

@@ -17,15 +17,17 @@ from rwkv_engine.pipeline import locate
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Ends in .safetensors; replaced if there."
 )
-@click.option("--strategy", help="Pack each layer in the precision it has there.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Pack all matrices in it; by default as stored.")
+@click.option("--strategy", help="Pack each layer in its precision under this strategy.")
+@click.option(
+    "--dtype", type=click.Choice(list(DTYPES)), help="Pack all matrices in this precision; by default as stored."
+)
 @hub_options
 def pack(
     model: str, output: Path, strategy: str | None, dtype: str | None, revision: str | None, offline: bool
 ) -> None:
-    """Writes MODEL as a packed file, which loads at once: it is mapped as it is, nothing is copied or converted.
+    """Writes MODEL as a packed file, which loads at once: it is memory-mapped, and nothing is copied or converted.
 
-    That holds for a strategy of the same precision; with any other the file is a model like any other.
+    That is so under a strategy of the same precision; any other strategy converts it.
     """
     if strategy and dtype:
         raise click.UsageError("give --strategy or --dtype, not both")

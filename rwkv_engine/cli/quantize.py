@@ -19,20 +19,25 @@ from rwkv_engine.pipeline import locate
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Ends in .safetensors; replaced if there."
 )
 @click.option(
-    "--format", "weights", type=click.Choice(packing.FORMATS), default="i8", show_default=True, help="Of the matrices."
+    "--format",
+    "weights",
+    type=click.Choice(packing.FORMATS),
+    default="i8",
+    show_default=True,
+    help="Weight format of the matrices.",
 )
-@click.option("--embedding", type=click.Choice(list(DTYPES)), help="Its precision; by default as stored.")
+@click.option("--embedding", type=click.Choice(list(DTYPES)), help="Precision of the embedding; by default as stored.")
 @hub_options
 def quantize(
     model: str, output: Path, weights: str, embedding: str | None, revision: str | None, offline: bool
 ) -> None:
-    """Writes MODEL with its matrices rounded to 8-bit numbers, as a packed file, which loads at once.
+    """Writes MODEL as a packed file with its matrices quantised to 8-bit integers.
 
-    That is for strategies such as "cpu fp32i8" or "cuda fp16i8"; with any other the file is a model like any other.
+    It loads at once under strategies such as "cpu fp32i8" or "cuda fp16i8"; any other strategy converts it.
     """
     console = stderr()
     path = locate(model, revision, offline=offline)
-    before = stored_bytes(path)  # now: the output may be the same file
+    before = stored_bytes(path)  # before it is written, for the output may be the same file
     with progress_bar(console, "quantizing") as bar:
         task = bar.add_task("quantizing", total=None)
         packed = packing.quantize(

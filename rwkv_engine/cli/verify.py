@@ -15,15 +15,15 @@ from rwkv_engine.pipeline import locate
 
 @click.command()
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of rows.")
 @loading_options
 def verify(
     model: str, as_json: bool, revision: str | None, offline: bool, strategy: str, tokenizer: str | None
 ) -> None:
-    """Tells whether MODEL is sound: reads it, runs it, and compares it with other programs where they are installed.
+    """Checks that MODEL is sound: reads it, runs it, and compares it with other programs that are installed.
 
-    One row a check, as they finish: ok, FAILED, skipped, or info for what is neither right nor wrong. Exit code 1 if
-    one FAILED.
+    Prints one row for each check, as it finishes: ok, FAILED, skipped, or info for what is neither right nor wrong. The
+    exit code is 1 if a check FAILED.
     """
     console = stderr()
     path = locate(model, revision, offline=offline)
@@ -37,7 +37,7 @@ def verify(
     )
     found = []
     while True:
-        with bar:  # gone whenever a row is printed
+        with bar:  # hidden while a row is printed
             check = next(checks, None)
         if check is None:
             break

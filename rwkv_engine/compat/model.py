@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from operator import index
 from pathlib import Path
-from reprlib import repr as shortened
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -15,9 +13,10 @@ from torch import Tensor
 
 from rwkv_engine import pipeline
 from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checks import require_ids, shown
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.rwkv4_layouts import from_layout, to_layout
-from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
+from rwkv_engine.errors import CheckpointError, RequestError, StrategyError, TokenizerError
 from rwkv_engine.runtime import Engine, load_model
 
 
@@ -75,6 +74,8 @@ class RWKV:
                 " loads the original file; to have one that loads at once, run rwkv-engine pack"
                 f" {path} --output FILE.safetensors --strategy '{strategy}' and give that FILE as model"
             )
+        if not isinstance(strategy, str):
+            raise StrategyError(f"strategy: got {shown(strategy)}, expected text such as 'cpu fp32'")
         parsed = Strategy.parse(strategy)
         parsed.check_runnable()
         checkpoint = Checkpoint.open(path)
@@ -123,10 +124,7 @@ class RWKV:
         Raises:
             RequestError: there are no tokens, an id is outside the vocabulary, or the state is of another model.
         """
-        try:
-            ids = [index(token) for token in tokens]
-        except TypeError as error:
-            raise RequestError(f"tokens: got {shortened(tokens)}, expected a list of integer ids: {error}") from error
+        ids = require_ids("tokens", tokens, self._config.n_vocab, "the model's vocabulary")
         if not isinstance(state, list | None):
             raise RequestError(f"state: got {type(state).__name__}, expected None or a list of tensors, to be replaced")
         before = None if state is None else from_layout(state, "rwkv", self._config)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_engine.text import WorldTokenizer
+from rwkv_engine.text.ids import checked_ids
 
 
 class TRIE_TOKENIZER(WorldTokenizer):
-    """A vocabulary file; `decode` is the package's: U+FFFD in place of the whole text if any of it is no UTF-8.
+    """A vocabulary file. As in the package, `decode` returns U+FFFD for the whole text if any of it is not UTF-8.
 
     Attributes:
         idx2token, token2idx: bytes by id, ids by bytes.
@@ -23,15 +25,15 @@ class TRIE_TOKENIZER(WorldTokenizer):
         self.token2idx = {token: i for i, token in self._tokens.items()}
 
     def encodeBytes(self, src: bytes) -> list[int]:
-        """Token ids of any bytes."""
+        """The token ids of any bytes."""
         return self.encode_bytes(src)
 
-    def decodeBytes(self, tokens: list[int]) -> bytes:
-        """The bytes of the ids; none for an id without any, such as 0, which ends a text."""
-        return b"".join(map(self.token_bytes, tokens))
+    def decodeBytes(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of token ids; id 0, which ends a text, has none. Errors as for `Tokenizer.decode`."""
+        return b"".join(map(self.token_bytes, checked_ids(tokens, self.n_vocab)))
 
-    def decode(self, tokens: list[int]) -> str:
-        """The text of the ids."""
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; errors as for `Tokenizer.decode`."""
         try:
             return self.decodeBytes(tokens).decode()
         except UnicodeDecodeError:

@@ -7,10 +7,13 @@ program's own seed is what repeats a text.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from rwkv_engine.checks import shown
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.distribution import documented, rwkv_package
@@ -30,7 +33,7 @@ def draw(logits: Tensor, temperature: float, top_p: float, top_k: int) -> int:
         RequestError: a value out of range, or logits to draw nothing from.
     """
     _require_numbers(logits)
-    SamplingParams(temperature, top_k, top_p, compat="rwkv")  # which checks them
+    SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, compat="rwkv")  # checks them
     row = logits.double().unsqueeze(0)
     if temperature == 0 or top_p == 0:
         return int(row.argmax())
@@ -57,6 +60,21 @@ def draw_exactly(logits: Tensor, temperature: float, top_p: float, top_k: int) -
         return int(torch.multinomial(probs, 1))
     p = probs.numpy()
     return int(np.random.choice(len(p), p=p / p.sum()))
+
+
+def as_logits(logits: Any) -> Tensor:
+    """Logits as a tensor, from a tensor or a NumPy array.
+
+    Raises:
+        RequestError: they are neither, or not floating-point numbers.
+    """
+    try:
+        tensor = torch.as_tensor(logits)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"logits: got {shown(logits)}, expected a tensor or an array: {error}") from error
+    if not tensor.is_floating_point():
+        raise RequestError(f"logits: got {tensor.dtype}, expected floating-point numbers")
+    return tensor
 
 
 def _require_numbers(logits: Tensor) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_engine.compat.sampling import draw, draw_exactly
+from rwkv_engine.checks import require, require_ids, require_text
+from rwkv_engine.compat.sampling import as_logits, draw, draw_exactly
 from rwkv_engine.compat.vocabulary import load_vocabulary
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation.params import require
+from rwkv_engine.text.ids import checked_ids
 
 REPLACEMENT = "\ufffd"
 UNCOUNTED = " \t0123456789"
@@ -107,26 +108,35 @@ class PIPELINE:
         return "\n" + "\n".join(line.strip() for line in context.split("\n") if line.strip())
 
     def encode(self, x: str) -> list[int]:
-        """Token ids of a text."""
+        """The token ids of a text.
+
+        Raises:
+            RequestError: `x` is not a string that UTF-8 can encode.
+        """
+        require_text("x", x)
         return self._vocabulary.encode(x)
 
     def decode(self, x: list[int]) -> str:
-        """The text of token ids; U+FFFD for what is no UTF-8."""
-        return self._vocabulary.decode(x)
-
-    def sample_logits(self, logits: Tensor, temperature: float = 1.0, top_p: float = 0.85, top_k: int = 0) -> int:
-        """One id, drawn.
-
-        Args:
-            logits: (V,), -inf where a token is banned.
-            temperature: 0 takes the likeliest token.
-            top_p: the fewest likeliest tokens whose probabilities sum to it stay; 0 takes the likeliest.
-            top_k: of these the k likeliest stay, 0 is off.
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            RequestError: a value out of range, or nothing to draw from.
+            RequestError: an id is outside the vocabulary.
         """
-        return (draw_exactly if self.exact else draw)(logits, temperature, top_p, int(top_k))
+        return self._vocabulary.decode(checked_ids(x, self._vocabulary.n_vocab))
+
+    def sample_logits(self, logits: Tensor, temperature: float = 1.0, top_p: float = 0.85, top_k: int = 0) -> int:
+        """Samples one token id.
+
+        Args:
+            logits: (V,), -inf where a token is banned; a tensor or, other than in the package, a NumPy array.
+            temperature: 0 takes the most likely token.
+            top_p: keeps the fewest most likely tokens whose probabilities sum to it; 0 takes the most likely one.
+            top_k: of these, keeps the k most likely ones; 0 is off.
+
+        Raises:
+            RequestError: a value is out of range, or there is no token to sample.
+        """
+        return (draw_exactly if self.exact else draw)(as_logits(logits), temperature, top_p, int(top_k))
 
     def generate(
         self,
@@ -191,9 +201,7 @@ class PIPELINE:
 
 def _penalize(logits: Tensor, counts: dict[int, float], args: PIPELINE_ARGS) -> None:
     """Changes the logits (V,) of what is banned and of what was written, in their own precision."""
-    banned, size = list(args.token_ban), len(logits)
-    if not all(isinstance(token, Integral) and 0 <= token < size for token in banned):
-        raise RequestError(f"token_ban: got {banned}, expected ids below {size}, the vocabulary")
+    banned = require_ids("token_ban", args.token_ban, len(logits), "the model's vocabulary")
     logits[torch.tensor(banned, dtype=torch.int64, device=logits.device)] = -torch.inf
     seen = torch.tensor(list(counts), dtype=torch.int64, device=logits.device)
     taken = [args.alpha_presence + count * args.alpha_frequency for count in counts.values()]

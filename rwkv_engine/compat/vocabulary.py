@@ -12,7 +12,8 @@ import tokenizers
 
 from rwkv_engine.compat.rwkv_tokenizer import TRIE_TOKENIZER
 from rwkv_engine.errors import TokenizerError
-from rwkv_engine.text.find import N_VOCAB_20B, PADDING, WORLD_FILE, find_world
+from rwkv_engine.text.find import N_VOCAB_20B, WORLD_FILE, find_world
+from rwkv_engine.text.ids import padded
 
 WORLD = WORLD_FILE.removesuffix(".txt")
 OPENAI = "cl100k_base"
@@ -42,7 +43,7 @@ class Vocabulary:
         Raises:
             TokenizerError: with both sizes.
         """
-        if not self.n_vocab <= n_vocab <= -(-self.n_vocab // PADDING) * PADDING:
+        if not self.n_vocab <= n_vocab <= padded(self.n_vocab):
             raise TokenizerError(
                 f"{self.name}: has {self.n_vocab} tokens, the model's vocabulary is {n_vocab}; it belongs to another"
                 f" model: those of {N_VOCAB_20B} take 20B_tokenizer.json, those of 65536 {WORLD}"

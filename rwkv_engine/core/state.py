@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rwkv_engine.checks import require_text
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.errors import RequestError
 from rwkv_engine.storage.atomic import replace_atomically
@@ -106,8 +107,12 @@ class State:
             about: text to store with the state, such as the text it was read from; `State.about` returns it.
 
         Raises:
-            RequestError: the file cannot be written, or `path` is a directory, a device, a pipe or a socket.
+            RequestError: the file cannot be written, or `path` is a directory, a device, a pipe or a socket; or
+                `about` holds anything but text.
         """
+        for name, text in (about or {}).items():
+            require_text("about", name)
+            require_text(f"about[{name!r}]", text)
         tensors = {name: t.detach().contiguous() for name, t in {**self.fields, "position": self.position}.items()}
         metadata = {**(about or {}), "format": FORMAT, "fingerprint": self.fingerprint}
         try:

@@ -1,4 +1,4 @@
-"""Prompt in, tokens out, one at a time."""
+"""Generates tokens after a prompt, one at a time."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from numbers import Integral
 
 import torch
 
+from rwkv_engine.checks import require
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation.params import require
 from rwkv_engine.generation.sampling import History, Logprob, Sampler
 from rwkv_engine.runtime.engine import Engine
 
 
 class TokenStream(Iterator[int]):
-    """Reads the prompt, then draws tokens until a stop token or until there are `max_new_tokens`.
+    """Generates tokens after a prompt, until a stop token or until there are `max_new_tokens`.
 
-    Arguments are checked at the call, the prompt is read when the first token is asked for.
+    Arguments are checked when the stream is made; the prompt is read when the first token is requested.
 
     Attributes:
-        stopped: whether a stop token has ended the stream; it is neither yielded nor read.
-        state: after what has been read: the last token drawn is read when the next one is asked for, or by `read_all`.
+        stopped: whether a stop token has ended the stream. The model neither yields nor reads that token.
+        state: after the tokens read so far. The last token is read when the next one is requested, or by `read_all`.
         logprobs: of the last token, if the parameters ask for them.
     """
 
@@ -34,21 +34,22 @@ class TokenStream(Iterator[int]):
         state: State | None = None,
         sample: int = 0,
     ):
-        """Checks what can be checked before the prompt is read.
+        """Checks the arguments.
 
         Args:
             engine: runs the model.
             prompt: at least one id.
             sampler: how tokens are chosen.
             max_new_tokens: at least 0.
-            state: what came before the prompt; None for nothing.
-            sample: which of several samples of one prompt this is; each is another text under one seed.
+            state: after the text before the prompt; None if there is none.
+            sample: the number of this text among the samples of one prompt; under one seed each is another text.
 
         Raises:
-            RequestError: an empty prompt, or a value out of range.
+            RequestError: the prompt is empty, a value is out of range, or the state is not this model's.
         """
         require("max_new_tokens", max_new_tokens, Integral, lambda n: n >= 0, "an integer >= 0")
         require("sample", sample, Integral, lambda n: 0 <= n < 2**64, "an integer in [0, 2**64)")
+        require("state", state, (State, type(None)), lambda _: True, "a State that a call returned, or None")
         if not prompt:
             raise RequestError("the prompt has no tokens, expected at least one")
         self.engine = engine
@@ -79,7 +80,7 @@ class TokenStream(Iterator[int]):
         return token
 
     def read_all(self) -> State:
-        """The state after the prompt and every token drawn."""
+        """The state after the prompt and every generated token."""
         if self._unread:
             self._logits, self.state = self.engine.forward(torch.tensor([self._unread], dtype=torch.int64), self.state)
             self._unread = []

@@ -1,44 +1,45 @@
-"""What a user may ask of sampling, checked."""
+"""The parameters of sampling, checked when they are made."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
+from rwkv_engine.checks import require, require_text, shown
 from rwkv_engine.errors import RequestError
 
 COMPAT = ("rwkv",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen, in this order.
+    """How the next token is chosen.
 
-    Bias, ban, penalties, temperature, top-k, top-p, min-p, one draw. `compat="rwkv"` follows another order, see
-    `distribution.rwkv_package`.
+    The steps are applied in this order: bias, ban, penalties, temperature, top-k, top-p, min-p, one random draw.
+    `compat="rwkv"` follows the order of the rwkv package, see `distribution.rwkv_package`.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the likeliest token (the lowest id among equals).
-        top_k: only the k likeliest tokens stay; 0 is off.
-        top_p: of these, the fewest likeliest whose probabilities sum to at least p stay; 1.0 is off.
-        min_p: of these, only tokens at least p times as likely as the likeliest stay; 0.0 is off.
-        presence_penalty: taken from the logit of every token that the model has written in this text.
-        frequency_penalty: taken from it for each time the model wrote it.
-        penalty_decay: by which what a token's occurrence counts shrinks with every token after it; 1.0 is off.
-        logit_bias: added to the logits, by id.
-        banned_tokens: ids that are never drawn.
-        seed: 64 bits; None draws a fresh one, so that each run differs.
+        temperature: divides the logits; 0 takes the most likely token (the lowest id among equals).
+        top_k: keeps only the k most likely tokens; 0 is off.
+        top_p: of these, keeps the fewest most likely tokens whose probabilities sum to at least p; 1.0 is off.
+        min_p: of these, keeps tokens that are at least p times as likely as the most likely one; 0.0 is off.
+        presence_penalty: is subtracted from the logit of every token that the model has generated in this text.
+        frequency_penalty: is subtracted from it once for each time that the model has generated the token.
+        penalty_decay: with every further token, the count of an earlier one is multiplied by this; 1.0 is off.
+        logit_bias: is added to the logits, by token id.
+        banned_tokens: ids that are never generated.
+        seed: 64 bits; None chooses a random seed, so that every run differs.
         stop_tokens: ids that end the text; they are not part of it.
         stop: strings that end the text; they are not part of it.
-        logprobs: None, or how many of the likeliest tokens to report, with their log-probabilities, beside each token's
-            own. They are those of the model, before all of the above.
+        logprobs: None, or how many of the most likely tokens to report, with their log-probabilities, in addition to
+            each generated token's own. They are those of the model, before all of the above.
         compat: None, or "rwkv" for the semantics of that package.
 
     Raises:
-        RequestError: a value out of range.
+        RequestError: a value is out of range.
     """
 
     temperature: float = 1.0
@@ -72,7 +73,8 @@ class SamplingParams:
             for token in _sequence(name, getattr(self, name), "token ids"):
                 require(name, token, Integral, lambda x: x >= 0, "token ids")
         for text in _sequence("stop", self.stop, "strings"):
-            require("stop", text, str, lambda x: x and _is_text(x), "strings that are not empty")
+            require("stop", text, str, len, "strings that are not empty")
+            require_text("stop", text)
         if self.seed is not None:
             require("seed", self.seed, Integral, lambda x: 0 <= x < 2**64, "an integer in [0, 2**64) or None")
         if self.logprobs is not None:
@@ -84,12 +86,12 @@ class SamplingParams:
 
     @property
     def penalizes(self) -> bool:
-        """Whether what was written matters for what comes next."""
+        """Whether the tokens generated so far influence the next one."""
         return self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of `SamplingParams` as keyword arguments of functions that pass them on."""
+    """The fields of `SamplingParams`, as keyword arguments of functions that pass them on."""
 
     temperature: float
     top_k: int
@@ -107,31 +109,13 @@ class SamplingOptions(TypedDict, total=False):
     compat: str | None
 
 
-def require(name: str, got: Any, kind: type, holds: Callable[[Any], Any], expected: str) -> None:
-    """Checks one argument.
-
-    Raises:
-        RequestError: it is not of the kind, or does not hold.
-    """
-    if not isinstance(got, kind) or not holds(got):
-        raise RequestError(f"{name}: got {got!r}, expected {expected}")
-
-
 def _sequence(name: str, got: Any, expected: str) -> Sequence[Any]:
     if isinstance(got, (str, bytes)) or not isinstance(got, Sequence | frozenset | set):
-        raise RequestError(f"{name}: got {got!r}, expected a list of {expected}")
+        raise RequestError(f"{name}: got {shown(got)}, expected a list of {expected}")
     return got  # type: ignore[return-value]
 
 
 def _mapping(name: str, got: Any) -> Mapping[Any, Any]:
     if not isinstance(got, Mapping):
-        raise RequestError(f"{name}: got {got!r}, expected a dictionary of token ids and numbers")
+        raise RequestError(f"{name}: got {shown(got)}, expected a dictionary of token ids and numbers")
     return got
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

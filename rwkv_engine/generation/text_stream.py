@@ -1,4 +1,4 @@
-"""Text as it is written, with the state that belongs to exactly that text."""
+"""Generated text, piece by piece, with the state after exactly that text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rwkv_engine.text import StreamDecoder, Tokenizer
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """After `n_tokens` drawn, which hold `n_bytes`."""
+    """The state after `n_tokens` generated tokens, which hold `n_bytes`."""
 
     n_tokens: int
     n_bytes: int
@@ -23,16 +23,19 @@ class _Snapshot:
 
 
 class TextStream(Iterator[str]):
-    """Pieces of text, never half a character and nothing of a stop string.
+    """Pieces of text; none ends inside a character or holds part of a stop string.
 
-    Whatever ends it (a stop string, a stop token, the number of tokens, a caller who asks for no more), `text`,
-    `tokens` and `state` agree: they are those of the pieces yielded so far.
+    `text`, `tokens` and `state` always describe the pieces yielded so far, whatever ends the stream: a stop string, a
+    stop token, the number of tokens, or a caller who stops reading.
+
+    To return the state after exactly that text, the stream keeps the state before every token that a stop string may
+    still truncate, and reads the kept part of the last token again.
 
     Attributes:
-        n_prompt: tokens of the prompt.
-        seed: of the draws, also where none was given.
-        sample: which of several samples of the prompt this is.
-        finish_reason: "stop" (a stop string or token), "length" (`max_new_tokens`), None while it runs.
+        n_prompt: the number of tokens in the prompt.
+        seed: of the random draws, also where none was given.
+        sample: the number of this text among the samples of one prompt.
+        finish_reason: "stop" (a stop string or token), "length" (`max_new_tokens`), None before the end.
     """
 
     def __init__(self, source: TokenStream, tokenizer: Tokenizer, n_prompt: int):
@@ -46,7 +49,7 @@ class TextStream(Iterator[str]):
         self._pieces: list[str] = []
         self._drawn: list[int] = []
         self._logprobs: list[Logprob] = []
-        self._snapshots: list[_Snapshot] = []  # only from the last one that a cut can need
+        self._snapshots: list[_Snapshot] = []  # those that a stop string may still need
 
     def __next__(self) -> str:
         piece = ""
@@ -74,7 +77,7 @@ class TextStream(Iterator[str]):
         return piece
 
     def _needed(self, snapshots: list[_Snapshot]) -> list[_Snapshot]:
-        """Without those that are followed by another one at or before the end of the text."""
+        """Drops the snapshots that are followed by another one at or before the end of the text."""
         passed = sum(s.n_bytes <= self._decoder.released for s in snapshots)
         return snapshots[max(0, passed - 1) :]
 
@@ -85,19 +88,19 @@ class TextStream(Iterator[str]):
 
     @property
     def logprobs(self) -> list[Logprob]:
-        """Of the tokens drawn that lie wholly in the text, if the parameters ask for them."""
+        """Those of the generated tokens that lie wholly in the text, if the parameters ask for them."""
         return self._logprobs[: len(self._drawn) if self._is_whole() else self._last_snapshot().n_tokens]
 
     @property
     def tokens(self) -> list[int]:
-        """Ids of the text: those drawn, and where the text ends inside of one, what is kept of it encoded again."""
+        """The token ids of the text. If it ends inside a token, the kept part of that token is encoded again."""
         if self._is_whole():
             return list(self._drawn)
         return [*self._drawn[: self._last_snapshot().n_tokens], *self._rest()]
 
     @property
     def state(self) -> State:
-        """After the prompt and the text: what reading `tokens` after the prompt gives."""
+        """The state after the prompt and the text: the one that a forward pass over both of them returns."""
         if self._is_whole():
             return self._source.read_all()
         state = self._last_snapshot().state
@@ -110,10 +113,10 @@ class TextStream(Iterator[str]):
         return self._decoder.released == len(self._decoder.data)
 
     def _last_snapshot(self) -> _Snapshot:
-        """The last one at or before the end of the text; there is one, for no token has none before it."""
+        """The last snapshot at or before the end of the text. There always is one: every token has one before it."""
         return [s for s in self._snapshots if s.n_bytes <= self._decoder.released][-1]
 
     def _rest(self) -> list[int]:
-        """Ids of the bytes between the last snapshot and the end of the text."""
+        """The token ids of the bytes between the last snapshot and the end of the text."""
         kept = self._decoder.data[self._last_snapshot().n_bytes : self._decoder.released]
         return self._tokenizer.encode_bytes(bytes(kept)) if kept else []

@@ -1,4 +1,4 @@
-"""Which tokenizer a model has: told by a file's name, by what lies beside the model, and by the sizes of both."""
+"""Finds a model's tokenizer: by the names of files, by the folders where they may be, and by the sizes of both."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from rwkv_engine.errors import TokenizerError
+from rwkv_engine.text.ids import padded
 from rwkv_engine.text.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
 from rwkv_engine.text.world import WorldTokenizer
 
@@ -22,7 +23,6 @@ IN_HUB_CACHE = {
     N_VOCAB_WORLD: (WORLD_FILE, tuple(f"RWKV/rwkv-4-world-{size}" for size in ("169m", "430m", "1b5", "3b", "7b"))),
 }
 KINDS = f"models of 256 read bytes, of {N_VOCAB_20B} 20B_tokenizer.json, of {N_VOCAB_WORLD} {WORLD_FILE}"
-PADDING = 512  # a model's vocabulary may be rounded up to a multiple of this, no further
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -35,17 +35,17 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def find_tokenizer(model: Path, n_vocab: int) -> Tokenizer | None:
-    """The first that fits of those beside a model, in the hub cache and in an installed `rwkv` package.
+    """The first tokenizer that fits a model: from its folder, the hub cache or an installed `rwkv` package.
 
     Args:
         model: the checkpoint's file or directory.
-        n_vocab: the model's vocabulary; 256 without a file means bytes.
+        n_vocab: the size of the model's vocabulary; 256 without a file means bytes.
 
     Returns:
-        None if there is none.
+        The tokenizer, None if none is found.
 
     Raises:
-        TokenizerError: there are some, none of them fits; why the first does not.
+        TokenizerError: tokenizers were found, but none of them fits; with the reason of the first one.
     """
     reason = None
     for path in _candidates(model if model.is_dir() else model.parent, n_vocab):
@@ -63,7 +63,7 @@ def find_tokenizer(model: Path, n_vocab: int) -> Tokenizer | None:
 
 
 def find_world(folder: Path) -> Path | None:
-    """The file of the World vocabulary beside a model, in the hub cache or in an installed `rwkv` package."""
+    """The file of the World vocabulary, in a model's folder, in the hub cache or in an installed `rwkv` package."""
     return next((path for path in _candidates(folder, N_VOCAB_WORLD) if path.name == WORLD_FILE), None)
 
 
@@ -80,19 +80,19 @@ def _candidates(folder: Path, n_vocab: int) -> Iterator[Path]:
 
 def _in_rwkv_package() -> list[Path]:
     try:
-        spec = importlib.util.find_spec("rwkv")  # finds, imports nothing: importing that package has effects
-    except ValueError:  # somebody made a module of this name at run time
+        spec = importlib.util.find_spec("rwkv")  # does not import it: importing that package has side effects
+    except ValueError:  # a module of this name was made at run time
         spec = None
     return [Path(folder) / WORLD_FILE for folder in (spec and spec.submodule_search_locations) or ()]
 
 
 def check_fits(tokenizer: Tokenizer, n_vocab: int) -> None:
-    """Refuses a tokenizer with ids the model does not have, and one that cannot be what the model was trained with.
+    """Refuses a tokenizer with ids that the model does not have, and one that is too small to be the model's own.
 
     Raises:
         TokenizerError: with both sizes.
     """
-    most = -(-tokenizer.n_vocab // PADDING) * PADDING
+    most = padded(tokenizer.n_vocab)
     if not tokenizer.n_vocab <= n_vocab <= most:
         raise TokenizerError(
             f"{tokenizer.name}: has {tokenizer.n_vocab} tokens, the model's vocabulary is {n_vocab}, expected"
@@ -101,10 +101,10 @@ def check_fits(tokenizer: Tokenizer, n_vocab: int) -> None:
 
 
 def end_as_trained(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """A prompt's ids, a blank line at their end written as Pile and Raven models know it.
+    """A prompt's ids, with a blank line at its end encoded as in the training texts of Pile and Raven models.
 
-    The 20B vocabulary has a token of two newlines, but these models were trained on texts that had two tokens of one
-    each there, and continue those better.
+    The 20B vocabulary has a token for two newlines, but these models were trained on texts with two tokens of one
+    newline each, and they continue those better.
     """
     if tokenizer.n_vocab == N_VOCAB_20B and tokenizer.token_bytes(ids[-1]) == b"\n\n":
         return [*ids[:-1], *tokenizer.encode("\n"), *tokenizer.encode("\n")]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rwkv_engine.checks import require_text
 from rwkv_engine.errors import TokenizerError
 from rwkv_engine.text.byte_trie import Encode, byte_trie
+from rwkv_engine.text.ids import checked_ids
+from rwkv_engine.text.tokenizer import END_OF_TEXT, require_bytes
 
 _BYTE_ESCAPE = r"""\\(?:[\\'"nrt]|x[0-9a-f]{2})"""
 _TEXT_ESCAPE = rf"(?:{_BYTE_ESCAPE}|\\u[0-9a-f]{{4}}|\\U[0-9a-f]{{8}})"
@@ -18,18 +22,19 @@ def _quoted(escape: str) -> str:
     return rf"""(?:'(?:[^'\\]|{escape})*'|"(?:[^"\\]|{escape})*")"""
 
 
-# Id, one str or bytes literal as Python's repr writes it, length. Nothing else ever comes before ast.literal_eval,
-# which runs no code anyway.
+# An id, one str or bytes literal as Python's repr writes it, and a length. Only such literals are passed to
+# ast.literal_eval, which executes no code in any case.
 _LINE = re.compile(rf"([0-9]{{1,9}}) (b{_quoted(_BYTE_ESCAPE)}|{_quoted(_TEXT_ESCAPE)}) ([0-9]{{1,9}})")
 
 
 class WorldTokenizer:
-    """A vocabulary file with lines `id 'repr' length`; the file is parsed, never evaluated.
+    """A vocabulary file with lines `id 'repr' length`. The file is parsed and never executed.
 
-    Id 0, which no line may have, ends a text. Text holds no special tokens: `<|endoftext|>` is so many characters.
+    Id 0 ends a text, and no line may have it. Text cannot hold special tokens: `<|endoftext|>` in a text is encoded as
+    its characters.
 
     Raises:
-        TokenizerError: the file cannot be read, a line is malformed, or a byte is no token.
+        TokenizerError: the file cannot be read, a line is malformed, or a byte is not a token.
     """
 
     def __init__(self, path: str | Path):
@@ -41,30 +46,33 @@ class WorldTokenizer:
         self._tokens = _parse(self.name, text)
         self.n_vocab = 1 + next(reversed(self._tokens))
         self.end_of_text: int | None = 0
+        self.special_tokens: Mapping[str, int] = {END_OF_TEXT: 0}
 
     @functools.cached_property
     def _encode(self) -> Encode:
-        return byte_trie(self._tokens)  # only now: who merely looks at a model compiles nothing
+        return byte_trie(self._tokens)  # built on first use: inspecting a model compiles nothing
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return self._encode(text.encode())
+        """The token ids of a text; errors as for `Tokenizer.encode`."""
+        return self._encode(require_text("text", text))
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Token ids of any bytes."""
-        return self._encode(data)
+        """The token ids of any bytes."""
+        return self._encode(require_bytes(data))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; empty for the end of text and for an id without one."""
+        """The bytes of one token, see `Tokenizer.token_bytes`; empty for the end of text and for a gap between ids."""
+        [token] = checked_ids([token], self.n_vocab)
         return self._tokens.get(token, b"")
 
-    def decode(self, tokens: list[int]) -> str:
-        """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(map(self.token_bytes, tokens)).decode(errors="replace")
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, see `Tokenizer.decode`."""
+        ids = checked_ids(tokens, self.n_vocab)
+        return b"".join(self._tokens.get(token, b"") for token in ids).decode(errors="replace")
 
 
 def _parse(name: str, text: str) -> dict[int, bytes]:
-    """The bytes of each id, in the order of the ids, which is that of the lines."""
+    """The bytes of each id, in ascending order of the ids, which is the order of the lines."""
     tokens: dict[int, bytes] = {}
     seen: dict[bytes, int] = {}
     last = 0
@@ -89,7 +97,7 @@ def _parse_line(where: str, line: str) -> tuple[int, bytes]:
     match = _LINE.fullmatch(line)
     if not match:
         raise TokenizerError(
-            f"{where}: expected `id 'text' length`, got {shown!r}; it is no World vocabulary, or damaged"
+            f"{where}: expected `id 'text' length`, got {shown!r}; it is not a World vocabulary, or it is damaged"
         )
     token, literal, length = match.groups()
     try:

@@ -139,7 +139,7 @@ def test_every_option_of_sampling_arrives(call, tales):
     "arguments",
     [
         ["x", "--logprobs", "2"],
-        ["--each-line"],
+        ["x", "--each-line"],
         ["x", "--file", "README.md"],
         ["--logit-bias", "a=b"],
         ["--file", "no"],

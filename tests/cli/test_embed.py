@@ -117,7 +117,7 @@ def test_the_strategy_and_the_model_are_those_asked_for(call, file, tales, tmp_p
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        (None, [], r"lines\.txt: the lines cannot be read: "),
+        (None, [], r"lines\.txt: cannot be read: "),
         (b"", [], r"lines\.txt: expected at least one line of text, got none"),
         (b"\n\n", ["--skip-empty"], r"lines\.txt: expected at least one line of text, got none"),
         (b"a\nb\ncaf\xe9\n", [], r"lines\.txt, line 3: expected UTF-8 text: "),

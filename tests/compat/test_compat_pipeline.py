@@ -110,7 +110,7 @@ def test_the_state_given_to_generate_is_the_packages(package, files):
     assert all((a - b).abs().max() < 1e-3 for a, b in zip(states[False], whole, strict=True))
 
 
-def test_the_defaults_are_the_packages(package):
+def test_the_defaults_equal_the_packages(package):
     assert vars(PIPELINE_ARGS()) == vars(package.PIPELINE_ARGS())
     mine = [9]
     args = PIPELINE_ARGS(1.1, 0.9, 3, 0.4, 0.5, 0.6, mine, [8], 7)
@@ -169,14 +169,14 @@ def generated(data, world, exact=False, **options):
     return text, pieces
 
 
-def test_no_character_is_halved_and_no_end_is_lost(world):
+def test_characters_stay_whole_and_the_end_is_kept(world):
     assert generated("é😀!".encode(), world) == ("é😀!", ["é", "😀", "!"])
     half = "aé".encode()[:-1]
     assert generated(half, world) == ("a\ufffd", ["a", "\ufffd"])
     assert generated(half, world, exact=True) == ("a", ["a"])
 
 
-def test_bytes_that_are_no_text_hold_nothing_back(world):
+def test_invalid_utf8_does_not_delay_the_text(world):
     assert generated(b"a\xffbc", world) == ("a\ufffdbc", ["a", "\ufffdb", "c"])
     assert generated(b"a\xffbc", world, exact=True) == ("a", ["a"])
 
@@ -193,7 +193,7 @@ def test_a_state_given_has_read_the_text(exact, read, world):
     assert state == ids(b"..xabc"), "what stops is never read"
 
 
-def test_what_nobody_sees_is_not_read(world):
+def test_the_last_token_is_not_prefilled_when_its_logits_are_unused(world):
     model = Scripted(ids(b"abc"))
     PIPELINE(model, world).generate("x", 3)
     assert model.chunks == [[i] for i in ids(b"xab")]
@@ -224,16 +224,16 @@ def test_penalties(exact, world):
     assert torch.equal(seen[-1], expected - taken)
 
 
-def test_what_cannot_be_asked_for_is_refused(world):
+def test_unsupported_options_are_refused(world):
     pipeline = PIPELINE(Scripted(ids(b"a")), world)
     refused = {
         "ctx: has no tokens": lambda: pipeline.generate(""),
         "token_count: got -1": lambda: pipeline.generate("x", -1),
         "chunk_len: got 0": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(chunk_len=0)),
-        "token_ban: got [300], expected ids below 300": lambda: pipeline.generate(
+        "token_ban: got the token id 300, expected ids from 0 to 299": lambda: pipeline.generate(
             "x", 1, PIPELINE_ARGS(token_ban=[300])
         ),
-        "token_ban: got ['a']": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(token_ban=["a"])),
+        "token_ban: got 'a', expected integer": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(token_ban=["a"])),
         "every token is banned": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(token_ban=range(300))),
         "temperature: got -1": lambda: pipeline.generate("x", 1, PIPELINE_ARGS(temperature=-1)),
     }

@@ -8,7 +8,7 @@ import torch
 from peer_package import rwkv_package
 
 from rwkv_engine import RequestError
-from rwkv_engine.compat import PIPELINE, sampling
+from rwkv_engine.compat import PIPELINE, RWKV, sampling
 
 
 def bare(made, exact=False):
@@ -85,7 +85,7 @@ def test_top_p_of_one_is_off(theirs, drawn_from):
         np.testing.assert_allclose(got, torch.softmax(row.double(), -1).numpy(), rtol=1e-9)
 
 
-def test_of_equals_at_the_edge_only_as_many_as_it_takes(theirs, drawn_from):
+def test_top_p_keeps_only_as_many_tied_tokens_as_it_needs(theirs, drawn_from):
     logits = torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0])
     kept = {
         name: np.flatnonzero(drawn_from(pipeline, logits, 1.0, 0.7, 0)).tolist()
@@ -95,7 +95,7 @@ def test_of_equals_at_the_edge_only_as_many_as_it_takes(theirs, drawn_from):
 
 
 @pytest.mark.parametrize("how", [(0, 0.85, 0), (1.0, 0, 0), (1.0, 0.0, 5), (0, 1.0, 0)])
-def test_the_likeliest_token_needs_no_chance(how):
+def test_greedy_sampling_uses_no_random_number(how):
     logits = torch.zeros(50)
     logits[[7, 9]] = 3.0
     np.random.seed(1)
@@ -125,7 +125,7 @@ def test_tokens_come_as_often_as_they_are_likely():
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_logits_that_are_no_numbers_are_refused(exact):
+def test_logits_that_are_nan_or_infinite_are_refused(exact):
     ours = bare(PIPELINE, exact)
     for value, message in ((torch.nan, "NaN"), (torch.inf, "NaN or infinity"), (-torch.inf, "every token is banned")):
         logits = torch.full((9,), value)
@@ -139,3 +139,25 @@ def test_logits_that_are_no_numbers_are_refused(exact):
 def test_parameters_out_of_range_are_refused(how):
     with pytest.raises(RequestError, match="got"):
         bare(PIPELINE).sample_logits(torch.zeros(9), *how)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_logits_may_be_an_array_and_anything_else_is_refused(exact, tales):
+    pipeline = PIPELINE(RWKV("tales", "cpu fp32", verbose=False), tales.source / "tokenizer.json", exact)
+    logits = np.full(2048, -5.0, dtype=np.float32)
+    logits[7] = 50
+    assert pipeline.sample_logits(logits) == 7
+    for wrong in ("text", None, [1, 2], np.array(["a"])):
+        with pytest.raises(RequestError, match="logits: got"):
+            pipeline.sample_logits(wrong)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_wrong_texts_and_ids_are_refused(exact, tales):
+    pipeline = PIPELINE(RWKV("tales", "cpu fp32", verbose=False), tales.source / "tokenizer.json", exact)
+    for token in (-1, 2048):
+        with pytest.raises(RequestError, match=f"token id {token}, expected ids from 0 to 2047"):
+            pipeline.decode([token])
+    for text in (5, None, "\udcff"):
+        with pytest.raises(RequestError, match="x: expected text"):
+            pipeline.generate(text)

@@ -44,7 +44,7 @@ def assert_same_bits(first, second):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shard_size", [10**9, 2000])
-def test_there_and_back_to_the_bit(dtype, shard_size, weights, tmp_path):
+def test_converting_there_and_back_is_bit_exact(dtype, shard_size, weights, tmp_path):
     source = save_pth(weights, tmp_path / "m.pth", dtype)
     to_hugging_face(source, tmp_path / "hf", shard_size=shard_size)
     assert (tmp_path / "hf" / INDEX).exists() == (shard_size == 2000)
@@ -258,7 +258,7 @@ def test_a_quantised_model_becomes_floats_aloud(source, weights, capfd):
         assert (value - expected[name]).abs().max() <= 2e-7 * value.abs().max(), name
 
 
-def test_numbers_a_type_cannot_hold_leave_nothing(weights, tmp_path):
+def test_values_a_dtype_cannot_hold_leave_no_output(weights, tmp_path):
     source = save_pth(weights | {"head.weight": weights["head.weight"] * 1e6}, tmp_path / "m.pth")
     message = r"head.weight: holds numbers up to .*, too large for torch.float16"
     with pytest.raises(CheckpointError, match=message):

@@ -139,7 +139,7 @@ def test_nothing_is_shared(layout, model):
 
 @pytest.mark.parametrize("empty", [-1e30, -1e38, torch.finfo(torch.float32).min, -torch.inf])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_spelling_of_an_empty_past_is_none(empty, layout, model):
+def test_every_encoding_of_an_empty_state_is_recognised(empty, layout, model):
     state = State.initial(model.config)
     theirs = to_layout(
         replace(state, fields={**state.fields, "wkv_max": torch.full_like(state.wkv_max, empty)}), layout
@@ -213,7 +213,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_is_no_state_is_refused(message, model):
+def test_invalid_states_are_refused(message, model):
     layout, make = REFUSED[message]
     with pytest.raises(RequestError) as refused:
         from_layout(make(model), layout, model.config)

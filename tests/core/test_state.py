@@ -63,7 +63,7 @@ def test_a_state_of_another_batch_is_refused(model):
         model.forward([1], state)
 
 
-def test_initial_is_what_none_means(model):
+def test_none_means_the_initial_state(model):
     given, _ = model.forward([1, 2], model.engine.initial_state())
     none, after = model.forward([1, 2], None)
     unmarked, marked = model.forward([1, 2], State.initial(model.config))
@@ -80,7 +80,7 @@ def test_clone_shares_nothing(model):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", b'\x08\0\0\0\0\0\0\0{"a": 1}'])
-def test_what_is_no_state_is_refused(content, tmp_path):
+def test_invalid_states_are_refused(content, tmp_path):
     path = tmp_path / "s.safetensors"
     path.write_bytes(content)
     with pytest.raises(RequestError, match=r"s\.safetensors"):
@@ -92,3 +92,11 @@ def test_what_is_no_state_is_refused(content, tmp_path):
 def test_a_checkpoint_is_no_state(tales, tmp_path):
     with pytest.raises(RequestError, match="expected a saved state"):
         State.load(tales.source / "model.safetensors")
+
+
+def test_only_text_is_remembered_with_a_state(model, tmp_path):
+    _, state = model.forward([1, 2])
+    for about in ({"n": 5}, {"n": None}, {5: "n"}, {"n": "\udcff"}):
+        with pytest.raises(RequestError, match="about"):
+            state.save(tmp_path / "s", about)
+    assert not (tmp_path / "s").exists()

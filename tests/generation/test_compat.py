@@ -25,7 +25,7 @@ def test_the_distribution_is_the_packages(temperature, top_p, top_k, peer, monke
     drawn_from = []
     monkeypatch.setattr(np.random, "choice", lambda a, p: drawn_from.append(p) or 0)
     pipeline = peer.PIPELINE.__new__(peer.PIPELINE)
-    sampler = Sampler(SamplingParams(temperature, top_k, top_p, compat="rwkv"))
+    sampler = Sampler(SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, compat="rwkv"))
     generator = torch.Generator().manual_seed(0)
     for size in (5, 300, 20000):
         logits = torch.randn(size, generator=generator) * 3

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import random
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
@@ -43,6 +45,35 @@ def test_streaming_any_bytes_equals_decoding_them_at_once(tokens):
     assert "".join([*pieces, decoder.finish()]) == tokenizer.decode(tokens)
 
 
+@pytest.mark.parametrize("tokenizer", [TALES, ByteTokenizer()], ids=lambda tokenizer: f"{tokenizer.n_vocab} tokens")
+def test_ids_outside_the_vocabulary_are_refused_by_number(tokenizer):
+    size = tokenizer.n_vocab
+    for token in (-1, size, 10**9):
+        for decode in (lambda token: tokenizer.decode([token]), tokenizer.token_bytes):
+            with pytest.raises(RequestError, match=rf"token id {token}, expected ids from 0 to .*vocabulary of {size}"):
+                decode(token)
+    for tokens in (5, "a", ["a"], [0.5], None, [[1]]):
+        with pytest.raises(RequestError, match="tokens: got"):
+            tokenizer.decode(tokens)
+
+
+def test_ids_are_decoded_from_lists_tensors_and_arrays():
+    tokens = TALES.encode("Once upon a time")
+    for ids in (tokens, tuple(tokens), torch.tensor(tokens), np.array(tokens), iter(tokens)):
+        assert TALES.decode(ids) == "Once upon a time"
+
+
+@pytest.mark.parametrize("tokenizer", [TALES, ByteTokenizer()], ids=lambda tokenizer: f"{tokenizer.n_vocab} tokens")
+def test_only_text_is_encoded_and_only_bytes_are_encoded_as_bytes(tokenizer):
+    for text in (5, None, b"bytes"):
+        with pytest.raises(RequestError, match="text: expected text, got"):
+            tokenizer.encode(text)
+    with pytest.raises(RequestError, match="lone surrogate '\\\\udcff' at character 1; "):
+        tokenizer.encode("a\udcff" + "b" * 5000)
+    with pytest.raises(RequestError, match="data: got 'text', expected bytes"):
+        tokenizer.encode_bytes("text")
+
+
 @given(data=st.one_of(st.binary(max_size=60), ANY_TEXT.map(str.encode)))
 @settings(deadline=None)
 def test_any_bytes_survive(data):
@@ -70,7 +101,7 @@ def test_a_byte_that_is_no_token_is_refused(tmp_path):
     library.save(str(tmp_path / "t.json"))
     tokenizer = BpeTokenizer(tmp_path / "t.json")
     assert tokenizer.encode_bytes(b"ab") == [0, 1]
-    with pytest.raises(TokenizerError, match=r"t\.json: got b'\\xff', which is no UTF-8"):
+    with pytest.raises(TokenizerError, match=r"t\.json: got b'\\xff', which is not UTF-8"):
         tokenizer.encode_bytes(b"a\xffb")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkv_engine import TokenizerError
+from rwkv_engine import RequestError, TokenizerError
 from rwkv_engine.text import StreamDecoder, WorldTokenizer
 from rwkv_engine.text.byte_trie import byte_trie_reference
 
@@ -194,6 +194,16 @@ def test_a_byte_that_is_no_token_would_stop_encoding_so_it_is_refused(tmp_path):
         load(tmp_path, content)
 
 
-def test_text_that_is_no_unicode_is_an_error_as_elsewhere(tmp_path):
-    with pytest.raises(UnicodeEncodeError):
+def test_a_lone_surrogate_is_refused_as_by_other_tokenizers(tmp_path):
+    with pytest.raises(RequestError, match="lone surrogate"):
         load(tmp_path, vocabulary()).encode("\udcff")
+
+
+def test_ids_up_to_the_padding_of_a_model_are_no_text_and_others_are_refused(tmp_path):
+    tokenizer = load(tmp_path, vocabulary("300 'the' 3"))
+    assert tokenizer.decode([0, 299, 300, 301, 511]) == "the"
+    for token in (-1, 512):
+        with pytest.raises(RequestError, match=rf"token id {token}, .* 0 to 511, .* vocabulary of 301, padded to 512"):
+            tokenizer.decode([token])
+        with pytest.raises(RequestError, match=f"token id {token}"):
+            tokenizer.token_bytes(token)
