@@ -166,6 +166,9 @@ TASKS = [
     synthetic_models,
 ]
 
+# One is enough for scripts/check.
+DTYPES = [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float64))]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -204,7 +207,7 @@ def in_float32(folder):
     return find
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
 def test_results_are_the_same_under_every_default_dtype(task, dtype, folder, in_float32):
     expected, got = in_float32(task), outcome(task, folder, dtype)

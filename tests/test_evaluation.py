@@ -33,6 +33,7 @@ def oracle_logp(weights: dict, ids: list[int]) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_a_score_is_the_oracles_cross_entropy_over_thousands_of_tokens(tmp_path):
     model, weights = random_model(tmp_path)
     ids = list(TEXT.encode())

@@ -68,6 +68,7 @@ def test_a_stream_is_read_as_it_is_written(tales):
     assert 0 < len(stream.tokens) < 10
 
 
+@pytest.mark.slow
 def test_the_reference_writes_the_golden_text_too(run_python):
     code = (
         "import sys; from rwkv_engine import RWKV\n"

@@ -50,9 +50,10 @@ def equal(a, b):
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_output", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 70])
-def test_logits_and_states_are_the_packages(n, full_output, model, theirs):
+def test_logits_and_states_equal_the_packages(n, full_output, model, theirs):
     """One token alone has no dimension of tokens, asked for in full or not."""
     expected, state = theirs.forward(TOKENS[:n], None, full_output)
     logits, ours = model.forward(TOKENS[:n], None, full_output)
@@ -66,7 +67,8 @@ def test_logits_and_states_are_the_packages(n, full_output, model, theirs):
     assert close(model.forward([5], state)[0], theirs.forward([5], ours)[0])
 
 
-def test_64_greedy_tokens_are_the_packages(model, theirs):
+@pytest.mark.slow
+def test_64_greedy_tokens_equal_the_packages(model, theirs):
     def written(one):
         logits, state = one.forward(TOKENS[:9], None)
         tokens = []
@@ -103,7 +105,7 @@ def test_a_call_that_fails_leaves_the_state(model):
     assert equal(state, before)
 
 
-def test_logits_and_state_are_the_callers(model):
+def test_the_caller_owns_the_logits_and_the_state(model):
     logits, state = model.forward(TOKENS[:20], None)
     kept, tensors = logits.clone(), copy.deepcopy(state)
     logits[0] = -1e9
@@ -122,7 +124,7 @@ def test_states_are_saved_and_loaded(model, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu fp32 *2->cpu bf16", " cpu bf16 -> cpu fp32 *1 "])
-def test_attributes_are_the_packages(strategy, package, path):
+def test_attributes_equal_the_packages(strategy, package, path):
     theirs, ours = (made(str(path), strategy, verbose=False) for made in (package.RWKV, RWKV))
     for name in ("MODEL_NAME", "strategy_string", "n_layer", "n_embd", "n_att", "n_ffn"):
         assert getattr(ours.args, name) == getattr(theirs.args, name), name
@@ -142,7 +144,7 @@ def test_tokens_are_any_integers(tokens, model):
 
 
 @pytest.mark.parametrize("tokens", [[], 5, "", "ab", None, [1.0], [[1, 2]], torch.tensor([[1, 2]]), torch.tensor(1)])
-def test_what_is_no_list_of_tokens_is_refused(tokens, model):
+def test_invalid_token_lists_are_refused(tokens, model):
     with pytest.raises(RequestError, match=r"^tokens: ") as refused:
         model.forward(tokens, None)
     assert "\n" not in str(refused.value)
@@ -206,7 +208,7 @@ def test_strategies_that_the_package_misreads_are_refused(strategy, message, pat
 
 
 @pytest.mark.parametrize("name", ["missing", "missing.pth", "RWKV/rwkv-4-169m-pile"])
-def test_a_missing_file_is_looked_for_nowhere_else(name, monkeypatch):
+def test_a_missing_file_is_not_downloaded_or_searched_for(name, monkeypatch):
     monkeypatch.setattr("rwkv_engine.pipeline.download", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(CheckpointError, match=r"\.pth: no such file") as refused:
         RWKV(name, "cpu fp32")

@@ -55,6 +55,7 @@ def written(pipeline, args, count=64, state=None):
     return text, pieces, np.random.get_state()[2], np.random.random()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tales", "random"])
 def test_exact_is_the_package_bit_for_bit(name, package, files):
     """Over the package's own model: not only the draws, every logit they are made from is the same."""
@@ -76,6 +77,7 @@ def test_exact_is_the_package_bit_for_bit(name, package, files):
         assert torch.equal(ours, logits), settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tales", "random"])
 def test_exact_over_our_model_writes_the_same_text(name, package, files):
     theirs = package.PIPELINE(package.RWKV(str(files / name), "cpu fp32", verbose=False), TOKENIZER)
@@ -90,6 +92,7 @@ def test_exact_over_our_model_writes_the_same_text(name, package, files):
     assert len(texts) > 1
 
 
+@pytest.mark.slow
 def test_the_state_given_to_generate_is_the_packages(package, files):
     """With `exact` it lacks the last token; otherwise it is what a reader of the whole text has."""
     models = [made(str(files / "tales"), "cpu fp32", verbose=False) for made in (package.RWKV, RWKV)]
@@ -107,7 +110,7 @@ def test_the_state_given_to_generate_is_the_packages(package, files):
     assert all((a - b).abs().max() < 1e-3 for a, b in zip(states[False], whole, strict=True))
 
 
-def test_the_defaults_are_the_packages(package):
+def test_the_defaults_equal_the_packages(package):
     assert vars(PIPELINE_ARGS()) == vars(package.PIPELINE_ARGS())
     mine = [9]
     args = PIPELINE_ARGS(1.1, 0.9, 3, 0.4, 0.5, 0.6, mine, [8], 7)
@@ -166,14 +169,14 @@ def generated(data, world, exact=False, **options):
     return text, pieces
 
 
-def test_no_character_is_halved_and_no_end_is_lost(world):
+def test_characters_stay_whole_and_the_end_is_kept(world):
     assert generated("é😀!".encode(), world) == ("é😀!", ["é", "😀", "!"])
     half = "aé".encode()[:-1]
     assert generated(half, world) == ("a\ufffd", ["a", "\ufffd"])
     assert generated(half, world, exact=True) == ("a", ["a"])
 
 
-def test_bytes_that_are_no_text_hold_nothing_back(world):
+def test_invalid_utf8_does_not_delay_the_text(world):
     assert generated(b"a\xffbc", world) == ("a\ufffdbc", ["a", "\ufffdb", "c"])
     assert generated(b"a\xffbc", world, exact=True) == ("a", ["a"])
 
@@ -190,7 +193,7 @@ def test_a_state_given_has_read_the_text(exact, read, world):
     assert state == ids(b"..xabc"), "what stops is never read"
 
 
-def test_what_nobody_sees_is_not_read(world):
+def test_the_last_token_is_not_prefilled_when_its_logits_are_unused(world):
     model = Scripted(ids(b"abc"))
     PIPELINE(model, world).generate("x", 3)
     assert model.chunks == [[i] for i in ids(b"xab")]
@@ -221,7 +224,7 @@ def test_penalties(exact, world):
     assert torch.equal(seen[-1], expected - taken)
 
 
-def test_what_cannot_be_asked_for_is_refused(world):
+def test_unsupported_options_are_refused(world):
     pipeline = PIPELINE(Scripted(ids(b"a")), world)
     refused = {
         "ctx: has no tokens": lambda: pipeline.generate(""),

@@ -85,7 +85,7 @@ def test_top_p_of_one_is_off(theirs, drawn_from):
         np.testing.assert_allclose(got, torch.softmax(row.double(), -1).numpy(), rtol=1e-9)
 
 
-def test_of_equals_at_the_edge_only_as_many_as_it_takes(theirs, drawn_from):
+def test_top_p_keeps_only_as_many_tied_tokens_as_it_needs(theirs, drawn_from):
     logits = torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0])
     kept = {
         name: np.flatnonzero(drawn_from(pipeline, logits, 1.0, 0.7, 0)).tolist()
@@ -95,7 +95,7 @@ def test_of_equals_at_the_edge_only_as_many_as_it_takes(theirs, drawn_from):
 
 
 @pytest.mark.parametrize("how", [(0, 0.85, 0), (1.0, 0, 0), (1.0, 0.0, 5), (0, 1.0, 0)])
-def test_the_likeliest_token_needs_no_chance(how):
+def test_greedy_sampling_uses_no_random_number(how):
     logits = torch.zeros(50)
     logits[[7, 9]] = 3.0
     np.random.seed(1)
@@ -125,7 +125,7 @@ def test_tokens_come_as_often_as_they_are_likely():
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_logits_that_are_no_numbers_are_refused(exact):
+def test_logits_that_are_nan_or_infinite_are_refused(exact):
     ours = bare(PIPELINE, exact)
     for value, message in ((torch.nan, "NaN"), (torch.inf, "NaN or infinity"), (-torch.inf, "every token is banned")):
         logits = torch.full((9,), value)

@@ -72,7 +72,7 @@ print(json.dumps({"killed": killed, "new": sum(seen), "left": len(left), "millis
 
 
 @pytest.mark.slow
-def test_fifty_kills(tmp_path, run_python):
+def test_a_conversion_killed_fifty_times_leaves_whole_files(tmp_path, run_python):
     shape = Shape(n_layer=3, n_embd=48, n_att=48, n_ffn=96, n_vocab=300)
     for seed, name in enumerate("ab"):
         save_pth(oracle.random_weights(shape, seed), tmp_path / f"{name}.pth")

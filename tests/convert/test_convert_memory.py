@@ -48,6 +48,7 @@ def large():
     return {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "output"), [("pth", "hf"), ("safetensors", "out.pth")])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_converting_holds_one_tensor(kind, output, dtype, large, tmp_path, run_python):

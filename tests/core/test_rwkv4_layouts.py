@@ -56,6 +56,7 @@ def equal(a: State, b: State) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
 
 
+@pytest.mark.slow
 def test_half_a_text_read_by_the_rwkv_package(package, model):
     theirs, text = package(), TOKENS[0]
     expected = theirs.forward(text, None, full_output=True)[0][HALF:]
@@ -138,7 +139,7 @@ def test_nothing_is_shared(layout, model):
 
 @pytest.mark.parametrize("empty", [-1e30, -1e38, torch.finfo(torch.float32).min, -torch.inf])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_spelling_of_an_empty_past_is_none(empty, layout, model):
+def test_every_encoding_of_an_empty_state_is_recognised(empty, layout, model):
     state = State.initial(model.config)
     theirs = to_layout(
         replace(state, fields={**state.fields, "wkv_max": torch.full_like(state.wkv_max, empty)}), layout

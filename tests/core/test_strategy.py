@@ -133,7 +133,7 @@ def test_the_table_is_long_enough():
         "cuda fp16\t*10 -> cpu fp32",
     ],
 )
-def test_spaces_are_free(text):
+def test_spaces_in_strategies_are_ignored(text):
     assert str(Strategy.parse(text)) == "cuda fp16 *10 -> cpu fp32"
 
 

@@ -42,6 +42,7 @@ def test_top_p_of_one_often_is_greedy_there(peer):
     assert ((probs > 0).sum(-1) == 1).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalties", [(0.2, 0.2, 0.996), (0.1, 1.5, 0.9), (3.0, 0.0, 1.0)], ids=str)
 def test_the_whole_text_is_the_packages(penalties, peer, tales, tmp_path):
     """Greedy with penalties, over a few words, and over digits and blanks, which the package does not count."""

@@ -8,7 +8,7 @@ from conftest import require_gpu
 from gpu.devices import on
 from ops.test_wkv4 import SIZES, error, make_inputs, sums
 
-from rwkv_engine.core.state import EMPTY_MAX
+from rwkv_engine.core.rwkv4 import EMPTY_MAX
 from rwkv_engine.ops.wkv4 import wkv4, wkv4_backward_reference, wkv4_reference
 
 pytestmark = pytest.mark.gpu

@@ -58,6 +58,7 @@ def start_of(where: str) -> int:
     return int(where.removeprefix("bytes=").removesuffix("-"))
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on_where_it_was(server, repositories, tmp_path):
     server.break_after, arrived = 40_500, threading.Event()
     server.on_break = lambda: arrived.set() or time.sleep(60)

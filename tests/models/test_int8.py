@@ -89,7 +89,7 @@ def test_zeros_are_exact(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_what_has_one_number_in_a_column_is_exact_but_for_rounding(shape):
+def test_constant_columns_are_exact_except_for_rounding(shape):
     n, k = shape
     column = random((1, k)).float()
     column[0, k // 2] = 0
@@ -141,7 +141,7 @@ def test_the_same_bits_always():
     assert digests == {"f0e2920b83926bca"}
 
 
-def test_what_is_given_stays_as_it_is():
+def test_the_input_is_not_modified():
     weight = random((300, 40))
     before = weight.clone()
     quantized(weight)

@@ -12,6 +12,8 @@ from torch import Tensor
 from rwkv_engine import RWKV, Checkpoint
 from rwkv_engine.evaluation import Divergence, compare, text_ids, write
 
+pytestmark = pytest.mark.slow  # a text of 4096 tokens is written first
+
 Tensors = dict[str, Tensor]
 N_WRITTEN, N_DECODED = 4096, 1024
 # Shares of nats per byte, which for one text are those of its nats.
@@ -113,7 +115,6 @@ def test_text_of_its_own_step_by_step(tales, rounded, written):
     assert abs(lost) < ALLOWED, lost
 
 
-@pytest.mark.slow
 def test_the_validation_text(tales, rounded, data):
     ids = text_ids(tales, (data / "fairy_tales_valid.txt").read_text(encoding="utf-8"))
     check(compare(tales, rounded, ids), ALLOWED)
@@ -129,7 +130,6 @@ def test_outliers_that_cancel_out(change, tales, written, tmp_path):
     assert abs(lost) < ALLOWED_WITH_OUTLIERS, lost
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 def test_outliers_that_stay(change, tales, tmp_path):
     exact, rounded = changed(tales, change, tmp_path)
@@ -140,7 +140,6 @@ def test_outliers_that_stay(change, tales, tmp_path):
     assert abs(lost) < ALLOWED_WITH_OUTLIERS, lost
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", (SAME | OTHERS).values(), ids=SAME | OTHERS)
 def test_outliers_in_the_validation_text(change, tales, data, tmp_path):
     ids = text_ids(tales, (data / "fairy_tales_valid.txt").read_text(encoding="utf-8"))[:10_000]

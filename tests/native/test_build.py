@@ -27,6 +27,7 @@ CALL = (
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
 
 
+@pytest.mark.slow
 def test_importing_compiles_and_loads_nothing(run_python, tmp_path):
     code = (
         "import rwkv_engine, sys, pathlib\n"

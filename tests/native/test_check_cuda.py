@@ -110,6 +110,7 @@ def test_flags_are_those_of_the_just_in_time_build(check_cuda, machine, monkeypa
     assert flags(noted[1]) == flags(check_cuda.binding_command(nvcc, binding, Path("x.o"))[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(toolkit.find_nvcc() is None, reason="no nvcc here")
 def test_a_kernel_with_a_mistake_is_found_by_the_real_nvcc(check_cuda, tmp_path):
     nvcc = toolkit.find_nvcc()

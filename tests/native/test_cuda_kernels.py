@@ -187,6 +187,7 @@ def test_a_prebuilt_library_that_cannot_be_opened_is_passed_over(tmp_path, monke
     assert "building another" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_importing_decides_nothing(run_python, tmp_path):
     code = (
         "from rwkv_engine import RWKV\n"

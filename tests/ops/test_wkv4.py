@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rwkv_engine.core.state import EMPTY_MAX
+from rwkv_engine.core.rwkv4 import EMPTY_MAX
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops.wkv4 import wkv4, wkv4_backward_reference, wkv4_reference
 
@@ -88,6 +88,7 @@ def test_gradcheck(size):
     assert gradcheck(size)
 
 
+@pytest.mark.slow
 def test_gradcheck_without_the_library(run_python):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

@@ -26,7 +26,7 @@ def weights():
 
 @pytest.mark.parametrize("wrong", [NAN, INFINITY, -INFINITY])
 @pytest.mark.parametrize("name", Rwkv4Config(2, 16, 24, 40, 33).tensor_shapes())
-def test_one_number_that_is_none_is_found_in_any_tensor(name, wrong, weights, tmp_path):
+def test_a_single_nan_or_infinity_is_found_in_any_tensor(name, wrong, weights, tmp_path):
     weights[name].reshape(-1)[-1] = wrong
     path = save_pth(weights, tmp_path / "m.pth")
     with pytest.raises(CheckpointError, match=f"{name}: 1 of {weights[name].size} numbers are NaN or infinite"):
@@ -188,6 +188,7 @@ print({p.dtype for p in models[0].engine.model.parameters()})
 """
 
 
+@pytest.mark.slow
 def test_int8_runs_without_compiled_kernels(weights, tmp_path, run_python):
     source, path = save_pth(weights, tmp_path / "m.pth"), tmp_path / "p.safetensors"
     pack(source, path, "cpu fp32i8")

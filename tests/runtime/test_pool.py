@@ -36,7 +36,7 @@ def assert_equal(one: State, other: State) -> None:
     assert one.fingerprint == other.fingerprint
 
 
-def test_what_is_taken_in_is_read_out(model):
+def test_a_pool_returns_the_states_it_was_given(model):
     pool = StatePool(model, 4)
     first, second = random_state(model, 1, 1), random_state(model, 3, 2)
     slots = pool.take(first) + pool.take(second)

@@ -42,6 +42,7 @@ def mixed_bytes(size: int) -> bytes:
     return b"".join(pieces)
 
 
+@pytest.mark.slow
 @needs_package
 def test_a_megabyte_of_anything_is_encoded_as_the_rwkv_package_does(world):
     spec = importlib.util.spec_from_file_location("rwkv_tokenizer", FOLDER / "rwkv_tokenizer.py")
@@ -63,6 +64,7 @@ def test_the_reference_is_the_same(world):
     assert byte_trie_reference(world._tokens)(data) == world.encode_bytes(data)
 
 
+@pytest.mark.slow
 @needs_package
 def test_without_a_compiler_it_works_too(world, run_python):
     code = (

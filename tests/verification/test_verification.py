@@ -111,7 +111,7 @@ def test_overflow_of_float32_fails_and_names_the_layer(tmp_path):
 
 
 @pytest.mark.usefixtures("alone")
-def test_damage_ends_the_checks(tmp_path):
+def test_a_damaged_file_ends_the_checks(tmp_path):
     weights = dict(WEIGHTS) | {"blocks.1.ln1.bias": np.full(BYTES.n_embd, np.inf, np.float32)}
     *before, last = verify(save_pth(weights, tmp_path / "m.pth"))
     assert [check.verdict for check in before] == ["ok", "ok", "info", "ok"]
