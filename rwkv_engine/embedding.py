@@ -116,7 +116,7 @@ def embed(
     Raises:
         RequestError: an argument is out of range, or hidden states are not finite.
     """
-    vectors = torch.empty(len(texts), dimension(engine.model.config, pooling))
+    vectors = torch.empty(len(texts), dimension(engine.model.config, pooling), dtype=torch.float32)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise RequestError(f"batch_size: got {batch_size!r}, expected a positive integer")
     lengths = [len(text) for text in texts]

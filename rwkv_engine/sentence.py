@@ -112,7 +112,13 @@ class RwkvEmbedding(nn.Module):
         return self.preprocess(texts, **kwargs)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds `sentence_embedding`, (B, D) float32, to the result of `preprocess`. Padding has no effect on it."""
+        """Adds `sentence_embedding`, (B, D) float32, to the result of `preprocess`. Padding has no effect on it.
+
+        Raises:
+            RequestError: the ids or the mask are missing; without a mask padding would be read as text.
+        """
+        if missing := [name for name in ("input_ids", "attention_mask") if name not in features]:
+            raise RequestError(f"forward: got no {missing[0]}, expected what preprocess returns; pass both")
         masks = features["attention_mask"].bool().cpu()
         ids = [row[mask] for row, mask in zip(features["input_ids"].cpu(), masks, strict=True)]
         vectors = embed(self.model.engine, ids, self.pooling, self.normalize, max(1, len(ids)))
@@ -130,6 +136,9 @@ class RwkvEmbedding(nn.Module):
         """Writes the name or path of the model and the options, not the weights; `load` loads the model from there.
 
         A hub id or `tales` works on any machine, a path only where that file exists.
+
+        Raises:
+            CheckpointError: the file cannot be written.
         """
         about = {
             **self._origin,
@@ -142,7 +151,7 @@ class RwkvEmbedding(nn.Module):
             with replace_atomically(path) as temporary:
                 temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise RequestError(f"{path}: the settings cannot be written: {error.strerror or error}") from error
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     @staticmethod
     def load(input_path: str) -> RwkvEmbedding:

@@ -68,7 +68,7 @@ def read_at_once(model: RWKV, text: torch.Tensor, pooling: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_vectors_are_the_oracles(pooling, model, checkpoint, ids):
+def test_vectors_equal_those_of_the_oracle(pooling, model, checkpoint, ids):
     expected = np.array([expected_of(text.tolist(), pooling) for text in ids])
     plain = load_model(Checkpoint.open(checkpoint), Strategy.parse("cpu fp32"), trainable=True)
     theirs = error(embed(Engine(plain), ids, pooling), expected)
@@ -80,7 +80,7 @@ def test_vectors_are_the_oracles(pooling, model, checkpoint, ids):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_reads_a_text_as_if_alone(strategy, pooling, checkpoint, ids):
+def test_vectors_do_not_depend_on_the_batch_in_any_strategy(strategy, pooling, checkpoint, ids):
     model = RWKV.from_pretrained(checkpoint, strategy)
     vectors = embed(model.engine, ids, pooling)
     expected = torch.stack([read_at_once(model, text, pooling) for text in ids])
@@ -94,7 +94,7 @@ def test_every_strategy_reads_a_text_as_if_alone(strategy, pooling, checkpoint, 
 @pytest.mark.skipif(cpu_kernels.status().kind == "reference", reason="torch's products round by their size")
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32i8"])
-def test_no_bit_depends_on_what_else_is_read(strategy, pooling, checkpoint, ids):
+def test_no_bit_depends_on_the_other_texts(strategy, pooling, checkpoint, ids):
     engine = RWKV.from_pretrained(checkpoint, strategy).engine
     alone = torch.cat([embed(engine, [text], pooling) for text in ids])
     for batch_size in (2, 3, 32):
@@ -105,7 +105,7 @@ def test_no_bit_depends_on_what_else_is_read(strategy, pooling, checkpoint, ids)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_chunks_of_any_length_read_the_same_text(pooling, model, ids):
+def test_vectors_do_not_depend_on_the_chunk_length(pooling, model, ids):
     whole = embed(model.engine, ids, pooling)
     for chunk in (1, 7, 256, 10_000):
         vectors = embed(Engine(model.engine.model, chunk), ids, pooling)
@@ -113,7 +113,7 @@ def test_chunks_of_any_length_read_the_same_text(pooling, model, ids):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_no_more_is_held_than_a_few_chunks_and_no_logits(pooling, model, ids, monkeypatch):
+def test_memory_is_bounded_and_no_logits_are_computed(pooling, model, ids, monkeypatch):
     rwkv = model.engine.model
     shapes, read = [], rwkv.read
 
@@ -136,7 +136,7 @@ def test_no_more_is_held_than_a_few_chunks_and_no_logits(pooling, model, ids, mo
     assert steps[-1] == (sum(LENGTHS), sum(LENGTHS))
 
 
-def test_texts_come_back_in_their_order(tales):
+def test_vectors_are_in_the_order_of_the_texts(tales):
     texts = ["The king had three sons.", "Fée", "A fox.", "The king had three sons.", "x" * 1000]
     vectors = tales.embed(texts, batch_size=2)
     assert vectors.shape == (5, tales.config.n_embd)
@@ -157,7 +157,7 @@ def test_normalized_vectors_have_length_1(tales):
         assert torch.allclose(unit * vectors.norm(dim=1, keepdim=True), vectors, atol=1e-5)
 
 
-def test_the_state_of_a_stream_is_an_embedding_for_free(tales):
+def test_the_state_of_a_stream_gives_an_embedding(tales):
     stream = tales.stream("Once upon a time", max_new_tokens=20, seed=1)
     text = "Once upon a time" + "".join(stream)
     # Tokens written one by one are read by other kernels, and text encodes anew what was written token by token.
@@ -167,7 +167,7 @@ def test_the_state_of_a_stream_is_an_embedding_for_free(tales):
     assert torch.allclose(of_state(state)[0], tales.embed(text, "state"), rtol=1e-5, atol=1e-6)
 
 
-def test_the_state_before_the_first_token_is_zeros_and_no_nan(tales):
+def test_the_initial_state_gives_zeros(tales):
     vectors = of_state(State.initial(tales.config, 2))
     assert torch.equal(vectors, torch.zeros(2, dimension(tales.config, "state")))
 
@@ -189,7 +189,7 @@ def test_the_state_before_the_first_token_is_zeros_and_no_nan(tales):
     ],
     ids=str,
 )
-def test_what_cannot_be_embedded_is_refused_in_one_line(texts, options, message, tales):
+def test_invalid_texts_are_refused_in_one_line(texts, options, message, tales):
     with pytest.raises(RequestError, match=message) as raised:
         tales.embed(texts, **options)
     assert len(str(raised.value)) < 250
@@ -202,7 +202,7 @@ def test_a_model_without_a_tokenizer_says_so(source):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_what_is_not_finite_is_no_vector(pooling, model, ids, monkeypatch):
+def test_hidden_states_that_are_not_finite_are_refused(pooling, model, ids, monkeypatch):
     norm = model.engine.model.ln_out
     real = norm.forward
     monkeypatch.setattr(norm, "forward", lambda x: real(x) * (math.inf if x.shape[0] == 1 else 1))

@@ -74,7 +74,7 @@ def test_texts_of_one_kind_are_near(pooling, auc, recall, bench, tales):
     assert found["recall"] > recall
 
 
-def test_the_default_finds_best(bench, tales):
+def test_the_default_pooling_does_best(bench, tales):
     best = bench.found(*tales.embed([text for i in (0, 1) for text in (pair[i] for pair in PAIRS)]).chunk(2))
     assert all(best["recall"] >= scores(bench, tales, PAIRS, pooling)["recall"] for pooling in POOLINGS)
 
@@ -99,7 +99,7 @@ def test_halves_of_a_passage_are_near(pooling, auc, bench, tales, data):
     assert scores(bench, tales, [bench.halves(text) for text in texts], pooling)["auc"] > auc
 
 
-def test_vectors_that_are_all_alike_find_nothing(bench):
+def test_equal_vectors_find_nothing(bench):
     found = bench.found(torch.ones(7, 3), torch.ones(7, 3))
     assert found == {"recall": 0, "rank": 4, "auc": 0.5}
     apart = bench.found(torch.eye(7), torch.eye(7))

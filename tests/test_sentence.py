@@ -27,7 +27,7 @@ def package():
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "state"])
-def test_texts_go_through_padded_ids_and_come_out_as_embed_gives_them(pooling, tales):
+def test_vectors_of_padded_ids_equal_those_of_embed(pooling, tales):
     module = RwkvEmbedding(tales, pooling=pooling)
     features = module.preprocess(TEXTS)
     ids, mask = features["input_ids"], features["attention_mask"]
@@ -44,7 +44,7 @@ def test_texts_go_through_padded_ids_and_come_out_as_embed_gives_them(pooling, t
     assert near(module(on_the_left)["sentence_embedding"], embed(tales.engine, reversed_ids, pooling))
 
 
-def test_prompts_and_a_longest_length(tales):
+def test_prompts_and_max_seq_length(tales):
     module = RwkvEmbedding(tales, max_seq_length=3)
     short = module(module.preprocess(TEXTS))["sentence_embedding"]
     cut = [tales.tokenizer.decode(tales.tokenizer.encode(text)[:3]) for text in TEXTS[:2]]
@@ -55,7 +55,7 @@ def test_prompts_and_a_longest_length(tales):
     assert torch.equal(module.tokenize(TEXTS)["input_ids"], module.preprocess(TEXTS)["input_ids"])
 
 
-def test_what_is_saved_is_loaded(tmp_path, monkeypatch):
+def test_a_saved_module_is_loaded_again(tmp_path, monkeypatch):
     path = save_pth(oracle.random_weights(Shape(n_vocab=256)), tmp_path / "m.pth")
     monkeypatch.chdir(tmp_path)
     options = {"pooling": "last", "normalize": True, "max_seq_length": 50}
@@ -87,14 +87,18 @@ def test_a_loaded_model_is_saved_by_its_name(tales, tmp_path):
     assert RwkvEmbedding.load(str(tmp_path)).pooling == "state"
 
 
-def test_mistakes_are_told(tales, tmp_path):
+def test_invalid_arguments_and_files_are_refused(tales, tmp_path):
     with pytest.raises(RequestError, match="pooling: got 'max'"):
         RwkvEmbedding(tales, pooling="max")
     with pytest.raises(RequestError, match="are those of the RWKV given"):
         RwkvEmbedding(tales, strategy="cpu bf16")
     with pytest.raises(RequestError, match=r"texts\[1\]: is empty"):
         RwkvEmbedding(tales).preprocess(["a", ""])
-    with pytest.raises(CheckpointError, match="no saved RwkvEmbedding can be read here"):
+    with pytest.raises(RequestError, match="forward: got no attention_mask, expected what preprocess returns"):
+        RwkvEmbedding(tales)({"input_ids": torch.tensor([[1, 0]])})
+    with pytest.raises(CheckpointError, match=r"nowhere.*cannot be written"):
+        RwkvEmbedding(tales).save(str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="no saved RwkvEmbedding"):
         RwkvEmbedding.load(str(tmp_path))
     for content, message in (
         ("{", "no saved RwkvEmbedding"),
@@ -106,7 +110,7 @@ def test_mistakes_are_told(tales, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "state"])
-def test_the_package_encodes_what_embed_gives(pooling, package, tales):
+def test_the_package_returns_the_vectors_of_embed(pooling, package, tales):
     model = package.SentenceTransformer(modules=[RwkvEmbedding("tales", pooling=pooling)], device="cpu")
     vectors = model.encode(TEXTS, batch_size=2)
     assert isinstance(vectors, np.ndarray)

@@ -1,4 +1,4 @@
-"""The classes of transformers, over this engine: change the import, keep the program."""
+"""Classes with transformers' names and interface that run on this engine: only the import line changes."""
 
 from rwkv_engine.auto.config import AutoConfig, RwkvConfig
 from rwkv_engine.auto.model import AutoModelForCausalLM, RwkvForCausalLM

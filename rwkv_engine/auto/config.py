@@ -1,4 +1,4 @@
-"""A model's numbers under the names of a Hugging Face config.json."""
+"""A model's configuration under the names of a Hugging Face config.json and generation_config.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rwkv_engine.errors import CheckpointError
 from rwkv_engine.pipeline import locate
 from rwkv_engine.storage.json_object import read_json
 
-# What tensors alone do not tell. Token 0 ends a text in every RWKV-4 vocabulary that has such a token.
+# What cannot be read from tensors. Token 0 ends a text in every RWKV-4 vocabulary that has such a token.
 DEFAULTS = {
     "architectures": ["RwkvForCausalLM"],
     "bos_token_id": 0,
@@ -26,11 +26,10 @@ NUMBERS = ("vocab_size", "hidden_size", "num_hidden_layers")
 
 
 class RwkvConfig:
-    """As attributes: vocab_size, hidden_size, num_hidden_layers, attention_hidden_size, intermediate_size,
-    layer_norm_epsilon, context_length, bos_token_id, eos_token_id, model_type, and what else a config.json has.
+    """The configuration of a model, as attributes: those below, and whatever else its config.json has.
 
-    They tell what a model is, and may be changed where they say how it is used (`eos_token_id`, `use_cache`). Nothing
-    here rescales weights, whatever `rescale_every` says; and texts may be longer than `context_length`.
+    The sizes describe the tensors and cannot be changed; settings for its use (`eos_token_id`, `use_cache`) can.
+    `rescale_every` has no effect, because weights are never rescaled. Texts may be longer than `context_length`.
     """
 
     model_type = "rwkv"
@@ -53,8 +52,13 @@ class RwkvConfig:
         self.layer_norm_epsilon = values.get("layer_norm_epsilon", 1e-5)
 
     @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> RwkvConfig:
+        """Reads a configuration; takes and raises what `AutoConfig.from_pretrained` does."""
+        return AutoConfig.from_pretrained(name_or_path, **options)
+
+    @classmethod
     def of(cls, config: ModelConfig, folder: Path) -> RwkvConfig:
-        """The numbers of a model, with what the config.json of its folder, if there is one, says besides."""
+        """The sizes of a model, with the other settings of the config.json in its folder, if there is one."""
         return cls(**(read_json(folder / "config.json", missing_ok=True) | config.settings()))
 
     @property
@@ -63,11 +67,11 @@ class RwkvConfig:
         return self.context_length
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as in a config.json."""
+        """All values, as in a config.json."""
         return {"model_type": self.model_type, **vars(self)}
 
     def to_json_string(self) -> str:
-        """The same as text."""
+        """All values as JSON."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def __repr__(self) -> str:
@@ -79,8 +83,20 @@ class RwkvConfig:
     __hash__ = None  # type: ignore[assignment]
 
 
+class GenerationSettings(dict[str, Any]):
+    """The contents of a generation_config.json, with the methods of transformers' `GenerationConfig` that read it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings."""
+        return dict(self)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """All settings: those of the file are the ones that differ from the defaults."""
+        return dict(self)
+
+
 class AutoConfig:
-    """Reads the numbers of a model, no weights."""
+    """Reads the configuration of a model without its weights."""
 
     @staticmethod
     def from_pretrained(
@@ -90,17 +106,17 @@ class AutoConfig:
         token: str | None = None,
         local_files_only: bool = False,
     ) -> RwkvConfig:
-        """Reads them from a config.json, else from the shapes of the tensors.
+        """Reads a config.json, or without one the shapes of the tensors.
 
         Args:
-            name_or_path: whatever `RWKV.from_pretrained` takes, or a folder with a config.json. Of a hub id the weights
-                are downloaded only if there is none.
+            name_or_path: what `RWKV.from_pretrained` takes, or a folder with a config.json. The weights of a hub id are
+                downloaded only if the repository has no config.json.
             revision: of a hub id: branch, tag or commit.
             token: for a private or gated repository.
-            local_files_only: take a hub id from the hub cache and ask no server.
+            local_files_only: take a hub id from the hub cache without asking the server.
 
         Raises:
-            CheckpointError: no RWKV-4 model is there.
+            CheckpointError: there is no RWKV-4 model.
         """
         path = locate(name_or_path, revision, token, local_files_only, weights=False)
         if path.is_dir() and not (path / "config.json").is_file():

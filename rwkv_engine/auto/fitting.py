@@ -1,4 +1,4 @@
-"""Texts made equally long: cut, or filled up with padding."""
+"""Truncating and padding texts to a common length."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ NO_PADDING = (False, "do_not_pad")
 
 @dataclass(frozen=True)
 class Fitting:
-    """What was asked for, in the words of transformers.
+    """The padding and truncation options of a tokenizer call, with the meaning they have in transformers.
 
     Attributes:
-        padding: True or "longest" fills all up to the longest, "max_length" up to `max_length`.
-        truncation: True cuts to `max_length`; so does a `max_length` alone.
-        max_length: tokens; None for no limit.
+        padding: True or "longest" pads to the longest text, "max_length" to `max_length`.
+        truncation: True truncates to `max_length`; so does None, if there is no padding either.
+        max_length: a number of tokens; None for no limit.
         padding_side, truncation_side: "left" or "right".
 
     Raises:
-        RequestError: a value out of range.
+        RequestError: a value is out of range.
     """
 
     padding: bool | str
@@ -44,11 +44,11 @@ class Fitting:
 
     @property
     def pads(self) -> bool:
-        """Whether anything may be filled up."""
+        """Whether texts are padded at all."""
         return self.padding not in NO_PADDING
 
     def cut(self, ids: list[int]) -> list[int]:
-        """One text, not longer than asked for."""
+        """The ids of one text, truncated if that was asked for."""
         alone = self.truncation is None and self.padding is False
         limit = None if self.truncation in NO_CUT and not alone else self.max_length
         if limit is None or len(ids) <= limit:
@@ -56,12 +56,12 @@ class Fitting:
         return ids[:limit] if self.truncation_side == "right" else ids[-limit:]
 
     def width(self, rows: list[list[int]]) -> int:
-        """What rows are filled up to."""
+        """The length that rows are padded to."""
         if self.padding == "max_length":
             return self.max_length or 0
         return max((len(row) for row in rows), default=0) if self.pads else 0
 
     def filled(self, row: list[int], width: int, value: int) -> list[int]:
-        """One row, at least so wide."""
+        """One row, padded with `value` to at least `width`."""
         fill = [value] * max(0, width - len(row))
         return row + fill if self.padding_side == "right" else fill + row

@@ -1,4 +1,4 @@
-"""What transformers' `from_pretrained` takes, as a strategy."""
+"""Converts the options of transformers' `from_pretrained` to a strategy."""
 
 from __future__ import annotations
 
@@ -17,53 +17,55 @@ from rwkv_engine.errors import RequestError, StrategyError
 DType = str | torch.dtype | None
 DeviceMap = str | int | torch.device | Mapping[str, Any] | None
 
-_NAMES = {  # of precisions, as people write them
+_NAMES = {  # the precisions by all names that people use
     **{name: name for name in DTYPES},
     **{word_of(dtype): name for name, dtype in DTYPES.items()},
     "float": "fp32",
     "half": "fp16",
 }
 _AUTO = ("auto", "balanced", "balanced_low_0", "sequential")
-# What can be said to transformers and makes no difference here: anything is taken, and nothing done.
+# Options of transformers that have no effect here; any value is accepted.
 HARMLESS = (
     "attn_implementation",  # there is no attention
-    "low_cpu_mem_usage",  # it always is
+    "low_cpu_mem_usage",  # memory use is always low
     "offload_folder",
     "offload_state_dict",
-    "rescale_every",  # nothing is rescaled: hidden states are float32
-    "trust_remote_code",  # no code comes with a model
-    "use_safetensors",  # both kinds are read, and neither can run code
+    "rescale_every",  # hidden states are float32 and never rescaled
+    "trust_remote_code",  # code that comes with a model is never run
+    "use_safetensors",  # both formats are read, and neither can run code
 )
-# What would make a difference, and why it cannot.
+# Options of transformers that are not supported, with the reason or an alternative.
 REFUSED = {
     "adapter_kwargs": "adapters are not supported",
     "cache_dir": "the environment variable HF_HOME says where the hub cache is",
-    "config": "the numbers of a model are those of its tensors",
+    "config": "the sizes of a model are read from its tensors",
     "force_download": "delete the model from the hub cache instead: hf cache delete",
-    "gguf_file": "no GGUF is read; take the .pth or the Hugging Face files it was made from",
-    "load_in_4bit": "int4 weights are not there yet; use load_in_8bit=True",
-    "max_memory": "say which layers go where: strategy='cuda fp16 *10 -> cpu fp32'",
+    "gguf_file": "GGUF is not supported; use the .pth or Hugging Face files that it was made from",
+    "load_in_4bit": "int4 weights are not supported yet; use load_in_8bit=True",
+    "max_memory": "give the layers of each device instead: strategy='cuda fp16 *10 -> cpu fp32'",
     "quantization_config": "use load_in_8bit=True, or strategy='cuda fp16i8'",
     "state_dict": "call model.load_state_dict instead",
     "subfolder": "give the path of the file: owner/name/FOLDER/FILE.pth",
-    "use_auth_token": "it is called token",
+    "use_auth_token": "pass token instead",
     "variant": "name the file: owner/name/FILE.pth",
 }
 
 
 def check_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Refuses options that would change something and cannot, and those nobody knows.
+    """Refuses options that are unknown, or that would change something and are not supported.
 
     Raises:
-        RequestError: naming the first one, with the reason or what is known.
+        RequestError: names the first such option, with the reason or with the options that are known.
     """
     for name, value in options.items():
         if name in HARMLESS or (name in REFUSED and (value is None or value is False)):
             continue
         if name in REFUSED:
-            raise RequestError(f"from_pretrained: {name}={value!r}: {REFUSED[name]}")
+            raise RequestError(f"from_pretrained: {name}={value!r} is not supported: {REFUSED[name]}")
         expected = ", ".join(known)
-        raise RequestError(f"from_pretrained: no option {name!r}; expected {expected} (or {', '.join(HARMLESS)})")
+        raise RequestError(
+            f"from_pretrained: unknown option {name!r}, expected {expected}; without effect: {', '.join(HARMLESS)}"
+        )
 
 
 def strategy_for(
@@ -74,25 +76,25 @@ def strategy_for(
     device_map: DeviceMap,
     load_in_8bit: bool,
 ) -> Strategy:
-    """The strategy, ready to be placed.
+    """The strategy that the options of `from_pretrained` describe, with every layer assigned.
 
     Args:
-        checkpoint: whose dtype "auto" means, and whose size tells what fits where.
-        strategy: ours, which says all of it; the others are for those who know transformers.
-        dtype, torch_dtype: two names of one thing; None is float32.
-        device_map: where; None is the CPU.
-        load_in_8bit: matrices in int8.
+        checkpoint: gives the dtype that "auto" means, and the sizes that decide what fits on which device.
+        strategy: a strategy string, in place of all other options.
+        dtype, torch_dtype: two names of one option; None is float32.
+        device_map: the device or devices; None is the CPU.
+        load_in_8bit: store matrices in int8.
 
     Raises:
-        StrategyError: no such precision or device here, or two that contradict each other.
+        StrategyError: a precision or device is not available, or two options contradict each other.
     """
     if torch_dtype is not None and dtype is not None and _precision(dtype) != _precision(torch_dtype):
-        raise StrategyError(f"dtype={dtype} and torch_dtype={torch_dtype} are two names of one thing; give one")
+        raise StrategyError(f"dtype={dtype} and torch_dtype={torch_dtype} contradict each other; pass only dtype")
     dtype = dtype if dtype is not None else torch_dtype
     if strategy is not None:
         given = {"dtype": dtype, "device_map": device_map, "load_in_8bit": load_in_8bit or None}
         if also := [name for name, value in given.items() if value is not None]:
-            raise StrategyError(f"strategy={strategy!r} says it all; leave {also[0]} out")
+            raise StrategyError(f"strategy={strategy!r} already sets {also[0]}; leave {also[0]} out")
         parsed = Strategy.parse(strategy)
         parsed.check_runnable()
         return parsed.resolve(checkpoint.config)
@@ -116,7 +118,7 @@ def strategy_for(
 
 
 def _precision(dtype: str | torch.dtype) -> str:
-    """A precision as strategies name it, or "auto"."""
+    """The name of a precision in strategies, or "auto"."""
     name = word_of(dtype)
     if name == "auto":
         return name
@@ -132,12 +134,12 @@ def _stored_precision(checkpoint: Checkpoint) -> str:
 
 
 def _device(device_map: DeviceMap) -> str:
-    """A device as strategies name it, or "auto"."""
+    """The name of a device in strategies, or "auto"."""
     if isinstance(device_map, Mapping):
         if set(device_map) != {""}:
             raise StrategyError(
-                "device_map: modules cannot be placed one by one; give {'': device} for all, or say how many layers go"
-                " where: strategy='cuda:0 fp16 *10 -> cuda:1 fp16'"
+                "device_map: modules cannot be placed one by one; pass {'': device} for all, or give the layers of"
+                " each device: strategy='cuda:0 fp16 *10 -> cuda:1 fp16'"
             )
         return _device(device_map[""])
     if device_map is None:

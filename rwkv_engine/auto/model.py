@@ -1,4 +1,4 @@
-"""The model as transformers has it: `from_pretrained`, `model(input_ids, labels=...)`, `generate`."""
+"""The model with transformers' interface: `from_pretrained`, `model(input_ids, labels=...)`, `generate`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rwkv_engine.auto.config import RwkvConfig
-from rwkv_engine.auto.forms import TwoForms
+from rwkv_engine.auto.config import GenerationSettings, RwkvConfig
 from rwkv_engine.auto.generation import Generation
 from rwkv_engine.auto.loading import DeviceMap, DType, check_options, strategy_for
 from rwkv_engine.auto.outputs import BaseOutput, CausalLMOutput
-from rwkv_engine.auto.padding import IGNORED, next_labels, texts_of
+from rwkv_engine.auto.padding import IGNORED, next_labels, texts_of, warn_of_padding
 from rwkv_engine.auto.reading import (
     ALL,
     Reading,
@@ -24,11 +23,13 @@ from rwkv_engine.auto.reading import (
     ids_of,
     kept_places,
     mean_loss,
+    needs_gradient,
     refuse_gradient,
     refuse_inputs,
     state_of,
 )
 from rwkv_engine.auto.saving import Saving
+from rwkv_engine.auto.training import TrainingInterface
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import State
 from rwkv_engine.errors import RequestError
@@ -40,31 +41,28 @@ from rwkv_engine.storage.json_object import read_json
 _OPTIONS = ("dtype", "device_map", "revision", "token", "local_files_only", "strategy", "load_in_8bit", "torch_dtype")
 
 
-class RwkvForCausalLM(Generation, Saving, TwoForms):
+class RwkvForCausalLM(Generation, Saving, TrainingInterface):
     """RWKV-4 with its head, used and trained like a model of transformers.
 
-    `AutoModelForCausalLM.from_pretrained` makes it. It is an `nn.Module` whose parameters have the names of a
-    checkpoint (`blocks.0.att.key.weight`); its state dict, saved by `torch.save`, is a `.pth`.
+    Made by `AutoModelForCausalLM.from_pretrained`. It is an `nn.Module` whose parameters have the names of a checkpoint
+    (`blocks.0.att.key.weight`); its state dict, written by `torch.save`, is a `.pth`.
 
-    **Two forms, one truth.** Weights are loaded as kernels read them: `generate`, and calls under `torch.no_grad()` or
-    `torch.inference_mode()`, are fast, and there are no gradients. They become plain trainable matrices, with the same
-    numbers and for good, when someone asks for `parameters()`, `state_dict()` or `train()`, or calls the model with
-    gradients on, as they are outside `torch.no_grad()`; a line on standard error says so. From then on `generate` uses
-    what is trained, and is slower; saving and loading the model makes it fast again. After
-    `requires_grad_(False)`, calls with gradients on leave them packed. int8 weights are refused where they would be
-    trained.
-    `model.device` and `model.dtype` tell where it is without asking for a parameter.
+    **Inference first, training on demand.** Weights are loaded packed for the kernels: `generate`, and calls under
+    `torch.no_grad()` or `torch.inference_mode()`, are fast and have no gradients. `parameters()`, `state_dict()`,
+    `train()`, and calls with gradients enabled (the default outside `torch.no_grad()`) convert them to plain matrices
+    with the same numbers, for good; a notice says so. `generate` then uses the trained weights and is slower, until the
+    model is saved and loaded again. After `requires_grad_(False)`, calls with gradients enabled leave the weights
+    packed. int8 weights cannot be trained. `model.device` and `model.dtype` do not convert anything.
 
-    **Masked tokens are not there.** With an `attention_mask`, each row is read as if it were alone and without them,
-    wherever the padding is: its logits, loss, hidden states and state are those of the row without padding. In the
-    places of padding, logits and hidden states are zeros.
+    **Masked tokens are never read.** With an `attention_mask`, each row gets the logits, loss, hidden states and state
+    that it would get alone and without padding, wherever its padding is. Logits and hidden states of padding are zeros.
 
     Vectors and activations are float32 in every precision, so hidden states are never rescaled.
 
     Attributes:
         config: a `RwkvConfig`.
-        generation_config: what a generation_config.json says, else empty.
-        name_or_path: what it was loaded from.
+        generation_config: the contents of generation_config.json, empty if there is none.
+        name_or_path: where the model was loaded from.
     """
 
     def __init__(
@@ -77,7 +75,7 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
     ):
         super().__init__(core, is_mapped)
         self.config = config
-        self.generation_config = generation_config or {}
+        self.generation_config = GenerationSettings(generation_config or {})
         self.name_or_path = name_or_path
 
     @classmethod
@@ -99,26 +97,24 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
 
         Args:
             name_or_path: what `RWKV.from_pretrained` takes: "tales", a path in any format, a hub id.
-            dtype: of the matrices: a torch dtype or its name; "auto": as in the file; None: float32.
-            torch_dtype: an older name of it.
-            device_map: None for the CPU; "cuda", "cuda:1", 1 or {"": 1}; "auto" for the GPUs as far as they go.
-            revision: of a hub id: branch, tag or commit.
-            token: for a private or gated repository.
-            local_files_only: take a hub id from the hub cache and ask no server.
-            strategy: in place of dtype and device_map, where each layer runs: "cuda fp16 *10 -> cpu fp32".
-            load_in_8bit: int8 matrices.
-            **options: what means nothing here (`low_cpu_mem_usage`, `trust_remote_code`, ...) is taken.
+            dtype, torch_dtype: of the matrices: a torch dtype or its name; "auto": that of the file; None: float32.
+            device_map: None for the CPU; "cuda", "cuda:1", 1 or {"": 1}; "auto" fills the GPUs first, then the CPU.
+            revision, token: of a hub id: branch, tag or commit; the access token of a private or gated repository.
+            local_files_only: take a hub id from the hub cache without asking the server.
+            strategy: where each layer runs, in place of dtype and device_map: "cuda fp16 *10 -> cpu fp32".
+            load_in_8bit: store matrices in int8.
+            **options: transformers' options that have no effect here (`low_cpu_mem_usage`, `trust_remote_code`, ...).
 
         Raises:
-            CheckpointError: no RWKV-4 model can be read there, or none downloaded.
-            RequestError: an unknown option, or one that cannot be honoured.
-            StrategyError: no such device or precision here.
+            CheckpointError: there is no RWKV-4 model that can be read, or it cannot be downloaded.
+            RequestError: an option is unknown or not supported.
+            StrategyError: the device or the precision is not available.
         """
         check_options(options, _OPTIONS)
         path = locate(name_or_path, revision, token, local_files_only)
         checkpoint = Checkpoint.open(path)
         parsed = strategy_for(checkpoint, strategy, dtype, torch_dtype, device_map, load_in_8bit)
-        with torch.inference_mode(False), torch.no_grad():  # inference mode's tensors could never be trained
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode cannot be trained
             core = load_model(checkpoint, parsed)
         config = RwkvConfig.of(checkpoint.config, path)
         generation = read_json(path / "generation_config.json", missing_ok=True)
@@ -139,48 +135,45 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         num_items_in_batch: int | Tensor | None = None,
         token_type_ids: Any = None,
     ) -> CausalLMOutput | tuple[Any, ...]:
-        """Reads tokens, continuing from `state`, which is not modified.
+        """Runs the model on tokens, continuing from `state`, which is not modified.
 
         Args:
-            input_ids: (B, T) integers, on any device. What is masked need be no id.
-            attention_mask: (B, T), 1 for a token and 0 for what is none; None: all are tokens.
-            inputs_embeds: refused: a model begins with ids.
-            state: what a call before returned, or transformers' list of five tensors; None begins new texts.
-            labels: (B, T) ids, -100 for what does not count; usually `input_ids`. Each token is to predict the label of
-                the next one that is there.
-            use_cache: return the state; by default unless training.
-            output_attentions: refused: there are none.
-            output_hidden_states: return L + 1 of them, (B, T, C) each: the residual stream after each layer, and after
-                the last LayerNorm.
-            return_dict: False for a plain tuple.
-            logits_to_keep: of the last so many places, or of those of a (N,) tensor; 0: of all.
-            num_items_in_batch: divide the summed loss by it, in place of the number of labels that count.
-            token_type_ids: what some tokenizers return; means nothing here.
+            input_ids: integers (B, T), on any device. Masked ids may have any value.
+            attention_mask: (B, T), 1 for a token and 0 for padding; None if there is no padding.
+            inputs_embeds: not supported; pass `input_ids`.
+            state: what an earlier call returned, or transformers' list of five tensors; None begins new texts.
+            labels: (B, T) ids, -100 for positions that do not count; usually `input_ids`. They are shifted inside: each
+                token predicts the label of the next unmasked one.
+            use_cache: return the state; by default unless the model is in training mode.
+            output_attentions: not supported; there are no attention weights.
+            output_hidden_states: return L + 1 tensors (B, T, C): the residual stream before each layer but the first,
+                that after the last layer, and the output of the last LayerNorm.
+            return_dict: False returns a plain tuple.
+            logits_to_keep: compute logits of this many last positions, or of the positions in an (N,) tensor; 0: all.
+            num_items_in_batch: divide the summed loss by this instead of by the number of labels that count.
+            token_type_ids: accepted, because some tokenizers return it, and ignored.
 
         Returns:
-            See `CausalLMOutput`. With gradients on, they flow into weights, and into the state's tensors; a state
-            cut off by `state.detach()` ends backpropagation through time there.
+            A `CausalLMOutput`. With gradients enabled they flow into the weights and into the given state's tensors;
+            `state.detach()` ends backpropagation through time.
 
         Raises:
-            RequestError: no such ids, mask, labels or state.
+            RequestError: ids, mask, labels or state have a wrong shape, dtype or value.
         """
         refuse_inputs(inputs_embeds, output_attentions)
-        n_vocab = self.core.config.n_vocab
-        ids, mask = ids_of(input_ids, attention_mask, n_vocab)
+        ids, mask = self._ids(input_ids, attention_mask, stacklevel=5)  # nn.Module.__call__ is two of the frames
         keep = kept_places(logits_to_keep, ids.shape[1])
         if labels is not None:
             if keep is not ALL:
-                raise RequestError("logits_to_keep: the loss needs all logits; leave it out, or the labels")
-            labels = next_labels(checked_labels(labels, ids, n_vocab, IGNORED), mask)
+                raise RequestError("logits_to_keep: the loss needs all logits; leave out logits_to_keep or labels")
+            labels = next_labels(checked_labels(labels, ids, self.core.config.n_vocab, IGNORED), mask)
         before = state_of(state, self.core, len(ids))
         with self._reading(before) as reading:
             logits, hidden, after = reading.logits(ids, mask, before, keep, bool(output_hidden_states))
             loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
         if self.is_quantized and torch.is_grad_enabled():
             logits, loss = refuse_gradient(logits), None if loss is None else refuse_gradient(loss)
-        output = CausalLMOutput.of(
-            loss=loss, logits=logits, state=self._returned(after, state, use_cache), hidden_states=hidden
-        )
+        output = CausalLMOutput(loss, logits, self._returned(after, state, use_cache), hidden)
         return output.to_tuple() if return_dict is False else output
 
     def rwkv(
@@ -194,41 +187,50 @@ class RwkvForCausalLM(Generation, Saving, TwoForms):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseOutput | tuple[Any, ...]:
-        """The model without its head: arguments as for `forward`, `last_hidden_state` (B, T, C) in place of logits."""
+        """The model without its head: as `forward`, but returns `last_hidden_state` (B, T, C) instead of logits."""
         refuse_inputs(inputs_embeds, output_attentions)
-        ids, mask = ids_of(input_ids, attention_mask, self.core.config.n_vocab)
+        ids, mask = self._ids(input_ids, attention_mask, stacklevel=3)
         before = state_of(state, self.core, len(ids))
         with self._reading(before) as reading:
             features, after = reading.features(ids, mask, before, layers=bool(output_hidden_states))
         if self.is_quantized and torch.is_grad_enabled():
             features = refuse_gradient(features)
         layers = features.unbind(2) if output_hidden_states else None
-        output = BaseOutput.of(
-            last_hidden_state=layers[-1] if layers else features,
-            state=self._returned(after, state, use_cache),
-            hidden_states=layers,
-        )
+        output = BaseOutput(layers[-1] if layers else features, self._returned(after, state, use_cache), layers)
         return output.to_tuple() if return_dict is False else output
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many numbers the weights are."""
-        if only_trainable and (self.is_frozen or self.is_quantized):
-            return 0
+        """The number of weights; with `only_trainable` only of those that get gradients."""
         numbers = self.core.config
-        return numbers.n_params - (numbers.n_vocab * numbers.n_embd if exclude_embeddings else 0)
+        embedding = numbers.n_vocab * numbers.n_embd
+        if not only_trainable:
+            return numbers.n_params - (embedding if exclude_embeddings else 0)
+        if not self.is_trainable:  # packed weights get gradients once they are unpacked
+            return 0 if self.is_frozen or self.is_quantized else self.num_parameters(False, exclude_embeddings)
+        trained = {name: p.numel() for name, p in self.core.named_parameters() if p.requires_grad}
+        return sum(trained.values()) - (trained.get("emb.weight", 0) if exclude_embeddings else 0)
 
     def _texts(self, input_ids: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
-        """The rows without what is masked: B times (T_i,) int64."""
+        """The rows without masked tokens: B tensors (T_i,), int64."""
         return texts_of(*ids_of(input_ids, attention_mask, self.core.config.n_vocab))
+
+    def _ids(self, input_ids: Any, attention_mask: Any, stacklevel: int) -> tuple[Tensor, Tensor | None]:
+        """Checked ids and mask; warns if padding is given without a mask."""
+        ids, mask = ids_of(input_ids, attention_mask, self.core.config.n_vocab)
+        if attention_mask is None and ids.shape[1] > 1:  # a single token is a step of somebody's own loop
+            ends = self.config.eos_token_id
+            markers = [self.config.bos_token_id, *(ends if isinstance(ends, list | tuple) else [ends])]
+            warn_of_padding(ids, getattr(self.config, "pad_token_id", None), markers, stacklevel + 1)
+        return ids, mask
 
     @contextmanager
     def _reading(self, state: State) -> Iterator[Reading]:
-        """What a call reads with, in the mode it reads in."""
+        """Yields what runs the model in a call, with gradients enabled if they are wanted."""
         wanted = torch.is_grad_enabled() and not self.is_quantized
-        if self.is_frozen:
-            wanted = wanted and any(field.requires_grad for field in state.fields.values())
+        if self.is_frozen:  # but a state or an adapter may still be trained
+            wanted = wanted and (needs_gradient(state) or any(p.requires_grad for p in self.core.parameters()))
         if wanted:
-            self.make_trainable("called with gradients on (torch.no_grad() would avoid this)")
+            self.make_trainable("called with gradients enabled (torch.no_grad() avoids this)")
         with torch.set_grad_enabled(wanted):
             yield Reading(self.core, self.engine, wanted)
 

@@ -1,4 +1,4 @@
-"""How a call reads: with gradients whole, without them in chunks; rows with padding as if it were not there."""
+"""How a call runs the model: all tokens at once with gradients, in chunks without them; padding is left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALL, LAST = slice(None), slice(-1, None)
 
 
 class Reading:
-    """One call's."""
+    """Runs the model for one call."""
 
     def __init__(self, core: Model, engine: Engine, with_gradients: bool):
         self.core, self.engine, self.with_gradients = core, engine, with_gradients
@@ -29,7 +29,7 @@ class Reading:
     def logits(
         self, ids: Tensor, mask: Tensor | None, state: State, keep: slice | Tensor, layers: bool
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, State]:
-        """Logits (B, N, V) of the places to keep; the hidden states of all if `layers`; the state after them."""
+        """Logits (B, N, V) of the positions to keep; all hidden states (B, T, C) if `layers`; the state afterwards."""
         plain = mask is None and not layers and not self.with_gradients
         if plain and isinstance(keep, slice) and keep in (ALL, LAST):
             logits, state = self.engine.forward(ids, state, full_output=keep == ALL)
@@ -39,7 +39,7 @@ class Reading:
         return self.core.head(last[:, keep]), features.unbind(2) if layers else None, state
 
     def features(self, ids: Tensor, mask: Tensor | None, state: State, layers: bool) -> tuple[Tensor, State]:
-        """(B, T, C) after the last LayerNorm, or with all layers before it, (B, T, L + 1, C); zeros where masked."""
+        """Outputs of the last LayerNorm, (B, T, C); with `layers` of all, (B, T, L + 1, C). Zeros if masked."""
 
         def read(tokens: Tensor, before: State) -> tuple[Tensor, State]:
             return self._read(tokens, before, layers)
@@ -60,10 +60,10 @@ class Reading:
 
 
 def ids_of(input_ids: Any, attention_mask: Any, n_vocab: int) -> tuple[Tensor, Tensor | None]:
-    """Ids (B, T) int64 and their mask (B, T) bool, None where all are tokens.
+    """Ids, int64 (B, T), and their mask, bool (B, T); None if nothing is masked.
 
     Raises:
-        RequestError: what is not masked is no ids of this vocabulary, or the mask does not fit.
+        RequestError: an unmasked id is not in the vocabulary, or the mask does not fit the ids.
     """
     try:
         ids = torch.as_tensor(input_ids)
@@ -80,10 +80,10 @@ def ids_of(input_ids: Any, attention_mask: Any, n_vocab: int) -> tuple[Tensor, T
 
 
 def state_of(state: Any, core: Model, batch: int) -> State:
-    """The state to continue from, ours or transformers' list of five tensors; None: before the first token.
+    """The state to continue from: a `State` or transformers' list of five tensors; None begins new texts.
 
     Raises:
-        RequestError: neither, or of another model or batch.
+        RequestError: the state is neither, or is of another model or batch size.
     """
     with torch.inference_mode(False):
         if state is None:
@@ -92,19 +92,24 @@ def state_of(state: Any, core: Model, batch: int) -> State:
             state = from_layout(state, "transformers", core.config)
         if not isinstance(state, State):
             raise RequestError(
-                f"state: got {type(state).__name__}, expected what a call before returned (output.state), or"
+                f"state: got {type(state).__name__}, expected what an earlier call returned (output.state), or"
                 " transformers' list of five tensors"
             )
         state.check(core.config, core.fingerprint, batch)
-        # What inference mode has made could not meet a gradient.
-        return state.clone() if state.att_shift.is_inference() else state
+        # Tensors made in inference mode cannot take part in autograd.
+        return state.clone() if any(t.is_inference() for t in state.fields.values()) else state
+
+
+def needs_gradient(state: State) -> bool:
+    """Whether a state's tensors are trained, or come from a call with gradients."""
+    return any(tensor.requires_grad for tensor in state.fields.values())
 
 
 def kept_places(logits_to_keep: int | Tensor, n: int) -> slice | Tensor:
-    """Which of n places logits are wanted of.
+    """Which of n positions to compute logits of.
 
     Raises:
-        RequestError: neither a number of last places nor a (N,) tensor of places.
+        RequestError: the argument is neither a number of last positions nor an (N,) tensor of positions.
     """
     if isinstance(logits_to_keep, Tensor):
         places = logits_to_keep
@@ -113,8 +118,8 @@ def kept_places(logits_to_keep: int | Tensor, n: int) -> slice | Tensor:
     elif isinstance(logits_to_keep, int) and logits_to_keep >= 0:
         return slice(-logits_to_keep, None) if logits_to_keep else ALL
     raise RequestError(
-        f"logits_to_keep: got {logits_to_keep!r}, expected how many last places to keep, 0 for all, or a (N,) tensor of"
-        f" places below {n}"
+        f"logits_to_keep: got {logits_to_keep!r}, expected how many last positions to keep, 0 for all, or an (N,)"
+        f" tensor of positions below {n}"
     )
 
 
@@ -122,7 +127,7 @@ def checked_labels(labels: Any, ids: Tensor, n_vocab: int, ignored: int) -> Tens
     """Labels (B, T) int64.
 
     Raises:
-        RequestError: of another shape than the ids, or no ids of this vocabulary.
+        RequestError: the labels have another shape than the ids, or are not in the vocabulary.
     """
     given = torch.as_tensor(labels)
     if given.shape != ids.shape or given.is_floating_point() or given.dtype == torch.bool:
@@ -134,25 +139,27 @@ def checked_labels(labels: Any, ids: Tensor, n_vocab: int, ignored: int) -> Tens
     wrong = given[(given != ignored) & ((given < 0) | (given >= n_vocab))]
     if wrong.numel():
         raise RequestError(
-            f"labels: got {int(wrong[0])}, expected ids below {n_vocab}, or {ignored} for what does not count"
+            f"labels: got {int(wrong[0])}, expected ids below {n_vocab}, or {ignored} for positions that do not count"
         )
     return given
 
 
 def refuse_inputs(inputs_embeds: Any, output_attentions: Any) -> None:
-    """Arguments of transformers' models that mean nothing to this one.
+    """Refuses arguments of transformers' models that are not supported.
 
     Raises:
         RequestError: one of them was given.
     """
     if inputs_embeds is not None:
-        raise RequestError("inputs_embeds: expected ids, as input_ids; this model looks embeddings up itself")
+        raise RequestError("inputs_embeds: not supported, expected token ids; pass input_ids")
     if output_attentions:
-        raise RequestError("output_attentions: this model has no attention weights; see output_hidden_states")
+        raise RequestError(
+            "output_attentions: RWKV has no attention weights; leave it out, or see output_hidden_states"
+        )
 
 
 def mean_loss(logits: Tensor, targets: Tensor, n: int | Tensor | None) -> Tensor:
-    """Mean cross-entropy of the targets that count, or their sum over `n`."""
+    """The mean cross-entropy of the targets that count, or their sum divided by `n`."""
     reduction = "mean" if n is None else "sum"
     rows, places = logits.flatten(0, 1), targets.flatten().to(logits.device)
     loss = F.cross_entropy(rows, places, ignore_index=IGNORED, reduction=reduction)
@@ -170,6 +177,6 @@ class _Refusal(torch.autograd.Function):
 
 
 def refuse_gradient(output: Tensor) -> Tensor:
-    """The same output, whose `backward` says why there is none; torch would speak of a missing grad_fn."""
-    refused: Tensor = _Refusal.apply(output, torch.zeros((), requires_grad=True))  # type: ignore[no-untyped-call]
+    """The same output, with a `backward` that says why there is no gradient; torch would name a missing grad_fn."""
+    refused: Tensor = _Refusal.apply(output, torch.zeros((), dtype=torch.float32, requires_grad=True))  # type: ignore[no-untyped-call]
     return refused

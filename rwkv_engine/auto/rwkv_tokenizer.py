@@ -1,4 +1,4 @@
-"""A tokenizer with the calls that programs for transformers make, over one of `text`."""
+"""A tokenizer with transformers' interface, over one of `rwkv_engine.text`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkv_engine.auto.batch_encoding import BatchEncoding, in_format
 from rwkv_engine.auto.fitting import Fitting
+from rwkv_engine.auto.outputs import BatchEncoding, in_format
 from rwkv_engine.auto.vocabulary import Vocabulary, save
 from rwkv_engine.errors import RequestError, TokenizerError
 from rwkv_engine.text import Tokenizer
@@ -16,7 +16,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class _Special:
-    """`eos_token` or `eos_token_id`: one entry of a tokenizer, as name or as number; None where it has none."""
+    """A special token as an attribute, by name (`eos_token`) or by id (`eos_token_id`); None if there is none."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._is_id = name.endswith("_id")
@@ -33,16 +33,16 @@ class _Special:
 
 
 class RwkvTokenizer:
-    """Text to ids and back; made by `AutoTokenizer.from_pretrained`.
+    """Converts text to ids and back; made by `AutoTokenizer.from_pretrained`.
 
-    Nothing is added to a text: RWKV-4 models were trained without tokens that begin or end a prompt.
+    Nothing is added to a text, because RWKV-4 models were trained without tokens that begin or end a prompt.
 
     Attributes:
-        tokenizer: the one beneath.
-        special: ids of `bos_token`, `eos_token`, `unk_token` and `pad_token`, which can be read and set by these names
-            and, as ids, by `eos_token_id` and so on.
+        tokenizer: the tokenizer of `rwkv_engine.text`.
+        special: ids of `bos_token`, `eos_token`, `unk_token` and `pad_token`; read and set them by these attributes, or
+            as ids by `eos_token_id` and so on.
         padding_side, truncation_side: "left" or "right".
-        model_max_length: the `max_length` where none is given; None for no limit.
+        model_max_length: the `max_length` of calls that give none; None for no limit.
     """
 
     bos_token, eos_token, unk_token, pad_token = _Special(), _Special(), _Special(), _Special()
@@ -56,11 +56,11 @@ class RwkvTokenizer:
         truncation_side: str = "right",
         model_max_length: int | None = None,
     ):
-        """`special`: tokens by name; those not named are the end of text, and `<|padding|>` if there is such a token.
+        """`special`: tokens by attribute name; by default the end of text, and for padding `<|padding|>`, if it exists.
 
         Raises:
-            TokenizerError: the vocabulary has no such token.
-            RequestError: a value out of range.
+            TokenizerError: the vocabulary lacks one of these tokens.
+            RequestError: a value is out of range.
         """
         self.tokenizer = tokenizer
         self._vocabulary = Vocabulary.of(tokenizer)
@@ -88,19 +88,20 @@ class RwkvTokenizer:
         """Encodes one text or several.
 
         Args:
-            text: special tokens written out in it are recognised.
+            text: one text or several; special tokens in it are recognised.
             padding, truncation, max_length: see `Fitting`.
-            padding_side: another one than the tokenizer's.
-            return_tensors: "pt" for int64 tensors (B, T), "np" for arrays; None for lists, of one text a flat one.
-            return_attention_mask: with `attention_mask`, 1 for tokens of the text and 0 for padding.
-            add_special_tokens: makes no difference.
+            padding_side: overrides that of the tokenizer.
+            return_tensors: "pt" for int64 tensors (B, T), "np" for arrays; None for lists, or for one text a list.
+            return_attention_mask: return `attention_mask` too, 1 for tokens of the text and 0 for padding.
+            add_special_tokens: has no effect.
 
         Returns:
             `input_ids` and `attention_mask`.
 
         Raises:
-            RequestError: no text, texts of different lengths that make no tensor, or a value out of range.
-            TokenizerError: padding without a padding token.
+            RequestError: the argument is not text, the texts differ in length and so make no tensor, or a value is out
+                of range.
+            TokenizerError: padding was asked for, but there is no padding token.
         """
         if max_length is None and (truncation is not None or padding is not False):
             max_length = self.model_max_length
@@ -109,7 +110,7 @@ class RwkvTokenizer:
         if fit.pads and pad is None:
             raise TokenizerError(
                 "padding: this tokenizer has no padding token; choose one: tokenizer.pad_token = tokenizer.eos_token,"
-                " or tokenizer.pad_token_id = 0 (with the attention mask any will do)"
+                " or tokenizer.pad_token_id = 0 (any token will do, because the attention mask marks padding)"
             )
         several = isinstance(text, list | tuple)
         rows = [fit.cut(self._encode(one)) for one in (text if several else [text])]
@@ -122,21 +123,21 @@ class RwkvTokenizer:
         return BatchEncoding({name: in_format(values, return_tensors, name) for name, values in lists.items()})
 
     def encode(self, text: str, **options: Any) -> Any:
-        """The `input_ids` of a text, a list unless `return_tensors` is given; options as for a call."""
+        """The `input_ids` of a text, as a list unless `return_tensors` is given; options as for a call."""
         return self(text, **options)["input_ids"]
 
     def decode(
         self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> Any:
-        """The text of ids: an id, a list, a tensor or an array; of several rows a list of texts.
+        """Converts an id, a list, a tensor or an array of ids to text; several rows give a list of texts.
 
         Args:
-            token_ids: those beyond the tokenizer's vocabulary, to which a model's may be filled up, are no text.
-            skip_special_tokens: else they are written out.
-            clean_up_tokenization_spaces: makes no difference, spaces stay as they are.
+            token_ids: ids beyond the tokenizer's vocabulary, which a padded model may have, give no text.
+            skip_special_tokens: leave special tokens out instead of writing their names.
+            clean_up_tokenization_spaces: has no effect; spaces stay as they are.
 
         Raises:
-            RequestError: an id below 0.
+            RequestError: an id is below 0.
         """
         ids = _plain(token_ids)
         if isinstance(ids, int):
@@ -153,9 +154,9 @@ class RwkvTokenizer:
     def token_bytes(
         self, token: int, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> bytes:
-        """What `decode` joins: the bytes of one token, which may be half a character; those of a special one's name."""
+        """The bytes of one token, which may be part of a character; for a special token those of its name."""
         if token < 0:
-            raise RequestError(f"decode: got the id {token}, expected ids from 0; take masked labels (-100) out first")
+            raise RequestError(f"decode: got the id {token}, expected ids >= 0; remove masked labels (-100) first")
         if token >= self.tokenizer.n_vocab:
             return b""
         if token in self._vocabulary.special:
@@ -167,7 +168,7 @@ class RwkvTokenizer:
         return self.convert_ids_to_tokens(self._encode(text))
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The name of an id, None if there is none; of several, a list."""
+        """The name of an id, or None if it has none; several ids give a list."""
         ids, names = _plain(ids), self._vocabulary.names
         if isinstance(ids, int):
             return names[ids] if 0 <= ids < len(names) else None
@@ -175,45 +176,45 @@ class RwkvTokenizer:
         return [self.convert_ids_to_tokens(i) for i in ids if i not in skipped]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a name, that of `unk_token` if there is none; of several, a list."""
+        """The id of a name, or that of `unk_token` if it is unknown; several names give a list."""
         if isinstance(tokens, str):
             return self._vocabulary.ids.get(tokens, self.special["unk_token"])
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def known(self, what: str, value: str | int) -> int:
-        """The id of a token by its name, or of an id that has one.
+        """The id of a token given by name or by id.
 
         Raises:
-            TokenizerError: the vocabulary has no such token.
+            TokenizerError: the token is not in the vocabulary.
         """
         token = value if isinstance(value, int) else self._vocabulary.ids.get(value)
         if token is None or self.convert_ids_to_tokens(token) is None:
             raise TokenizerError(
-                f"{what}: got {value!r}, expected one of the {len(self)} tokens of {self.tokenizer.name}, for the model"
-                " has no others; for padding the eos_token will do"
+                f"{what}: got {value!r}, expected one of the {len(self)} tokens of {self.tokenizer.name}, because the"
+                " model has no others; for padding use the eos_token"
             )
         return token
 
     @property
     def vocab_size(self) -> int:
-        """Tokens without added ones; `len(tokenizer)` is all of them."""
+        """The number of tokens without added ones; `len(tokenizer)` counts all."""
         return self._vocabulary.n_base
 
     def __len__(self) -> int:
         return len(self._vocabulary.ids)
 
     def get_vocab(self) -> dict[str, int]:
-        """The id of each name."""
+        """A dictionary from names to ids."""
         return dict(self._vocabulary.ids)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Those of `bos_token`, `eos_token`, `unk_token` and `pad_token` that there are."""
+        """Those of `bos_token`, `eos_token`, `unk_token` and `pad_token` that are set."""
         return {name: self.convert_ids_to_tokens(token) for name, token in self.special.items() if token is not None}
 
     @property
     def all_special_ids(self) -> list[int]:
-        """The ids of these."""
+        """The ids of the special tokens that are set."""
         return list(dict.fromkeys(token for token in self.special.values() if token is not None))
 
     def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
@@ -223,7 +224,7 @@ class RwkvTokenizer:
             The paths written.
 
         Raises:
-            RequestError: they cannot be written there.
+            RequestError: the files cannot be written.
         """
         settings: dict[str, Any] = {**self.special_tokens_map}
         settings |= {"padding_side": self.padding_side, "truncation_side": self.truncation_side}
@@ -235,12 +236,12 @@ class RwkvTokenizer:
         try:
             text.encode()
         except (AttributeError, UnicodeEncodeError) as error:
-            raise RequestError(f"text: got {text!r}, expected text, or a list of texts: {error}") from error
+            raise RequestError(f"text: got {text!r}, expected a string or a list of strings: {error}") from error
         return self.tokenizer.encode(text)
 
 
 def _plain(ids: Any) -> Any:
-    """Ids as Python's integers and lists, out of tensors and arrays."""
+    """Converts tensors and arrays of ids to Python integers and lists."""
     if hasattr(ids, "tolist"):
         return ids.tolist()
     return ids if isinstance(ids, int) else [_plain(i) for i in ids]

@@ -1,4 +1,4 @@
-"""Writing a model as a Hugging Face directory, and sending that to the hub."""
+"""Writing a model as a Hugging Face directory, and uploading it to the hub."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
 
 
 class Saving:
-    """`save_pretrained` and `push_to_hub` of a model."""
+    """Gives a model `save_pretrained` and `push_to_hub`."""
 
     core: Model
     config: RwkvConfig
     generation_config: dict[str, Any]
     is_quantized: bool
+    is_trainable: bool
 
     def save_pretrained(
         self, save_directory: str | Path, max_shard_size: int | str = "5GB", safe_serialization: bool = True
     ) -> None:
-        """Writes a Hugging Face directory, which transformers reads as well: what was there stays, or the new is whole.
+        """Writes a Hugging Face directory, which transformers reads too; an old one is replaced whole or not at all.
 
-        Packed matrices are put back row after row, one at a time; the model stays as it is.
+        The model stays as it is: packed matrices are unpacked one at a time while they are written.
 
         Args:
-            save_directory: of the model; made if it is not there.
-            max_shard_size: of one file of weights, in bytes or as "500MB", "2GB".
-            safe_serialization: always; False is refused.
+            save_directory: the directory; it is made if it does not exist.
+            max_shard_size: the largest file of weights, in bytes or as "500MB", "2GB".
+            safe_serialization: must be True.
 
         Raises:
-            CheckpointError: it cannot be written there.
-            RequestError: no such size, or unsafe serialization.
-            StrategyError: the weights are int8, for which the format has no place.
+            CheckpointError: the directory cannot be written.
+            RequestError: the model has adapters that are not merged, the size cannot be parsed, or
+                `safe_serialization` is False.
+            StrategyError: the weights are int8, which the format cannot hold.
         """
         if self.is_quantized:
             raise StrategyError(
@@ -47,6 +49,12 @@ class Saving:
         if not safe_serialization:
             raise RequestError(
                 "safe_serialization=False: pickles are not written; leave it out, or torch.save a state dict"
+            )
+        if self.is_trainable and (extra := adapter_parameters(self.core)):
+            raise RequestError(
+                f"save_pretrained: the model has {len(extra)} parameters that are not of RWKV-4, such as {extra[0]},"
+                " and they would be lost; merge the adapter first: model = peft_model.merge_and_unload(), or save the"
+                " adapter alone: peft_model.save_pretrained(FOLDER)"
             )
         save_hugging_face(
             Path(save_directory),
@@ -59,7 +67,7 @@ class Saving:
         )
 
     def _not_settings(self) -> set[str]:
-        """Of the configuration: what the tensors tell, and what files say of themselves."""
+        """The entries of the configuration that follow from the tensors, or describe a file."""
         return {
             *self.core.config.settings(),
             "architectures",
@@ -79,10 +87,10 @@ class Saving:
         commit_message: str | None = None,
         max_shard_size: int | str = "5GB",
     ) -> str:
-        """Saves the model to a temporary folder and uploads that; returns the address of the repository.
+        """Saves the model to a temporary folder and uploads that; returns the URL of the repository.
 
         Raises:
-            RwkvError: as `save_pretrained`; or the hub refused it, or cannot be reached.
+            RwkvError: as `save_pretrained`; or the hub refused the upload, or cannot be reached.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
@@ -90,3 +98,14 @@ class Saving:
             return upload.upload(
                 folder, repo_id, token=token, private=private, revision=revision, message=commit_message
             )
+
+
+def adapter_parameters(model: Model) -> list[str]:
+    """The names of parameters that an adapter library such as PEFT has added to a dense model.
+
+    Such a library wraps matrices in layers of its own, which have parameters that no checkpoint has. Those of
+    `torch.nn.utils.parametrize` are not counted: the matrix that is saved is computed from them.
+    """
+    own = model.config.tensors().keys()
+    known = (".base_layer.", ".parametrizations.")
+    return [name for name, _ in model.named_parameters() if name not in own and not any(part in name for part in known)]

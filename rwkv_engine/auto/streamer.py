@@ -1,4 +1,4 @@
-"""Text while it is generated: what `generate(streamer=...)` hands its tokens to."""
+"""Streamers: objects that turn the tokens of `generate(streamer=...)` into text while they are generated."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from rwkv_engine.text import StreamDecoder
 
 
 class TextStreamer:
-    """Prints one text as it comes, whole characters only.
+    """Prints one text while it is generated, in whole characters.
 
-    Override `on_finalized_text` to have the text go elsewhere.
+    Override `on_finalized_text` to send the text elsewhere.
     """
 
     def __init__(self, tokenizer: RwkvTokenizer, skip_prompt: bool = False, **decode_kwargs: Any):
-        """Begins before the prompt.
-
-        Args:
-            tokenizer: makes text of the ids.
-            skip_prompt: whether the first ids put, which are the prompt, are left out.
-            **decode_kwargs: as for `RwkvTokenizer.decode`, such as `skip_special_tokens=True`.
+        """Args:
+        tokenizer: decodes the ids.
+        skip_prompt: leave out the prompt, which is the first value that `put` takes.
+        **decode_kwargs: as for `RwkvTokenizer.decode`, such as `skip_special_tokens=True`.
         """
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
@@ -36,13 +34,13 @@ class TextStreamer:
         self._decoder = StreamDecoder()
 
     def put(self, value: Tensor) -> None:
-        """Takes the prompt, (1, T), then each token, (1,).
+        """Takes the prompt (1, T), then each generated token (1,).
 
         Raises:
-            RequestError: more than one text.
+            RequestError: the batch has more than one text.
         """
         if value.ndim > 1 and len(value) > 1:
-            raise RequestError(f"{type(self).__name__}: got {len(value)} texts, expected one: generate them one by one")
+            raise RequestError(f"{type(self).__name__}: got {len(value)} texts, expected one; generate them one by one")
         skipped, self._is_prompt = self._is_prompt and self.skip_prompt, False
         if not skipped:
             data = b"".join(
@@ -51,29 +49,29 @@ class TextStreamer:
             self.on_finalized_text(self._decoder.push(data))
 
     def end(self) -> None:
-        """The text is complete; the next one may begin."""
+        """Ends the text; the streamer can then be used for another one."""
         rest = self._decoder.finish()
         self._begin()
         self.on_finalized_text(rest, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Is called with each piece, which may be empty, and at the end."""
+        """Receives each piece of text, which may be empty; `stream_end` marks the last one."""
         print(text, end="\n" if stream_end else "", flush=True)
 
 
 class TextIteratorStreamer(TextStreamer):
-    """Yields the pieces of one text; `generate` runs in another thread."""
+    """Yields the pieces of one text, while `generate` runs in another thread."""
 
     def __init__(
         self, tokenizer: RwkvTokenizer, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
     ):
-        """`timeout`: seconds to wait for a piece, then `queue.Empty` is raised; None waits for ever."""
+        """`timeout`: seconds to wait for a piece before `queue.Empty` is raised; None waits for ever."""
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
         self.timeout = timeout
         self._pieces: Queue[str | None] = Queue()
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Puts a piece where the reader finds it."""
+        """Queues a piece for the reader."""
         self._pieces.put(text)
         if stream_end:
             self._pieces.put(None)

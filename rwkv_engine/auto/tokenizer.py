@@ -1,4 +1,4 @@
-"""AutoTokenizer: the tokenizer of a model, by the model's name."""
+"""`AutoTokenizer`: finds the tokenizer of a model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rwkv_engine.storage.json_object import read_json
 from rwkv_engine.text import Tokenizer, find_tokenizer, load_tokenizer
 from rwkv_engine.text.find import BESIDE, KINDS
 
-# A tokenizer_config.json writes "no limit" as a number of 30 digits.
+# Files say "no limit" by a number of 30 digits.
 MOST_TOKENS = 10**9
 
 
 class AutoTokenizer:
-    """Finds tokenizers; what `from_pretrained` returns is a `RwkvTokenizer`."""
+    """Finds tokenizers; `from_pretrained` returns a `RwkvTokenizer`."""
 
     @staticmethod
     def from_pretrained(
@@ -35,22 +35,22 @@ class AutoTokenizer:
         trust_remote_code: bool = False,
         **special: str | None,
     ) -> RwkvTokenizer:
-        """The tokenizer of a model, with what its tokenizer_config.json says of it.
+        """Loads the tokenizer of a model, with the settings of its tokenizer_config.json.
 
         Args:
-            name_or_path: a model, as for `RWKV.from_pretrained`, or a tokenizer file. Of a hub id no weights are
-                downloaded, unless nothing else tells which tokenizer the model has.
+            name_or_path: a model, as for `RWKV.from_pretrained`, or a tokenizer file. The weights of a hub id are
+                downloaded only if nothing else tells which tokenizer the model needs.
             revision, token: of a hub id: branch, tag or commit; for a private or gated repository.
-            local_files_only: take a hub id from the hub cache and ask no server.
-            padding_side, truncation_side: "right" or "left", by default what the file says, else "right".
+            local_files_only: take a hub id from the hub cache without asking the server.
+            padding_side, truncation_side: "right" or "left"; by default that of the file, or else "right".
             model_max_length: the `max_length` of calls that give none.
-            use_fast, trust_remote_code: make no difference; code out of a repository is never run.
+            use_fast, trust_remote_code: have no effect; code from a repository is never run.
             **special: `bos_token`, `eos_token`, `unk_token`, `pad_token`.
 
         Raises:
-            CheckpointError: no such model, or it cannot be downloaded.
-            TokenizerError: it has no tokenizer, or one that does not fit or lacks a token that is named.
-            RequestError: an unknown argument, or a value out of range.
+            CheckpointError: the model does not exist, or cannot be downloaded.
+            TokenizerError: the model has no tokenizer, or the tokenizer does not fit it or lacks a special token.
+            RequestError: an argument is unknown, or a value is out of range.
         """
         if unknown := sorted(special.keys() - set(SPECIAL)):
             raise RequestError(f"AutoTokenizer.from_pretrained: got {unknown[0]}=, expected {', '.join(SPECIAL)}, ...")
@@ -72,7 +72,7 @@ class AutoTokenizer:
 
 
 def _tokenizer(path: Path, with_weights: Callable[[], Path]) -> Tokenizer:
-    """What a path names, or what fits the model there; its weights come where nothing else tells."""
+    """The tokenizer at a path, or that of the model there; `with_weights` gets the weights if they are needed."""
     if path.is_file() and path.suffix in (".json", ".txt"):
         return load_tokenizer(path)
     n_vocab = _n_vocab(path)
@@ -92,7 +92,7 @@ def _tokenizer(path: Path, with_weights: Callable[[], Path]) -> Tokenizer:
 
 
 def _n_vocab(path: Path) -> int | None:
-    """The size of a model's vocabulary, as far as it can be told from what is there."""
+    """The size of the vocabulary of the model at a path; None if nothing there tells it."""
     said = _read(path / "config.json").get("vocab_size")
     if isinstance(said, int):
         return said
@@ -103,11 +103,15 @@ def _n_vocab(path: Path) -> int | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file of settings; empty if there is none."""
+    """The JSON object in a file of settings; empty if there is no such file.
+
+    Raises:
+        TokenizerError: the file is damaged.
+    """
     return read_json(path, missing_ok=True, error=TokenizerError)
 
 
 def _name(said: Any) -> str | None:
-    """A token as a settings file names it: a text, or an object that has it as its content."""
+    """The token in an entry of a settings file: a string, or an object with the string as its `content`."""
     content = said.get("content") if isinstance(said, dict) else said
     return content if isinstance(content, str) else None

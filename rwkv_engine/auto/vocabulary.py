@@ -1,4 +1,4 @@
-"""A vocabulary as users of transformers see it: every id has a name, some are special, and it is a file."""
+"""A vocabulary as transformers presents it: every id has a name, some ids are special, and files describe it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rwkv_engine.text.tokenizer import END_OF_TEXT
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names of the ids of a tokenizer.
+    """The names of a tokenizer's ids.
 
     Attributes:
-        names: of each id: its bytes as characters (`text.byte_characters`), or how a special or an added token is
-            written out; None for an id that is nothing.
-        special: ids of special tokens, which stand for no text.
-        n_base: how many there are without added ones.
+        names: for each id its bytes as characters (`text.byte_characters`), or the written form of a special or added
+            token; None for an unused id.
+        special: ids of special tokens, which do not stand for text.
+        n_base: the number of ids without added tokens.
     """
 
     names: list[str | None]
@@ -36,7 +36,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
-        """That of a tokenizer."""
+        """The vocabulary of a tokenizer."""
         if isinstance(tokenizer, BpeTokenizer):
             library = tokenizer.library
             names = [library.id_to_token(token) for token in range(tokenizer.n_vocab)]
@@ -55,10 +55,10 @@ class Vocabulary:
 
 
 def save(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> tuple[str, ...]:
-    """Writes a vocabulary, and `settings` to tokenizer_config.json beside it; returns the paths.
+    """Writes the vocabulary, and `settings` as tokenizer_config.json, to a folder; returns the paths.
 
     Raises:
-        RequestError: they cannot be written there.
+        RequestError: the files cannot be written.
     """
     try:
         if isinstance(tokenizer, WorldTokenizer):
@@ -66,7 +66,8 @@ def save(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> tuple[
         else:
             library = tokenizer.library if isinstance(tokenizer, BpeTokenizer) else library_of_bytes()
             files = {"tokenizer.json": library.to_str(pretty=True)}
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}  # as it is, whatever the model
+            # Without a class transformers would choose one by the kind of model.
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
         files["tokenizer_config.json"] = json.dumps(settings, indent=2) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -78,7 +79,7 @@ def save(tokenizer: Tokenizer, settings: dict[str, Any], folder: Path) -> tuple[
 
 
 def library_of_bytes() -> tokenizers.Tokenizer:
-    """`ByteTokenizer` as the `tokenizers` library has it: byte-level BPE that never merges."""
+    """`ByteTokenizer` in terms of the `tokenizers` library: byte-level BPE without merges."""
     vocabulary = {CHARACTER_OF[byte]: byte for byte in range(ByteTokenizer.N_VOCAB)}
     library = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

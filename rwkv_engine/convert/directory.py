@@ -18,6 +18,7 @@ from rwkv_engine.checkpoints.safetensors import write_shards
 from rwkv_engine.core import ModelConfig
 from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError
+from rwkv_engine.notices import log
 from rwkv_engine.storage.atomic import replace_directory_atomically
 
 SHARD_SIZE = 5_000_000_000
@@ -39,8 +40,8 @@ def save_hugging_face(
 ) -> tuple[str, ...]:
     """Writes `config.json`, `generation_config.json` and the weights; holds one tensor at a time.
 
-    A directory that is there is replaced in one step, and stays as it was if anything goes wrong. Files in it that are
-    none of a model are kept.
+    An existing directory is replaced in one step, and stays as it was if anything goes wrong. Its files that are not
+    part of a model are kept. A notice says if transformers' own class cannot run the model.
 
     Args:
         output: the directory.
@@ -61,6 +62,11 @@ def save_hugging_face(
         ValueError: the tensors are not those of the model, or not of the dtypes announced.
     """
     check_directory(output)
+    if config.n_att != config.n_embd:
+        log.warning(
+            f"{output}: time mixing is {config.n_att} wide and the model {config.n_embd}, so the RwkvForCausalLM of"
+            " transformers fails on it as soon as it uses a state, as generate does; rwkv_engine runs it"
+        )
     expected = config.tensors()
     if dtypes is None:
         tensors = list(tensors)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from auto_models import SHAPE, difference, folder_of, ours, random_ids, theirs
 from checkpoint_files import as_torch
+from oracle import Shape
 
 from rwkv_engine import CheckpointError, RequestError, StrategyError
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.convert import bytes_of
+from rwkv_engine.convert import bytes_of, to_hugging_face
 from rwkv_engine.models.dense import checkpoint_dtypes, checkpoint_tensors
 
 
@@ -22,7 +23,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_transformers_reads_what_is_saved(trained, folder, tmp_path):
+def test_transformers_loads_saved_models(trained, folder, tmp_path):
     mine, ids = ours(folder), random_ids(2, 9)
     mine.config.eos_token_id = 5
     mine.generation_config["max_new_tokens"] = 7
@@ -48,7 +49,7 @@ def test_transformers_reads_what_is_saved(trained, folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_transformers_saves_is_read(dtype, folder, tmp_path):
+def test_models_saved_by_transformers_are_loaded(dtype, folder, tmp_path):
     peer = theirs(folder, dtype=getattr(torch, dtype))
     peer.save_pretrained(tmp_path / "theirs")
     mine, ids = ours(tmp_path / "theirs", dtype="auto"), random_ids(2, 9)
@@ -62,7 +63,7 @@ def test_what_transformers_saves_is_read(dtype, folder, tmp_path):
 
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32 *2 -> cpu fp16"])
-def test_tensors_of_a_placed_model_are_those_of_the_file(strategy, trainable, folder):
+def test_tensors_of_a_loaded_model_equal_those_of_the_file(strategy, trainable, folder):
     mine = ours(folder, strategy=strategy)
     if trainable:
         mine.train()
@@ -74,7 +75,7 @@ def test_tensors_of_a_placed_model_are_those_of_the_file(strategy, trainable, fo
     assert not weights
 
 
-def test_what_cannot_be_saved(folder, tmp_path):
+def test_saving_is_refused(folder, tmp_path):
     with pytest.raises(StrategyError, match="no place for int8"):
         ours(folder, load_in_8bit=True).save_pretrained(tmp_path / "out")
     with pytest.raises(RequestError, match="pickles are not written"):
@@ -86,6 +87,75 @@ def test_what_cannot_be_saved(folder, tmp_path):
     with pytest.raises(CheckpointError, match="out"):
         ours(folder).save_pretrained(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "a file"
+
+
+class Adapter(torch.nn.Module):
+    """A low-rank update around a matrix, as PEFT makes them."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = torch.nn.Linear(base_layer.in_features, 2, bias=False, dtype=torch.float32)
+        self.lora_B = torch.nn.Linear(2, base_layer.out_features, bias=False, dtype=torch.float32)
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+@pytest.mark.parametrize("name", ["blocks.1.att.key", "head"])
+def test_a_model_with_an_unmerged_adapter_is_not_saved(name, folder, tmp_path):
+    """Whatever library the adapter is of: only the matrix beneath it would be written."""
+    mine = ours(folder).train()
+    matrix = mine.get_submodule(name)
+    mine.set_submodule(name, Adapter(matrix))
+    message = rf"2 parameters .* such as {name}\.lora_A\.weight,.*merge_and_unload"
+    with pytest.raises(RequestError, match=message) as raised:
+        mine.save_pretrained(tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(RequestError, match="merge_and_unload"):
+        mine.push_to_hub("owner/name")
+    assert not (tmp_path / "out").exists()
+    mine.set_submodule(name, matrix)
+    mine.save_pretrained(tmp_path / "out")
+
+
+def test_a_parametrized_matrix_is_saved_as_it_is_used(folder, tmp_path):
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    mine = ours(folder).train()
+    torch.nn.utils.parametrize.register_parametrization(mine.head, "weight", Doubled())
+    mine.save_pretrained(tmp_path / "out")
+    ids = random_ids(1, 5)
+    with torch.no_grad():
+        assert difference(ours(tmp_path / "out")(ids).logits, 2 * ours(folder)(ids).logits) < 1e-5
+
+
+def test_a_wide_time_mixing_that_transformers_cannot_run_is_said(tmp_path, caplog):
+    """Written by `save_pretrained` or by a conversion, it is one line; and transformers does fail."""
+    narrow = Shape(n_layer=2, n_embd=32, n_att=48, n_ffn=128, n_vocab=50)
+    folder = folder_of(tmp_path, narrow)
+    for write in (ours(folder).save_pretrained, lambda output: to_hugging_face(folder, output)):
+        caplog.clear()
+        write(tmp_path / "out")
+        (message,) = [record.message for record in caplog.records if record.name == "rwkv_engine"]
+        assert "time mixing is 48 wide and the model 32" in message
+        assert "RwkvForCausalLM of transformers fails" in message
+        assert "\n" not in message
+    with pytest.raises(RuntimeError, match="must match"):
+        theirs(tmp_path / "out").generate(random_ids(1, 3), max_new_tokens=2)
+    assert ours(tmp_path / "out").generate(random_ids(1, 3), max_new_tokens=2).shape == (1, 5)
+
+
+def test_nothing_is_said_of_a_model_that_transformers_can_run(folder, tmp_path, caplog):
+    ours(folder).save_pretrained(tmp_path / "out")
+    to_hugging_face(folder, tmp_path / "converted")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -100,17 +170,17 @@ def test_what_cannot_be_saved(folder, tmp_path):
         ("0.5MB", 500_000),
     ],
 )
-def test_sizes(size, expected):
+def test_shard_sizes(size, expected):
     assert bytes_of(size) == expected
 
 
 @pytest.mark.parametrize("size", ["", "0", "5", "-1GB", "0.0001KB", "GB", 0, None])
-def test_no_sizes(size):
+def test_invalid_shard_sizes_are_refused(size):
     with pytest.raises(RequestError, match="max_shard_size: got"):
         bytes_of(size)
 
 
-def test_what_is_pushed_is_what_is_saved(folder, tmp_path, monkeypatch):
+def test_the_files_pushed_to_the_hub_are_those_saved(folder, tmp_path, monkeypatch):
     sent = {}
 
     def upload(folder, repo_id, **options):

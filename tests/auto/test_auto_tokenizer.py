@@ -66,7 +66,7 @@ def pair(request, tmp_path, transformers):
     return AutoTokenizer.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_ids_and_texts_are_theirs(pair):
+def test_ids_and_texts_equal_those_of_transformers(pair):
     ours, theirs = pair
     for text in TEXTS:
         expected = theirs(text)
@@ -82,7 +82,7 @@ def test_ids_and_texts_are_theirs(pair):
     assert ours(TEXTS).input_ids == theirs(TEXTS)["input_ids"]
 
 
-def test_any_ids_decode_as_theirs(pair):
+def test_random_ids_decode_as_in_transformers(pair):
     ours, theirs = pair
     rng = random.Random(0)
     for _ in range(200):
@@ -91,7 +91,7 @@ def test_any_ids_decode_as_theirs(pair):
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
 
 
-def test_names_and_sizes_are_theirs(pair):
+def test_names_and_sizes_equal_those_of_transformers(pair):
     ours, theirs = pair
     assert (len(ours), ours.vocab_size) == (len(theirs), theirs.vocab_size)
     ids = [0, 1, 2, 200, len(ours) - 1]
@@ -123,7 +123,7 @@ def test_names_and_sizes_are_theirs(pair):
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore")
-def test_padding_and_cutting_are_theirs(options, side, transformers, tmp_path):
+def test_padding_and_truncation_equal_those_of_transformers(options, side, transformers, tmp_path):
     folder = folder_of(EMBEDDED["tales"] / "tokenizer.json", tmp_path / "m", 2048)
     settings = {"padding_side": side, "truncation_side": side, "pad_token": "<|endoftext|>"}
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **settings)
@@ -149,7 +149,7 @@ def test_an_encoding_is_a_dictionary_with_attributes():
     assert dict(**inputs).keys() == {"input_ids", "attention_mask"}
     assert inputs.input_ids.shape == (1, len(tokenizer.encode("Once upon")))
     assert tokenizer([], return_tensors="pt", padding=False).input_ids.shape[0] == 0
-    with pytest.raises(AttributeError, match="no 'labels' here"):
+    with pytest.raises(AttributeError):
         _ = inputs.labels
     with pytest.raises(RequestError, match="expected a device"):
         inputs.to(torch.float16)
@@ -157,7 +157,7 @@ def test_an_encoding_is_a_dictionary_with_attributes():
         inputs.to("cuda:99")
 
 
-def test_ids_come_from_whatever_holds_them():
+def test_decode_accepts_lists_tensors_and_arrays():
     tokenizer = AutoTokenizer.from_pretrained("tales")
     ids = tokenizer.encode("Once upon a time")
     for given in (ids, torch.tensor(ids), np.array(ids), tuple(ids), [torch.tensor(i) for i in ids]):
@@ -217,7 +217,7 @@ def world(tmp_path):
     return path
 
 
-def test_world_vocabularies_and_bytes(world, tmp_path):
+def test_world_and_byte_vocabularies(world, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(world)
     assert tokenizer("a fox 狐").input_ids == WorldTokenizer(world).encode("a fox 狐")
     assert tokenizer.convert_ids_to_tokens([0, 257]) == ["<|endoftext|>", "fox"]
@@ -232,7 +232,7 @@ def test_world_vocabularies_and_bytes(world, tmp_path):
     assert tokenizer.tokenize("é ") == ["Ã", "©", "Ġ"]
 
 
-def test_what_is_saved_is_read_again_and_by_transformers(world, tmp_path, transformers):
+def test_saved_tokenizers_are_loaded_again_and_by_transformers(world, tmp_path, transformers):
     for name, tokenizer in {
         "tales": AutoTokenizer.from_pretrained("tales", padding_side="left", pad_token="<|endoftext|>"),
         "bytes": RwkvTokenizer(ByteTokenizer()),
@@ -264,11 +264,11 @@ def test_what_is_saved_is_read_again_and_by_transformers(world, tmp_path, transf
         ({"max_length": 0}, "max_length: got 0"),
         ({"padding_side": "top"}, "padding_side: got 'top'"),
         ({"return_tensors": "tf"}, "return_tensors: got 'tf'"),
-        ({"return_tensors": "pt"}, "got texts of 1 to 5 tokens, expected equally many"),
+        ({"return_tensors": "pt"}, "got texts of 1 to 5 tokens, but a tensor needs rows of equal length"),
     ],
     ids=str,
 )
-def test_a_call_that_makes_no_sense_is_one_line(options, message):
+def test_invalid_calls_are_refused_in_one_line(options, message):
     with pytest.raises(RequestError) as caught:
         AutoTokenizer.from_pretrained("tales", pad_token="<|endoftext|>")(["a", "once upon a time"], **options)
     assert message in str(caught.value)
@@ -276,13 +276,13 @@ def test_a_call_that_makes_no_sense_is_one_line(options, message):
 
 
 @pytest.mark.parametrize("text", [5, None, b"a", ["a", 5], "\ud800"], ids=repr)
-def test_what_is_no_text_is_refused(text):
+def test_inputs_that_are_not_text_are_refused(text):
     with pytest.raises(RequestError, match="expected"):
         AutoTokenizer.from_pretrained("tales")(text)
 
 
-def test_masked_labels_are_no_ids():
-    with pytest.raises(RequestError, match="got the id -100, expected ids from 0"):
+def test_masked_labels_are_refused_as_ids():
+    with pytest.raises(RequestError, match="got the id -100, expected ids >= 0"):
         AutoTokenizer.from_pretrained("tales").decode([5, -100])
 
 
@@ -324,7 +324,7 @@ def server(tmp_path, monkeypatch):
     server.stop()
 
 
-def test_of_a_hub_id_the_tokenizer_alone_comes(server, tmp_path):
+def test_only_the_tokenizer_of_a_hub_id_is_downloaded(server, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained("someone/whole")
     assert tokenizer("Once").input_ids == AutoTokenizer.from_pretrained("tales")("Once").input_ids
     cached = {path.name for path in (tmp_path / "cache").rglob("*.*") if "snapshots" in path.parts}

@@ -1,4 +1,4 @@
-"""Training: gradients are transformers', the two forms of the weights are one, a fine-tune lowers the loss."""
+"""Training: gradients equal those of transformers, weights are unpacked once, a fine-tune lowers the loss."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def compare(mine, peer) -> None:
 
 
 @pytest.mark.parametrize("shape", [SHAPE, Shape(2, 32, 48, 128, 50)], ids=str)
-def test_every_gradient_is_transformers(shape, tmp_path):
+def test_every_gradient_equals_that_of_transformers(shape, tmp_path):
     folder = folder_of(tmp_path, shape)
     mine, peer = ours(folder).train(), theirs(folder).train()
     ids = random_ids(3, 30, shape)
@@ -121,7 +121,7 @@ def test_a_short_fine_tune_lowers_the_loss():
     assert F.cross_entropy(engine[0, :-1], ids[0, 1:]).item() == pytest.approx(after, rel=1e-4)
 
 
-# Two forms of the weights.
+# Packed and plain weights.
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_short_fine_tune_lowers_the_loss():
         "around 2",
     ],
 )
-def test_whoever_asks_gets_the_numbers_of_the_file(ask, folder, capsys):
+def test_unpacked_weights_equal_those_of_the_file(ask, folder, capsys):
     mine = ours(folder)
     assert isinstance(mine.blocks[0].ffn.value, InputMajor), "kernels are in use"
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_whoever_asks_gets_the_numbers_of_the_file(ask, folder, capsys):
     assert "generation" not in capsys.readouterr().err, "it is said once"
 
 
-def test_what_was_trained_is_what_generates(folder):
+def test_generation_uses_the_trained_weights(folder):
     mine = ours(folder)
     ids = random_ids(1, 6)
     engine = mine.engine
@@ -188,7 +188,7 @@ def test_what_was_trained_is_what_generates(folder):
     assert torch.equal(engine.forward(ids)[0], after), "an engine taken before is no other model"
 
 
-def test_frozen_it_stays_packed(folder):
+def test_a_frozen_model_stays_packed(folder):
     mine = ours(folder).requires_grad_(False)
     output = mine(random_ids(1, 3), labels=random_ids(1, 3))
     assert not output.loss.requires_grad
@@ -228,7 +228,7 @@ def test_a_saved_state_dict_is_a_checkpoint(folder, tmp_path):
     assert again.core.fingerprint != first.core.fingerprint or again.dtype == first.dtype
 
 
-def test_a_mapped_file_is_not_trained(tmp_path):
+def test_training_does_not_write_to_a_mapped_file(tmp_path):
     """Nor does what is trained depend on it any more."""
     path = save_packed(oracle.random_weights(SHAPE), tmp_path / "m.safetensors", "cpu fp32")
     before = path.read_bytes()
@@ -258,7 +258,7 @@ def test_a_mapped_file_is_not_trained(tmp_path):
     ],
     ids=["train", "requires_grad_", "state_dict", "load_state_dict", "loss", "logits", "rwkv"],
 )
-def test_int8_weights_are_not_trained(train, folder):
+def test_training_int8_weights_is_refused(train, folder):
     mine = ours(folder, load_in_8bit=True)
     with pytest.raises(StrategyError, match="int8 weights have no gradient") as raised:
         train(mine)

@@ -73,7 +73,7 @@ print(tokenizer.decode(output[0].tolist(), skip_special_tokens=True))
     assert run(code) == continued(home, strategy) + "\n"
 
 
-def test_device_map_auto_takes_what_there_is(run):
+def test_device_map_auto(run):
     code = f"""
 from rwkv_engine.auto import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({NAME!r}, device_map="auto")
@@ -116,7 +116,7 @@ def ours(code: str) -> str:
     return changed
 
 
-def test_the_cards_own_snippets(card, run, home):
+def test_the_snippets_of_the_model_card(card, run, home):
     """Those for the CPU; `tests/gpu` runs the others. transformers, where it is installed, prints the same."""
     blocks = [code for code in blocks_of(card) if ".to(0)" not in code]
     assert blocks

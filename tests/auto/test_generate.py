@@ -75,7 +75,7 @@ def test_more_rows_than_decode_takes_at_once(ours, theirs):
 
 
 @pytest.mark.parametrize("pad", [None, 5])
-def test_texts_end_one_by_one(pad, ours, theirs, prompts):
+def test_texts_of_a_batch_end_at_different_steps(pad, ours, theirs, prompts):
     written = never_ending(ours, prompts, 30)
     ends = [written[0, 4].item(), written[2, 9].item()]
     got = both(ours, theirs, prompts, max_new_tokens=30, eos_token_id=ends, pad_token_id=pad)
@@ -102,7 +102,7 @@ def test_texts_end_one_by_one(pad, ours, theirs, prompts):
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:generate. temperature")
-def test_the_same_options_mean_the_same(options, ours, theirs, prompts):
+def test_options_have_the_meaning_of_transformers(options, ours, theirs, prompts):
     written = never_ending(ours, prompts, 12)
     ends = [token for token, _ in Counter(written.flatten().tolist()).most_common(3)]
     both(ours, theirs, prompts, eos_token_id=ends, pad_token_id=0, **options)
@@ -143,7 +143,7 @@ def test_processors_and_criteria_of_transformers(ours, theirs, prompts, transfor
     assert torch.equal(one[0, -2:], pair), "a plain answer will do"
 
 
-def test_a_streamer_is_handed_the_same(ours, theirs, prompts):
+def test_a_streamer_receives_the_same_values_as_from_transformers(ours, theirs, prompts):
     end = never_ending(ours, prompts, 8)[0, 3].item()
     for_us, for_them = Recorder(), Recorder()
     options = {"max_new_tokens": 8, "eos_token_id": end, "pad_token_id": 0}
@@ -157,7 +157,7 @@ def test_a_streamer_is_handed_the_same(ours, theirs, prompts):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_padding_is_not_there(side, masked, ours, prompts):
+def test_padding_does_not_change_texts(side, masked, ours, prompts):
     texts = [prompts[0, :2], prompts[1], prompts[2, :1], torch.tensor([3, 0, 0, 7])]  # what is inside a text is text
     ids, mask = padded(texts, side, pad=0)
     options = {"max_new_tokens": 15, "eos_token_id": 31, "pad_token_id": 0, "repetition_penalty": 1.2}
@@ -168,7 +168,7 @@ def test_padding_is_not_there(side, masked, ours, prompts):
         assert row[ids.shape[1] :].tolist() == [*alone.tolist(), *[0] * (got.shape[1] - ids.shape[1] - len(alone))]
 
 
-def test_prompts_are_read_once_and_ended_texts_leave(ours, prompts, monkeypatch):
+def test_prompts_are_read_once_and_ended_texts_leave_the_batch(ours, prompts, monkeypatch):
     sizes = []
     forward = ours.engine.forward
     monkeypatch.setattr(ours.engine, "forward", lambda *a, **k: sizes.append(tuple(a[0].shape)) or forward(*a, **k))
@@ -205,7 +205,7 @@ def chi_square(tokens, expected):
     ],
     ids=str,
 )
-def test_draws_follow_the_distribution_of_transformers(options, ours, theirs, prompts):
+def test_samples_follow_the_distribution_of_transformers(options, ours, theirs, prompts):
     """Pearson's statistic of 20,000 draws: its mean is the degrees of freedom f, its deviation the root of 2 f."""
     prompt = prompts[:1]
     asked = {"do_sample": True, "max_new_tokens": 1, "eos_token_id": None, **options}
@@ -217,7 +217,7 @@ def test_draws_follow_the_distribution_of_transformers(options, ours, theirs, pr
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5
 
 
-def test_one_draw_tells_nothing_of_the_next(ours, prompts):
+def test_successive_samples_are_independent(ours, prompts):
     """The second token of the texts that begin with the commonest first one."""
     options = {"do_sample": True, "max_new_tokens": 2, "eos_token_id": None, "top_k": 0, "seed": 6}
     drawn = ours.generate(prompts[:1], num_return_sequences=20_000, **options)[:, -2:]
@@ -229,7 +229,7 @@ def test_one_draw_tells_nothing_of_the_next(ours, prompts):
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5
 
 
-def test_draws_repeat_after_manual_seed(ours, prompts):
+def test_samples_repeat_after_manual_seed(ours, prompts):
     def write(**options):
         return ours.generate(prompts, do_sample=True, max_new_tokens=20, eos_token_id=None, **options)
 
@@ -246,7 +246,7 @@ def test_draws_repeat_after_manual_seed(ours, prompts):
     assert len({tuple(row) for row in same.tolist()}) == 4, "rows of one prompt are different texts"
 
 
-def test_the_state_of_one_call_goes_into_the_next(ours, prompts):
+def test_the_state_of_one_call_continues_in_the_next(ours, prompts):
     written = never_ending(ours, prompts, 12)[0].tolist()
     ends = written[3:4]
     options = {"eos_token_id": ends, "pad_token_id": 0}
@@ -263,13 +263,13 @@ def test_the_state_of_one_call_goes_into_the_next(ours, prompts):
     assert torch.equal(ours.generate(more, state=theirs, max_new_tokens=6, **options), got), "as transformers has it"
 
 
-def test_a_text_from_nothing_begins_with_bos(ours, theirs):
+def test_a_text_without_a_prompt_begins_with_bos(ours, theirs):
     got = both(ours, theirs, max_new_tokens=10, bos_token_id=0, eos_token_id=None)
     assert got.shape == (1, 11)
     assert got[0, 0] == 0
 
 
-def test_stop_strings_are_those_of_transformers(tales, transformers):
+def test_stop_strings_end_texts_as_in_transformers(tales, transformers):
     model, tokenizer = Writer(tales), AutoTokenizer.from_pretrained("tales")
     theirs = transformers.RwkvForCausalLM.from_pretrained(tales.source, dtype=torch.float32).eval()
     of_theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tales.source / "tokenizer.json"))
@@ -292,16 +292,17 @@ def test_stop_strings_are_those_of_transformers(tales, transformers):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 5}, "unknown argument 'max_tokens'; did you mean max_"),
-        ({"xyz": None}, "unknown argument 'xyz'; expected one of max_new_tokens"),
-        ({"num_beams": 4}, "num_beams is not offered here, got 4; leave it out"),
-        ({"assistant_model": object()}, "assistant_model is not offered here, got object"),
-        ({"constraints": [1]}, "constraints is not offered"),
-        ({"max_time": 1.0}, "max_time is not offered"),
-        ({"generation_config": {"num_beams": 2}}, "num_beams is not offered"),
+        ({"max_tokens": 5}, "generate: max_tokens=5 is not supported; did you mean max_"),
+        ({"xyz": 1}, "xyz=1 is not supported; leave it out; supported are max_new_tokens"),
+        ({"max_new_token": None}, "max_new_token=None is not supported; did you mean max_new_tokens?"),
+        ({"num_beams": 4}, "num_beams=4 is not supported; leave it out"),
+        ({"assistant_model": object()}, "assistant_model=object is not supported"),
+        ({"constraints": [1]}, "constraints=list is not supported"),
+        ({"max_time": 1.0}, "max_time=1.0 is not supported"),
+        ({"generation_config": {"num_beams": 2}}, "num_beams=2 is not supported"),
         ({"generation_config": 5}, "generation_config: got int"),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
-        ({"max_length": 7}, "max_length: got 7, and the prompt has 7"),
+        ({"max_length": 7}, "max_length: got 7, but the prompt alone has 7"),
         ({"min_new_tokens": -1}, "min_new_tokens: got -1"),
         ({"num_return_sequences": 0}, "num_return_sequences: got 0"),
         ({"do_sample": True, "temperature": -1.0}, "temperature: got -1.0"),
@@ -321,7 +322,7 @@ def test_stop_strings_are_those_of_transformers(tales, transformers):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_makes_no_sense_is_one_line(options, message, ours, prompts):
+def test_invalid_options_are_refused_in_one_line(options, message, ours, prompts):
     with pytest.raises(RequestError) as caught:
         ours.generate(prompts, **options)
     assert message in str(caught.value)
@@ -331,7 +332,7 @@ def test_what_makes_no_sense_is_one_line(options, message, ours, prompts):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (torch.zeros(2, 0, dtype=torch.int64), "at least one each"),
+        (torch.zeros(2, 0, dtype=torch.int64), "at least one in each row"),
         (torch.zeros(3, dtype=torch.int64), "expected integers (B, T)"),
         (torch.zeros(1, 3), "got torch.float32"),
         ([[1, 2]], "got list, expected a tensor"),
@@ -340,7 +341,7 @@ def test_what_makes_no_sense_is_one_line(options, message, ours, prompts):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_prompts_that_are_none(ids, message, ours):
+def test_invalid_prompts_are_refused(ids, message, ours):
     with pytest.raises(RequestError) as caught:
         ours.generate(ids)
     assert message in str(caught.value)
@@ -355,5 +356,5 @@ def test_a_state_of_other_texts_is_refused(ours, prompts, tales):
 
 
 def test_sampling_options_without_sampling_warn(ours, prompts):
-    with pytest.warns(UserWarning, match="temperature, top_p without do_sample=True have no effect"):
+    with pytest.warns(UserWarning, match="temperature, top_p have no effect without do_sample=True"):
         ours.generate(prompts, temperature=0.7, top_p=0.9)

@@ -40,7 +40,7 @@ def feed(streamer, prompt, tokens):
     streamer.end()
 
 
-def test_characters_come_whole_and_at_once():
+def test_whole_characters_are_shown_at_once():
     streamer = Pieces(RwkvTokenizer(ByteTokenizer()))
     data = TEXT.encode()
     feed(streamer, list(data[:4]), data[4:])
@@ -50,7 +50,7 @@ def test_characters_come_whole_and_at_once():
     assert streamer.ends == 1
 
 
-def test_what_is_left_at_the_end_is_shown(tokenizer):
+def test_an_incomplete_character_is_shown_at_the_end(tokenizer):
     streamer = Pieces(RwkvTokenizer(ByteTokenizer()))
     feed(streamer, [65], "é".encode()[:1])
     assert streamer.pieces == ["A", "", "\ufffd"]
@@ -58,7 +58,7 @@ def test_what_is_left_at_the_end_is_shown(tokenizer):
 
 @pytest.mark.parametrize("skip_prompt", [False, True])
 @pytest.mark.parametrize("skip_special_tokens", [False, True])
-def test_it_prints_what_decode_gives(skip_prompt, skip_special_tokens, tokenizer, capsys):
+def test_the_streamer_prints_what_decode_returns(skip_prompt, skip_special_tokens, tokenizer, capsys):
     streamer = TextStreamer(tokenizer, skip_prompt, skip_special_tokens=skip_special_tokens)
     prompt, tokens = tokenizer.encode("Once upon "), [*tokenizer.encode(TEXT), 0]
     for _ in range(2):  # the same streamer serves one text after another
@@ -73,7 +73,7 @@ def test_generate_streams_its_result(tales, tokenizer, capsys):
     assert capsys.readouterr().out == tokenizer.decode(got[0]) + "\n"
 
 
-def test_that_of_transformers_works_too(tales, tokenizer, capsys):
+def test_the_streamer_of_transformers_works_too(tales, tokenizer, capsys):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
     streamer = transformers.TextStreamer(tokenizer, skip_prompt=True)
@@ -94,7 +94,7 @@ def test_an_iterator_reads_in_another_thread(tales, tokenizer):
     assert text == tokenizer.decode(results[0][0, ids.shape[1] :])
 
 
-def test_an_iterator_waits_no_longer_than_it_was_told(tokenizer):
+def test_an_iterator_raises_empty_after_its_timeout(tokenizer):
     with pytest.raises(Empty):
         next(TextIteratorStreamer(tokenizer, timeout=0.01))
 

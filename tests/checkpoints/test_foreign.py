@@ -16,7 +16,7 @@ from checkpoint_files import as_torch, save_hugging_face, save_pth, save_safeten
 from safetensors.torch import save_file
 
 from rwkv_engine import Checkpoint, CheckpointError
-from rwkv_engine.checkpoints.names import to_hugging_face
+from rwkv_engine.core.rwkv4 import Rwkv4Config
 
 
 def holds(path, weights):
@@ -36,7 +36,7 @@ PREFIXES = [
 ]
 
 
-@pytest.mark.parametrize("rename", [lambda name: name, to_hugging_face], ids=["original", "Hugging Face"])
+@pytest.mark.parametrize("rename", [lambda name: name, Rwkv4Config.to_hugging_face], ids=["original", "Hugging Face"])
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_trainers_prefixes_are_removed(prefix, rename, weights, tmp_path):
     tensors = {prefix + rename(name): tensor for name, tensor in as_torch(weights).items()}

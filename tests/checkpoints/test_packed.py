@@ -152,13 +152,13 @@ def test_beside_int8_an_embedding_that_is_no_larger_is_used_as_it_lies(stored, b
         assert torch.equal(read_and_write(RWKV.from_pretrained(path, f"cpu {base}i8")), read_and_write(expected))
 
 
-@pytest.mark.parametrize(("name", "weights"), [("ln_out.bias", BF16), ("emb.weight", I8)])
-def test_what_another_program_packed_more_tightly_is_widened(name, weights, source, monkeypatch):
+@pytest.mark.parametrize(("name", "stored"), [("ln_out.bias", BF16), ("emb.weight", I8)])
+def test_what_another_program_packed_more_tightly_is_widened(name, stored, source, monkeypatch):
     """Kernels read vectors in float32, and an embedding is looked up in floats."""
 
     def plans(config, placements):
         usual = plan_tensors(config, placements)
-        return usual | {name: replace(usual[name], weights=weights)}
+        return usual | {name: replace(usual[name], weights=stored)}
 
     monkeypatch.setattr(packing, "plan_tensors", plans)
     path = packed(source, "cpu fp32i8")
@@ -176,6 +176,9 @@ class OnAnotherDevice:
 
     def place(self, config):
         return [Placement("meta", torch.bfloat16, self.weight_format)] * (config.n_layer + 1)
+
+    def nbytes(self, config):
+        return {"meta": self.place(config)[0].nbytes(config.tensors().values())}
 
 
 def test_int8_is_uploaded_with_its_scales(source, capfd):

@@ -1,4 +1,4 @@
-"""Weights in two forms: packed as kernels read them, or plain matrices with gradients."""
+"""A model whose weights are packed for the kernels until plain matrices with gradients are needed."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from rwkv_engine.runtime import Engine
 from rwkv_engine.runtime.moving import move_model, stays
 
 
-class TwoForms(nn.Module):
-    """The modules of a `Model`, as its own, so that parameters have the names of a checkpoint.
+class Trainable(nn.Module):
+    """The modules of a `Model` as its own, so that parameters have the names of a checkpoint.
 
-    There is one set of weights. It begins packed, which is fast and has no gradients. Whoever asks for parameters, for
-    the state dict, for training, or for an output with gradients gets plain matrices with the same numbers: they are
-    converted then, one after the other, and stay so. Nothing has to be converted back: what runs is what is trained.
+    There is one set of weights. It is packed at first, which is fast but has no gradients. Asking for parameters, for
+    the state dict, for training, or for an output with gradients converts it to plain matrices with the same numbers,
+    one after the other. That is permanent, because an optimiser holds on to its parameters; `generate` then uses the
+    very weights that are trained.
 
     Attributes:
-        core: the model itself; no module of this one, or every parameter would have two names.
+        core: the model itself. It is not registered as a submodule, or every parameter would have two names.
         is_trainable: whether the weights are plain matrices already.
-        is_frozen: whether they are to have no gradients, see `requires_grad_`.
-        is_quantized: whether matrices are int8, which is one form only and cannot be trained.
+        is_frozen: whether `requires_grad_(False)` was called.
+        is_quantized: whether matrices are int8, which cannot be trained.
     """
 
     core: Model
 
     def __init__(self, core: Model, is_mapped: bool = False):
-        """`is_mapped`: parts of it lie in a mapped file, and may not be written to."""
+        """`is_mapped`: parts of the weights lie in a memory-mapped file, and must not be written to."""
         super().__init__()
         object.__setattr__(self, "core", core)
         self.emb, self.blocks, self.ln_out, self.head = core.emb, core.blocks, core.ln_out, core.head
@@ -49,52 +50,52 @@ class TwoForms(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the first layer. Ids and states are taken from any device; logits come back on the head's."""
+        """The device of the first layer. Ids and states may be on any device; logits are on the device of the head."""
         return self.core.device_map.devices[0]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the embedding; without int8 or a mix of precisions that of all matrices. Vectors are float32 always."""
+        """The dtype of the embedding, and of all matrices unless precisions are mixed. Vectors are always float32."""
         return self.core.emb.weight.dtype
 
     @cached_property
     def engine(self) -> Engine:
-        """Reads ids with the weights as they are now, without gradients."""
+        """Runs the model on token ids with its present weights, without gradients."""
         return Engine(self.core)
 
     def make_trainable(self, reason: str) -> None:
-        """Plain matrices from now on. `reason`: told to the person at the terminal, for generation gets slower.
+        """Converts the weights to plain matrices, for good. `reason` is part of the notice that generation gets slower.
 
         Raises:
             StrategyError: the weights are int8.
         """
         if self.is_trainable:
             return
-        with torch.inference_mode(False), torch.no_grad():  # inference mode's tensors would be good for nothing else
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode cannot be trained
             make_dense(self.core, copies=self._is_mapped)
             self.core.requires_grad_(not self.is_frozen)
         self.is_trainable = True
         self._renew()
         log.warning(
-            f"{reason}: the weights are as training wants them from now on, and generation is slower; saved and loaded"
-            " again, the model is fast again"
+            f"{reason}: the weights were unpacked for training, so generation is slower from now on; save the model and"
+            " load it again to make it fast again"
         )
 
     def train(self, mode: bool = True) -> Self:
-        """As in every module; training makes the weights trainable.
+        """As `nn.Module.train`; training mode converts the weights to plain matrices.
 
         Raises:
-            StrategyError: training with int8 weights.
+            StrategyError: the weights are int8, and `mode` is True.
         """
         if mode:
             self.make_trainable("train()")
         return super().train(mode)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """As in every module. Once it is False, calls with gradients on leave packed weights packed.
+        """As `nn.Module.requires_grad_`. After False, calls with gradients enabled leave packed weights packed.
 
         Raises:
-            StrategyError: gradients for int8 weights.
+            StrategyError: the weights are int8, and `requires_grad` is True.
         """
         self.is_frozen = not requires_grad
         if requires_grad:
@@ -109,7 +110,7 @@ class TwoForms(nn.Module):
         yield from super().named_modules(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The tensors of a checkpoint by their original names; saved by `torch.save`, it is a `.pth` to load.
+        """The tensors of a checkpoint by their original names; `torch.save` makes a `.pth` of it that can be loaded.
 
         Raises:
             StrategyError: the weights are int8.
@@ -118,10 +119,10 @@ class TwoForms(nn.Module):
         return super().state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Takes original and Hugging Face names, and vectors of any shape. States made before are no longer of use.
+        """Accepts original and Hugging Face names, and vectors of any shape. Earlier states do not fit the new weights.
 
         Raises:
-            CheckpointError: tensors are missing, unknown, or of another shape.
+            CheckpointError: tensors are missing, unknown, or have another shape.
             StrategyError: the weights are int8.
         """
         try:
@@ -144,11 +145,11 @@ class TwoForms(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """To another device, another floating dtype, or both, as every module; vectors stay float32.
+        """Moves the model to another device, another floating dtype, or both; vectors stay float32.
 
         Raises:
-            CheckpointError: numbers too large for float16.
-            StrategyError: there is no such device, or the model cannot run there or in that dtype.
+            CheckpointError: a weight is too large for float16.
+            StrategyError: the device does not exist, or the model cannot run there or in that dtype.
         """
         try:
             torch._C._nn._parse_to(*args, **kwargs)  # a number is a device of the accelerator, if there is one
@@ -157,7 +158,7 @@ class TwoForms(nn.Module):
         return super().to(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `to`, `cuda`, `half` and their kin come down to, also those of a module around this one."""
+        """Called by `to`, `cuda`, `half` and the like, also by those of an enclosing module."""
         self._check_target(fn)
         if self.is_trainable or stays(self.core, fn):
             vectors = self._vectors()
@@ -181,31 +182,37 @@ class TwoForms(nn.Module):
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise self._unreachable(error) from error
         if target.device.type not in ("cpu", "cuda"):
-            raise StrategyError(f"the model cannot go to the device {target.device}: it runs on cpu and cuda")
+            raise StrategyError(f"the model cannot be moved to the device {target.device}: it runs on cpu and cuda")
         if target.dtype not in DTYPES.values():
             raise StrategyError(f"the model cannot run in {target.dtype}: expected float32, float16 or bfloat16")
         if self.is_quantized and target.dtype != self.dtype:
             raise StrategyError(
-                f"int8 weights do not become {target.dtype}; load the model again, with that dtype and without int8"
+                f"int8 weights cannot be converted to {target.dtype}; load the model again in that dtype without int8"
             )
 
     def _unreachable(self, error: Exception) -> StrategyError:
         reason = str(error).splitlines()[0].rstrip(". ")
         return StrategyError(
-            f"the model cannot go there: {reason}; it stays on {self.device}; `rwkv-engine info` tells what there is"
+            f"the model cannot be moved: {reason}; it stays on {self.device}; `rwkv-engine info` lists the devices"
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Modules that are replaced here, as PEFT does, are replaced in the model too."""
+        super().__setattr__(name, value)
+        if name in ("emb", "ln_out", "head"):
+            setattr(self.core, name, value)
+
     def _renew(self) -> None:
-        """After weights were replaced or moved."""
-        self.head = self.core.head
+        """Is called after weights were replaced or moved."""
+        self.emb, self.head = self.core.emb, self.core.head
         self.__dict__.pop("engine", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: an engine's locks and recordings are not."""
+        """Copies and pickles leave out the engine, with its locks and CUDA graphs."""
         return {name: value for name, value in self.__dict__.items() if name != "engine"}
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor], vectors: set[int]) -> Tensor:
-    """What `fn` makes of a parameter or gradient; vectors, given by their `id`, keep their type."""
+    """The parameter or gradient moved by `fn`; vectors, given by their `id`, keep their dtype."""
     moved = fn(tensor)
     return tensor.to(moved.device) if id(tensor) in vectors and moved.dtype != tensor.dtype else moved
