@@ -16,17 +16,16 @@ from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.checks import require, require_known, require_text, shown
 from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.embedding import embed, ids_of
-from rwkv_engine.errors import CheckpointError, RequestError, StrategyError, TokenizerError
+from rwkv_engine.errors import RequestError, StrategyError, TokenizerError
 from rwkv_engine.generation import Sampler, SamplingParams, TextStream, TokenStream
 from rwkv_engine.generation.params import SamplingOptions
 from rwkv_engine.generation.special_stops import with_special_stops
-from rwkv_engine.hub.download import download, parse_id
+from rwkv_engine.locate import EMBEDDED as EMBEDDED
+from rwkv_engine.locate import locate as locate
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime import Engine, load_model
-from rwkv_engine.text import Tokenizer, check_fits, end_as_trained, find_tokenizer, load_tokenizer
-from rwkv_engine.text.find import KINDS
-
-EMBEDDED = {"tales": Path(__file__).parent / "assets" / "tales"}
+from rwkv_engine.text import Tokenizer, end_as_trained
+from rwkv_engine.text.find import tokenizer_for
 
 
 class RWKV:
@@ -104,7 +103,7 @@ class RWKV:
         path = locate(model, revision, token, offline)
         checkpoint = Checkpoint.open(path)
         parsed = parsed.resolve(checkpoint.config)
-        found = _tokenizer_for(path, checkpoint.config.n_vocab, tokenizer)
+        found = tokenizer_for(path, checkpoint.config.n_vocab, tokenizer)
         return cls(Engine(load_model(checkpoint, parsed, progress)), parsed, found, path)
 
     @property
@@ -236,59 +235,6 @@ class RWKV:
         if self.tokenizer.end_of_text is None:
             raise RequestError("the prompt is empty, and this tokenizer has no end-of-text token to begin from")
         return [self.tokenizer.end_of_text]
-
-
-def locate(
-    model: str | Path,
-    revision: str | None = None,
-    token: str | None = None,
-    offline: bool = False,
-    weights: bool = True,
-) -> Path:
-    """The path of a model: of an embedded one by its name, else an existing path, else a hub id, which is downloaded.
-
-    Args:
-        model, revision, token, offline: as for `RWKV.from_pretrained`.
-        weights: if false, only the other files of a hub id are downloaded.
-
-    Raises:
-        CheckpointError: the model is none of the three, the download failed, or a revision is given without a hub id.
-    """
-    if not isinstance(model, (str, PathLike)) or not str(model):
-        raise CheckpointError(f"model: got {shown(model)}, expected tales, a path or a hub id")
-    path = EMBEDDED.get(str(model), Path(model))
-    try:
-        path = path.expanduser()
-        here = path.exists()
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{model}: no such file or directory: {error}") from error
-    if here and revision:
-        raise CheckpointError(f"{model}: is on this machine; revision={revision!r} can only be given with a hub id")
-    if here:
-        return path
-    if isinstance(model, str) and parse_id(model):
-        return download(model, revision, token, offline, weights)
-    raise CheckpointError(
-        f"{model}: no such file or directory, not an embedded model ({', '.join(EMBEDDED)}), and not a hub id"
-        " (owner/name or owner/name/FILE.pth)"
-    )
-
-
-def _tokenizer_for(path: Path, n_vocab: int, given: str | Path | None) -> Tokenizer | TokenizerError:
-    """The given tokenizer, which must fit; else one that is found, else the reason why there is none."""
-    if given:
-        tokenizer = load_tokenizer(given)
-        check_fits(tokenizer, n_vocab)
-        return tokenizer
-    advice = "give one: RWKV.from_pretrained(..., tokenizer='FILE'), or --tokenizer FILE on the command line"
-    try:
-        found = find_tokenizer(path, n_vocab)
-        if found is not None:
-            return found
-        looked = "no tokenizer beside the model or in the hub cache"
-        return TokenizerError(f"{path}: {looked} fits its vocabulary of {n_vocab} ({KINDS}); {advice}")
-    except TokenizerError as error:
-        return TokenizerError(f"{error}; {advice}")
 
 
 def _as_ids(tokens: Sequence[int] | Tensor) -> Tensor:

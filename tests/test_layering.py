@@ -14,7 +14,7 @@ RANKS = [
     {"checks"},
     {"native", "storage"},
     {"core", "hub", "ops", "text"},
-    {"checkpoints"},
+    {"checkpoints", "locate"},
     {"models"},
     {"runtime"},
     {"embedding", "generation"},  # below pipeline: RWKV.embed calls it

@@ -62,6 +62,23 @@ def find_tokenizer(model: Path, n_vocab: int) -> Tokenizer | None:
     return None
 
 
+def tokenizer_for(path: Path, n_vocab: int, given: str | Path | None) -> Tokenizer | TokenizerError:
+    """The given tokenizer, which must fit; else one that is found, else the reason why there is none."""
+    if given:
+        tokenizer = load_tokenizer(given)
+        check_fits(tokenizer, n_vocab)
+        return tokenizer
+    advice = "give one: RWKV.from_pretrained(..., tokenizer='FILE'), or --tokenizer FILE on the command line"
+    try:
+        found = find_tokenizer(path, n_vocab)
+        if found is not None:
+            return found
+        looked = "no tokenizer beside the model or in the hub cache"
+        return TokenizerError(f"{path}: {looked} fits its vocabulary of {n_vocab} ({KINDS}); {advice}")
+    except TokenizerError as error:
+        return TokenizerError(f"{error}; {advice}")
+
+
 def find_world(folder: Path) -> Path | None:
     """The file of the World vocabulary, in a model's folder, in the hub cache or in an installed `rwkv` package."""
     return next((path for path in _candidates(folder, N_VOCAB_WORLD) if path.name == WORLD_FILE), None)

@@ -77,7 +77,7 @@ def test_one_strategy_twice_is_no_divergence_and_needs_no_tokenizer(call, tmp_pa
     [
         (b"", [], "the text is too short, got 0 characters"),
         (b"caf\xe9", [], "text.txt: expected UTF-8 text"),
-        (None, [], "text.txt: the text cannot be read"),
+        (None, [], "text.txt: cannot be read"),
         (b"x", ["--model", "missing.pth"], "missing.pth: no such file or directory"),
         (b"x", ["--tokenizer", "{folder}/other.json"], "has 300 tokens, the model's vocabulary is 2048"),
         (b"x", ["--against", "cpu fp8"], "strategy: "),

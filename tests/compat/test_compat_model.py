@@ -209,7 +209,7 @@ def test_strategies_that_the_package_misreads_are_refused(strategy, message, pat
 
 @pytest.mark.parametrize("name", ["missing", "missing.pth", "RWKV/rwkv-4-169m-pile"])
 def test_a_missing_file_is_not_downloaded_or_searched_for(name, monkeypatch):
-    monkeypatch.setattr("rwkv_engine.pipeline.download", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("rwkv_engine.locate.download", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(CheckpointError, match=r"\.pth: no such file") as refused:
         RWKV(name, "cpu fp32")
     assert "from_pretrained" in str(refused.value)
