@@ -138,7 +138,7 @@ def written_files(folder):
 
 def verification(folder):
     """But for the comparison with other programs, which run in processes of their own."""
-    with mock.patch("rwkv_engine.verification.run.PEERS", ()):
+    with mock.patch("rwkv_engine.verification.run.RUNNERS", {}):
         checks = {check.name: check for check in verify(folder / "m.pth", "cpu fp32")}
     yield [check.verdict for check in checks.values()]
     yield checks["activations"].numbers, checks["squared relu"].numbers
