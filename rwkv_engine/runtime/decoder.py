@@ -10,12 +10,13 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
+from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
 from rwkv_engine.runtime.turns import Turns
 
 # A batch is filled up to one of these sizes, each recorded once, whatever is drawn from its logits.
-BUCKETS = (1, 2, 4, 8, 16)
+BUCKETS = (1, 2, 4, 8, MOST_ROWS)
 
 # (logits (B, V), positions (B,), seeds (B,), samples (B,)) -> ids (B,), without asking the host for anything; negative
 # where there is nothing to draw from. Equal ones draw alike.
