@@ -21,6 +21,7 @@ from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.loader import converted, rounding_note
 from rwkv_engine.runtime.plan import plan_tensors
+from rwkv_engine.storage.atomic import file_problem
 
 SUFFIX = ".safetensors"
 # What `quantize` rounds to.
@@ -75,8 +76,8 @@ def quantize(
 def _check_output(output: Path) -> None:
     if output.suffix != SUFFIX:
         raise CheckpointError(f"{output}: packed files are known by their name; expected one that ends in {SUFFIX}")
-    if output.exists() and not output.is_file():
-        raise CheckpointError(f"{output}: is no file; nothing was written")
+    if problem := file_problem(output):
+        raise CheckpointError(f"{output}: {problem}")
 
 
 def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None) -> Packing:

@@ -97,7 +97,7 @@ class _Parser:
         column = self.column()
         device = self.word(DEVICE, "a device: cpu, cuda, cuda:N")
         dtype = self.word(
-            r"(fp32|fp16|bf16)(i8|i4)?", "a precision: fp32, fp16 or bf16, with i8 or i4 behind it or not"
+            r"(fp32|fp16|bf16)(i8|i4)?", "a precision: fp32, fp16 or bf16, optionally followed by i8 or i4"
         )
         count, streams = None, False
         if self.accept("*"):

@@ -30,7 +30,7 @@ def test_a_run_compared_with_the_rwkv_package(call, tmp_path, monkeypatch):
     code, text, errors = call("bench", *arguments)
     assert (code, errors) == (0, "")
     assert re.search(
-        r"^random weights, shape 2,32,100: .* stored as float32, 50% zeros in the squared relu$", text, re.M
+        r"^random weights, shape 2,32,100: .* stored as float32, 50% zeros in the squared ReLU$", text, re.M
     )
     for title in ("decode ", "prefill, tok/s ", "batch, tok/s in all ", "ms a token ", "process "):
         assert f"\n| {title}" in text

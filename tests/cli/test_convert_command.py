@@ -145,7 +145,7 @@ MISTAKES = [  # options, exit code, what is said
     ),
     ("--checkpoint_file {source} --output_file {folder}/no/x.pth", 1, "x.pth: cannot be written: No such file or"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {tokenizer}", 1, "has 2048 tokens, the"),
-    ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {folder}/no", 1, "no tokenizer can be read"),
+    ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {folder}/no", 1, "/no: no such file"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --undo-rescale", 1, "needs a config.json with a rescale"),
     (
         "--repo_id owner --checkpoint_file m.pth --output_dir {folder}/hf",
