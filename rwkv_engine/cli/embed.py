@@ -36,7 +36,7 @@ Write = Callable[[list[Line], Tensor], None]
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="File to write, NAME.npy or NAME.jsonl; replaces an existing one. Without it, JSON lines go to standard output.",
+    help="NAME.npy or NAME.jsonl; an existing file is replaced. Without it, JSON lines go to standard output.",
 )
 @click.option(
     "--pooling",

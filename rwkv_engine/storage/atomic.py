@@ -65,7 +65,7 @@ def _mode_of_file(path: Path) -> int:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        folder = Path(os.path.realpath(path)).parent
+        folder = (Path(os.path.realpath(path)) if path.is_symlink() else path).parent
         if not folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"there is no folder {folder}", str(path)) from None
         mask = os.umask(0)
