@@ -138,7 +138,9 @@ def bench_command(
     """Measures speed and memory use of strategies, compared with the memory bandwidth and with other programs.
 
     MODEL is tales, a path or a hub id. Each engine (a strategy or another program) runs in its own process, in
-    interleaved rounds. pip install 'rwkv-engine[bench]' installs the other programs and what --plot needs.
+    interleaved rounds.
+
+    pip install 'rwkv-engine[bench]' installs the other programs and what --plot needs.
     """
     if model and shape:
         raise click.UsageError("give MODEL or --shape, not both")

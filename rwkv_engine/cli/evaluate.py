@@ -105,7 +105,7 @@ def _divergence(console: Console, reference: RWKV, tested: RWKV, ids: list[int])
         "mean KL": found.mean,
         "KL 99th percentile": found.percentile_99,
         "largest KL": found.maximum,
-        "same likeliest token": found.agreement,
+        "same most likely token": found.agreement,
         "nats per token": found.tested_nats / found.n_tokens,
         "reference nats per token": found.reference_nats / found.n_tokens,
         "tokens": found.n_tokens,

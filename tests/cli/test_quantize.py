@@ -165,4 +165,4 @@ def test_info_and_verify_know_it(call, source):
     code, text, errors = call("verify", str(path), "--strategy", "cpu fp32i8")
     assert code == 0, text + errors
     assert re.search(r"stored as.*int8, .*float32", text)
-    assert re.search(r"steps = chunks", text)
+    assert re.search(r"decode = prefill", text)

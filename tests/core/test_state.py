@@ -100,3 +100,10 @@ def test_only_text_is_remembered_with_a_state(model, tmp_path):
         with pytest.raises(RequestError, match="about"):
             state.save(tmp_path / "s", about)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_missing_state_file_is_named_once(tmp_path):
+    path = tmp_path / "missing.state"
+    with pytest.raises(RequestError) as caught:
+        State.load(path)
+    assert str(caught.value) == f"{path}: no saved state can be read here: there is no such file"
