@@ -120,7 +120,7 @@ def test_zero_matrices_count_as_not_divided(tmp_path):
 
 @pytest.mark.parametrize("every", ["6", 1.5, [6], None])
 def test_an_invalid_rescale_every_is_refused(every, tmp_path):
-    with pytest.raises(CheckpointError, match=r"rescale_every: got .*, expected a whole number"):
+    with pytest.raises(CheckpointError, match=r"rescale_every: got .*, expected an integer"):
         Checkpoint.open(directory(oracle.random_weights(SHAPE), tmp_path / "hf", every))
 
 
