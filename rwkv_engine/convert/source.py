@@ -64,9 +64,7 @@ class Source:
             check_size(model, self.checkpoint.config, size)
         self._undone = _undone(self.checkpoint, undo_rescale)
         if self.checkpoint.packing and self.checkpoint.packing.is_quantised:
-            log.warning(
-                f"{model}: packed, {self.checkpoint.packing}; its int8 weights are rounded already, and stay so"
-            )
+            log.warning(f"{model}: packed, {self.checkpoint.packing}; its int8 weights keep their rounding errors")
         self.shapes: Shapes = {
             name: (self._dtype(name, dtype), spec.file_shape) for name, spec in self.checkpoint.specs.items()
         }

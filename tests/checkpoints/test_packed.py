@@ -226,7 +226,7 @@ def test_packing_what_is_quantised_does_not_quantise_it_again(base, source, capf
     assert capfd.readouterr().err == ""
     as_floats = packed(first, "cpu fp32", "floats.safetensors")
     [line] = capfd.readouterr().err.splitlines()
-    said = f"packed, {base}, i8 in tiles.1; its int8 weights are rounded already, and stay so"
+    said = f"packed, {base}, i8 in tiles.1; its int8 weights keep their rounding errors"
     assert line == f"rwkv_engine: {first}: {said}"
     expected, got = (Checkpoint.open(path) for path in (first, as_floats))
     for name in expected.names:
