@@ -1,4 +1,4 @@
-"""The tensors that a conversion writes, one at a time."""
+"""Reads and converts the tensors that a conversion writes, one at a time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Source:
 
         Raises:
             CheckpointError: there is no model; it is of another size; its weights look divided and `undo_rescale` is
-                None; or `undo_rescale` is True and no config.json says by what they were divided.
+                None; or `undo_rescale` is True and there is no config.json with the divisor.
         """
         self.checkpoint = Checkpoint.open(model)
         if size:
