@@ -93,7 +93,7 @@ def test_it_is_built_once_with_the_flags_of_the_list_and_opened(machine, capsys)
             "x.cu(3): error: expected a ';'",
             "nvcc 13.0.88 could not build the kernels: x.cu(3): error: expected a ';' (",
         ),
-        ("h.h:1: error: #error -- unsupported GNU version!", "install an older one and name it, CC=g++-13"),
+        ("h.h:1: error: #error -- unsupported GNU version!", "install an older one and set CC=g++-13"),
         ("nvcc fatal   : Unsupported gpu architecture 'compute_90'", "install another CUDA toolkit"),
     ],
 )
