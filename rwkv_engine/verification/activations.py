@@ -18,10 +18,10 @@ LARGEST_K = 255.9
 
 
 class Activations:
-    """Statistics for each layer, the first layer first.
+    """Statistics of each layer, the first layer first.
 
     Attributes:
-        zeros: for each layer and token the share of exact zeros in channel mixing's squared ReLU.
+        zeros: for each layer and token, the share of exact zeros in channel mixing's squared ReLU.
         largest: by name (`residual`, `att k`, `ffn k`) the largest absolute value of each layer; NaN if one is NaN.
     """
 
@@ -39,7 +39,7 @@ class Activations:
         self.largest[name][layer] = torch.stack([before, x.abs().max().double().cpu()]).max().item()  # NaN if one is
 
     def checks(self) -> Iterator[Check]:
-        """Two checks for information, and one that fails if an activation is not finite."""
+        """Yields two checks that only inform, and one that fails if an activation is not finite."""
         shares = [torch.tensor(layer, dtype=torch.float32) for layer in self.zeros]
         layers = [{"min": s.min().item(), "mean": s.mean().item(), "max": s.max().item()} for s in shares]
         means = [layer["mean"] for layer in layers]
@@ -65,7 +65,7 @@ class Activations:
 
 @contextmanager
 def watched(model: Model) -> Iterator[Activations]:
-    """Collects the activations of all tokens that the model reads inside the `with` block."""
+    """Collects statistics of the activations of all tokens that the model processes in the block."""
     seen = Activations(model.config.n_layer)
     handles = []
     for i in range(model.config.n_layer):
