@@ -10,12 +10,13 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
+from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
 from rwkv_engine.runtime.turns import Turns
 
 # A batch is padded to one of these sizes. Each size is captured once, independently of how tokens are sampled.
-BUCKETS = (1, 2, 4, 8, 16)
+BUCKETS = (1, 2, 4, 8, MOST_ROWS)
 
 # A sampling function: (logits (B, V), positions (B,), seeds (B,), samples (B,)) -> ids (B,) int64, negative where no
 # token can be sampled. It must not synchronise with the host.
