@@ -88,7 +88,7 @@ def test_the_staircase_is_measured_independently_of_the_curve():
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("every", [2, 3, 6])
-def test_random_weights_are_told_apart(seed, every, tmp_path):
+def test_divided_random_weights_are_recognised(seed, every, tmp_path):
     """Each layer's matrices larger or smaller by up to a fifth."""
     rng = np.random.default_rng(seed)
     weights = {

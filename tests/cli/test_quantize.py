@@ -102,7 +102,7 @@ def test_a_users_mistake_is_an_error_and_leaves_nothing(arguments, message, call
 
 
 @pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu fp32 *2 -> cpu fp32i8"])
-def test_what_is_quantised_already_is_refused(strategy, call, source):
+def test_quantised_models_are_refused(strategy, call, source):
     path = source.with_name("p.safetensors")
     assert call("pack", str(source), "-o", str(path), "--strategy", strategy)[0] == 0
     before = path.read_bytes()

@@ -116,7 +116,7 @@ def test_a_failed_build_is_quoted_and_the_reference_serves(said, expected, machi
         ("device_count", lambda: 0, "torch sees no GPU"),
     ],
 )
-def test_what_is_wrong_is_said_once_before_anything_is_compiled(name, value, expected, machine, monkeypatch, capsys):
+def test_problems_are_reported_once_before_compilation(name, value, expected, machine, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, name, value)
     status = decide()
     assert (status.kind, status.path) == ("reference", None)

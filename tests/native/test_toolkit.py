@@ -70,7 +70,7 @@ def test_a_library_runs_on_newer_gpus_of_a_generation_and_by_ptx_on_later_ones()
     assert toolkit.architecture_for(70, NVCC) is None
 
 
-def test_what_is_built_for():
+def test_architectures_to_build_for():
     assert chosen_architectures(NVCC, (80, 89, 86, 121)) == ([80, 86, 100], [])
     assert chosen_architectures(NVCC, ()) == ([], [])
 

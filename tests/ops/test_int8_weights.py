@@ -106,7 +106,7 @@ def test_one_large_activation_leaves_digits_to_the_others():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_what_is_not_finite_stays_in_its_row_and_shows(product, value):
+def test_non_finite_values_stay_in_their_row_and_are_visible(product, value):
     matrix, x = Quantized.random(20, 300), numbers(1)(5, 300)
     clean = PRODUCTS[product](x, matrix)
     x[2, 280] = value
@@ -115,7 +115,7 @@ def test_what_is_not_finite_stays_in_its_row_and_shows(product, value):
     assert torch.equal(y[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
 
 
-def test_nothing_times_anything_is_nothing():
+def test_products_with_zeros_are_zero():
     matrix = Quantized.random(20, 300)
     nothing = Quantized(torch.zeros_like(matrix.q), matrix.scales)
     for product in PRODUCTS.values():
