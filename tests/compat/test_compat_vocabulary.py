@@ -64,7 +64,7 @@ def test_a_file_is_searched_for_here_and_next_to_the_model(tmp_path, monkeypatch
 
 
 def test_the_world_vocabulary_next_to_the_model_is_used(tmp_path, nothing_elsewhere):
-    with pytest.raises(TokenizerError, match=r"rwkv_vocab_v20230424\.txt: not beside the model.*put it beside"):
+    with pytest.raises(TokenizerError, match=r"rwkv_vocab_v20230424\.txt: not next to the model.*put it next to"):
         PIPELINE(model_of(tmp_path, 65536), WORLD)
     path = save_world(tmp_path / f"{WORLD}.txt")
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.json")  # which another program may have put there
