@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rwkv_engine import pipeline
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.checks import require_ids, shown
+from rwkv_engine.checks import require_ids
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.rwkv4_layouts import from_layout, to_layout
-from rwkv_engine.errors import CheckpointError, RequestError, StrategyError, TokenizerError
+from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.runtime import Engine, load_model
 
 
@@ -74,8 +74,6 @@ class RWKV:
                 " loads the original file; to have one that loads at once, run rwkv-engine pack"
                 f" {path} --output FILE.safetensors --strategy '{strategy}' and give that FILE as model"
             )
-        if not isinstance(strategy, str):
-            raise StrategyError(f"strategy: got {shown(strategy)}, expected text such as 'cpu fp32'")
         parsed = Strategy.parse(strategy)
         parsed.check_runnable()
         checkpoint = Checkpoint.open(path)
