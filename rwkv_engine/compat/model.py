@@ -78,6 +78,10 @@ class RWKV:
         parsed.check_runnable()
         checkpoint = Checkpoint.open(path)
         self._config = config = checkpoint.config
+        if config.version != self.version:
+            raise CheckpointError(
+                f"{path}: is RWKV-{config.version}; rwkv_engine.compat runs RWKV-{self.version} alone"
+            )
         parsed = parsed.resolve(config)
         if verbose:
             print(f"{path}: RWKV-4, {config.n_layer} layers and the head, {config.n_params / 1e6:,.1f} M parameters")
