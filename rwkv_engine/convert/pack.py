@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.memory import conversion_memory_reported
 from rwkv_engine.checkpoints.packed import PackedMatrix, Packing, pack_tensors
 from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
 from rwkv_engine.core import Strategy
@@ -21,18 +22,21 @@ from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.loader import converted, rounding_note
 from rwkv_engine.runtime.plan import plan_tensors
+from rwkv_engine.storage.atomic import file_problem
 
 SUFFIX = ".safetensors"
 # What `quantize` rounds to.
 FORMATS = ("i8",)
 
 
-def pack(model: Path, output: Path, strategy: str | None = None, progress: Progress | None = None) -> Packing:
+def pack(
+    model: str | Path, output: str | Path, strategy: str | None = None, progress: Progress | None = None
+) -> Packing:
     """Writes a packed file, whole or not at all; holds one matrix at a time.
 
     Args:
         model: path of a checkpoint, see `Checkpoint`; a packed one too.
-        output: a file of this name is replaced.
+        output: the file; a regular file of that name is replaced.
         strategy: the one the file is for: each layer is packed in the precision it has there. None keeps that in which
             the head is stored.
         progress: called after each tensor with the parameters written so far and in all.
@@ -43,26 +47,31 @@ def pack(model: Path, output: Path, strategy: str | None = None, progress: Progr
     Raises:
         CheckpointError: the model is damaged, or holds NaN, infinity or numbers too large for the strategy; or the file
             cannot be written.
+        OutOfMemoryError: a tensor does not fit into memory.
         StrategyError: the strategy cannot be parsed, does not fit this model, or asks for int4.
     """
-    _check_output(output)
+    output = _checked(output)
     checkpoint = Checkpoint.open(model)
     return _write(checkpoint, output, strategy or f"cpu {_stored_precision(checkpoint)}", progress)
 
 
 def quantize(
-    model: Path, output: Path, weights: str = "i8", embedding: str | None = None, progress: Progress | None = None
+    model: str | Path,
+    output: str | Path,
+    weights: str = "i8",
+    embedding: str | None = None,
+    progress: Progress | None = None,
 ) -> Packing:
     """Writes a packed file whose matrices are quantised; as `pack` does, whose errors are those of this too.
 
     Args:
         model: path of a checkpoint, not quantised yet.
-        output: a file of this name is replaced.
+        output: the file; a regular file of that name is replaced.
         weights: one of `FORMATS`.
         embedding: "fp32", "fp16" or "bf16", the dtype of the embedding, which is only looked up; None keeps its own.
         progress: called after each tensor with the parameters written so far and in all.
     """
-    _check_output(output)
+    output = _checked(output)
     checkpoint = Checkpoint.open(model)
     if checkpoint.packing and checkpoint.packing.is_quantised:
         raise CheckpointError(
@@ -72,11 +81,13 @@ def quantize(
     return _write(checkpoint, output, f"cpu {embedding or _word(checkpoint, 'emb.weight')}{weights}", progress)
 
 
-def _check_output(output: Path) -> None:
+def _checked(output: str | Path) -> Path:
+    output = Path(output)
     if output.suffix != SUFFIX:
         raise CheckpointError(f"{output}: packed files are known by their name; expected one that ends in {SUFFIX}")
-    if output.exists() and not output.is_file():
-        raise CheckpointError(f"{output}: is no file; nothing was written")
+    if problem := file_problem(output):
+        raise CheckpointError(f"{output}: {problem}")
+    return output
 
 
 def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None) -> Packing:
@@ -113,7 +124,8 @@ def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progre
                 progress(done, config.n_params)
 
     packing = Packing(checkpoint.fingerprint(), config.settings(), matrices, config.version)
-    pack_tensors(output, packing, shapes, arranged())
+    with conversion_memory_reported(checkpoint.path):
+        pack_tensors(output, packing, shapes, arranged())
     return packing
 
 

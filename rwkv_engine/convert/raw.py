@@ -15,8 +15,8 @@ from rwkv_engine.storage.atomic import file_problem
 
 
 def to_pth(
-    model: Path,
-    output: Path,
+    model: str | Path,
+    output: str | Path,
     progress: Progress | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -34,8 +34,9 @@ def to_pth(
         size: as for `to_hugging_face`.
 
     Raises:
-        CheckpointError: as for `to_hugging_face`.
+        CheckpointError, OutOfMemoryError: as for `to_hugging_face`.
     """
+    model, output = Path(model), Path(output)
     if output.suffix != ".pth":
         raise CheckpointError(f"{output}: expected a name that ends in .pth")
     if problem := file_problem(output):

@@ -86,7 +86,7 @@ def test_a_file_that_is_there_is_replaced_even_the_source(call, source):
             "q.bin: packed files are known by their name; expected one that ends in",
         ),
         (["{source}", "-o", "{folder}/nowhere/q.safetensors"], "cannot be written: No such file or directory"),
-        (["{source}", "-o", "{folder}/d.safetensors"], "d.safetensors: is no file; nothing was written"),
+        (["{source}", "-o", "{folder}/d.safetensors"], "d.safetensors: is a directory, not a regular file; nothing"),
         (["{folder}/no.pth", "-o", "{folder}/q.safetensors"], "no.pth: no such file or directory"),
         (["{folder}/d.safetensors", "-o", "{folder}/q.safetensors"], "d.safetensors: expected model.safetensors or"),
     ],
