@@ -21,11 +21,11 @@ _TAKEN_OVER = ("context_length", "bos_token_id", "eos_token_id")
 
 
 def to_hugging_face(
-    model: Path,
-    output: Path,
+    model: str | Path,
+    output: str | Path,
     *,
     shard_size: int = SHARD_SIZE,
-    tokenizer: Path | None = None,
+    tokenizer: str | Path | None = None,
     is_chat: bool = False,
     progress: Progress | None = None,
     dtype: torch.dtype | None = None,
@@ -59,10 +59,11 @@ def to_hugging_face(
         OutOfMemoryError: a tensor does not fit into memory.
         TokenizerError: the tokenizer cannot be read or does not fit the model.
     """
+    model, output = Path(model), Path(output)
     check_directory(output)
     source = Source(model, dtype, undo_rescale, size)
     config = source.checkpoint.config
-    found, why = chosen_tokenizer(model, config.n_vocab, tokenizer)
+    found, why = chosen_tokenizer(model, config.n_vocab, Path(tokenizer) if tokenizer else None)
     files = tokenizer_files(found) if found else {}
     if _card_is_ours(output / "README.md"):
         files["README.md"] = model_card(output.resolve().name, model, config, source.dtype, is_chat)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.memory import conversion_memory_reported
 from rwkv_engine.checkpoints.packed import PackedMatrix, Packing, pack_tensors
 from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
 from rwkv_engine.core import Strategy
@@ -21,13 +22,16 @@ from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.loader import converted, rounding_note
 from rwkv_engine.runtime.plan import plan_tensors
+from rwkv_engine.storage.atomic import file_problem
 
 SUFFIX = ".safetensors"
 # The formats of `quantize`.
 FORMATS = ("i8",)
 
 
-def pack(model: Path, output: Path, strategy: str | None = None, progress: Progress | None = None) -> Packing:
+def pack(
+    model: str | Path, output: str | Path, strategy: str | None = None, progress: Progress | None = None
+) -> Packing:
     """Writes a packed file, completely or not at all; holds one matrix at a time.
 
     Args:
@@ -43,15 +47,20 @@ def pack(model: Path, output: Path, strategy: str | None = None, progress: Progr
     Raises:
         CheckpointError: the model is damaged, or contains NaN, infinity or numbers too large for the strategy; or the
             file cannot be written.
+        OutOfMemoryError: a tensor does not fit into memory.
         StrategyError: the strategy cannot be parsed, does not fit this model, or asks for int4.
     """
-    _check_output(output)
+    output = _checked(output)
     checkpoint = Checkpoint.open(model)
     return _write(checkpoint, output, strategy or f"cpu {_stored_precision(checkpoint)}", progress)
 
 
 def quantize(
-    model: Path, output: Path, weights: str = "i8", embedding: str | None = None, progress: Progress | None = None
+    model: str | Path,
+    output: str | Path,
+    weights: str = "i8",
+    embedding: str | None = None,
+    progress: Progress | None = None,
 ) -> Packing:
     """Writes a packed file whose matrices are quantised, completely or not at all; holds one matrix at a time.
 
@@ -69,7 +78,7 @@ def quantize(
     Raises:
         CheckpointError: as for `pack`, or the model is quantised already.
     """
-    _check_output(output)
+    output = _checked(output)
     checkpoint = Checkpoint.open(model)
     if checkpoint.packing and checkpoint.packing.is_quantised:
         raise CheckpointError(
@@ -79,11 +88,13 @@ def quantize(
     return _write(checkpoint, output, f"cpu {embedding or _word(checkpoint, 'emb.weight')}{weights}", progress)
 
 
-def _check_output(output: Path) -> None:
+def _checked(output: str | Path) -> Path:
+    output = Path(output)
     if output.suffix != SUFFIX:
         raise CheckpointError(f"{output}: expected a name that ends in {SUFFIX}, by which packed files are recognised")
-    if output.exists() and not output.is_file():
-        raise CheckpointError(f"{output}: is not a file; nothing was written")
+    if problem := file_problem(output):
+        raise CheckpointError(f"{output}: {problem}")
+    return output
 
 
 def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None) -> Packing:
@@ -120,7 +131,8 @@ def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progre
                 progress(done, config.n_params)
 
     packing = Packing(checkpoint.fingerprint(), config.settings(), matrices, config.version)
-    pack_tensors(output, packing, shapes, arranged())
+    with conversion_memory_reported(checkpoint.path):
+        pack_tensors(output, packing, shapes, arranged())
     return packing
 
 

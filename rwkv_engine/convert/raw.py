@@ -15,8 +15,8 @@ from rwkv_engine.storage.atomic import file_problem
 
 
 def to_pth(
-    model: Path,
-    output: Path,
+    model: str | Path,
+    output: str | Path,
     progress: Progress | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -40,6 +40,7 @@ def to_pth(
         CheckpointError: as for `to_hugging_face`; or the name of `output` does not end in .pth.
         OutOfMemoryError: a tensor does not fit into memory.
     """
+    model, output = Path(model), Path(output)
     if output.suffix != ".pth":
         raise CheckpointError(f"{output}: expected a name that ends in .pth")
     if problem := file_problem(output):

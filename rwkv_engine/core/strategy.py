@@ -17,6 +17,7 @@ from itertools import groupby
 import torch
 
 from rwkv_engine._version import __version__
+from rwkv_engine.checks import shown
 from rwkv_engine.core.config import ModelConfig, TensorSpec
 from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.core.hardware import free_memory, gpu_count, gpu_index
@@ -49,8 +50,10 @@ class Strategy:
         """Parses a strategy string.
 
         Raises:
-            StrategyError: the string is malformed; a caret in the message marks the position.
+            StrategyError: it is not a string, or is malformed; a caret in the message marks the position.
         """
+        if not isinstance(text, str):
+            raise StrategyError(f"strategy: got {shown(text)}, expected text such as 'cpu fp32' or 'auto'")
         return cls(text, () if text.strip() == "auto" else parse_segments(text))
 
     @classmethod

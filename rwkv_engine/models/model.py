@@ -10,7 +10,7 @@ Shapes: B sequences, T tokens, C = n_embd, V = n_vocab.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar, cast
 
@@ -30,8 +30,12 @@ class Block(nn.Module):
 
     Each RWKV version derives a class from it that calls `__init__` with its config and the layer's index, and that
     implements `forward`. A fused `step` for packed weights makes decoding faster.
+
+    Attributes:
+        watched: the modules whose outputs `verify` reports besides the residual stream, by their names in the report.
     """
 
+    watched: ClassVar[Mapping[str, str]] = {}
     ln0: nn.LayerNorm
 
     def __init__(self, config: ModelConfig, index: int):

@@ -9,6 +9,7 @@ Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V = n_vocab.
 from __future__ import annotations
 
 from functools import cached_property
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -132,6 +133,8 @@ class ChannelMixing(nn.Module):
 
 class Rwkv4Block(Block):
     """One layer of an RWKV-4, whose layer 0 passes nothing to later layers."""
+
+    watched = MappingProxyType({"att k": "att.key", "ffn k": "ffn.key"})
 
     def __init__(self, config: Rwkv4Config, index: int):
         super().__init__(config, index)

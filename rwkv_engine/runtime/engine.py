@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import threading
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from rwkv_engine.runtime.decoder import Decoder, recordable
 # Long enough for efficient matrix-matrix products, short enough to keep activations small: the memory of a prefill does
 # not grow with the length of its text.
 CHUNK = 256
+_making_decoder = threading.Lock()  # two threads would make two, each with a pool of its own
 
 
 class Engine:
@@ -31,11 +32,15 @@ class Engine:
         self.model = model
         self.chunk = chunk
         self.pooled = recordable(model) is not None
+        self._decoder: Decoder | None = None
 
-    @cached_property
+    @property
     def decoder(self) -> Decoder:
         """The decoder of this engine, with a pool of its own, created at its first use."""
-        return Decoder(self.model)
+        with _making_decoder:
+            if self._decoder is None:
+                self._decoder = Decoder(self.model)
+            return self._decoder
 
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first token of `batch` sequences, on the device of the model's head."""

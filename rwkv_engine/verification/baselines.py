@@ -33,16 +33,20 @@ def is_installed(name: str) -> bool:
 
 def unsupported(name: str, config: ModelConfig) -> str | None:
     """Why a baseline cannot run a model, in one clause; None if it can."""
+    if config.version != 4:
+        return f"{name} is compared with for RWKV-4 alone, this is RWKV-{config.version}"
     if name == "rwkv" and config.n_att != config.n_embd:
         return f"the rwkv package needs time mixing as wide as the model, got {config.n_att} and {config.n_embd}"
     return None
 
 
 def rwkv_tensors(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors as the `rwkv` package expects them; from a `.pth`, as the package itself reads them."""
-    if path.suffix == ".pth" and path.is_file():
-        return torch.load(path, map_location="cpu", weights_only=True)
+    """A checkpoint's tensors as the `rwkv` package wants them; those of a plain `.pth` as it would read them itself."""
     checkpoint = Checkpoint.open(path)
+    if path.suffix == ".pth" and path.is_file():
+        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        if tensors.keys() == set(checkpoint.names):  # not with a trainer's prefixes, or inside its dictionary
+            return tensors
     return {name: checkpoint.read(name) for name in checkpoint.names}
 
 

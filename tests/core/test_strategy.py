@@ -400,3 +400,9 @@ def test_auto_fills_one_gpu_after_the_other(gpus):
         auto = Strategy.parse("auto").resolve(CONFIG)
         assert str(auto) == expected
         auto.check_runnable()
+
+
+@pytest.mark.parametrize("text", [None, 5, b"cpu fp32", ["cpu fp32"]])
+def test_a_strategy_that_is_not_text_is_refused(text):
+    with pytest.raises(StrategyError, match=r"strategy: got .*, expected text such as 'cpu fp32' or 'auto'"):
+        Strategy.parse(text)

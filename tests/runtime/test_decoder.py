@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
@@ -171,6 +172,16 @@ def test_threads_share_a_decoder(engine):
             assert list(threads.map(write, range(4))) == drawn.tolist()
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_threads_that_begin_together_get_one_decoder(engine, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        f"{Engine.__module__}.Decoder", lambda model: time.sleep(0.05) or made.append(model) or object()
+    )
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: engine.decoder, range(4)))
+    assert len(made) == len(set(map(id, found))) == 1
 
 
 def test_a_stream_waits_for_the_last_users_stream(monkeypatch):
