@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rwkv_engine.errors import (
         CheckpointError,
         ExtensionError,
+        OutOfMemoryError,
         RequestError,
         RwkvError,
         StrategyError,
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "ExtensionError",
     "ModelConfig",
+    "OutOfMemoryError",
     "RequestError",
     "Rwkv4Config",
     "RwkvError",

@@ -13,7 +13,7 @@ class CheckpointError(RwkvError):
 
 
 class OutOfMemoryError(RwkvError):
-    """There is not enough memory to open or load a model."""
+    """There is not enough memory to open, load or convert a model."""
 
 
 class StrategyError(RwkvError):

@@ -16,7 +16,7 @@ from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.checks import require, require_known, require_text, shown
 from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.embedding import embed, ids_of
-from rwkv_engine.errors import RequestError, StrategyError, TokenizerError
+from rwkv_engine.errors import RequestError, TokenizerError
 from rwkv_engine.generation import Sampler, SamplingParams, TextStream, TokenStream
 from rwkv_engine.generation.params import SamplingOptions
 from rwkv_engine.generation.special_stops import with_special_stops
@@ -94,8 +94,6 @@ class RWKV:
             StrategyError: the strategy cannot be parsed or run.
             TokenizerError: the tokenizer cannot be read or does not fit the model.
         """
-        if not isinstance(strategy, str):
-            raise StrategyError(f"strategy: got {shown(strategy)}, expected text such as 'cpu fp32' or 'auto'")
         if not isinstance(tokenizer, (str, PathLike, type(None))):
             raise TokenizerError(f"tokenizer: got {shown(tokenizer)}, expected the path of a tokenizer file")
         parsed = Strategy.parse(strategy)
@@ -244,6 +242,8 @@ def _as_ids(tokens: Sequence[int] | Tensor) -> Tensor:
         raise RequestError(f"tokens: expected a list of integer ids, got {type(tokens).__name__}: {error}") from error
     if ids.numel() == 0 or ids.ndim not in (1, 2):
         raise RequestError(f"tokens: expected at least one id, as (T,) or (B, T); got shape {tuple(ids.shape)}")
-    if ids.is_floating_point() or ids.dtype == torch.bool:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise RequestError(f"tokens: expected integer ids, got {ids.dtype}")
+    if ids.is_meta or ids.layout != torch.strided:
+        raise RequestError(f"tokens: expected a dense tensor of ids, got {ids.layout} on {ids.device}")
     return ids.long()

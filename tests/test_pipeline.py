@@ -139,6 +139,9 @@ def test_wrong_arguments_are_refused_at_the_call(tales):
         RWKV.from_pretrained("tales", strategy=None)
     with pytest.raises(TokenizerError, match="tokenizer: got 5, expected the path"):
         RWKV.from_pretrained("tales", tokenizer=5)
+    for tokens in (torch.tensor([1j]), torch.tensor([1]).to_sparse(), torch.empty(2, dtype=torch.int64, device="meta")):
+        with pytest.raises(RequestError, match="tokens: expected"):
+            tales.forward(tokens)
     for state in ([1, 2], "state", {}):
         with pytest.raises(RequestError, match="state: got"):
             tales.forward([1], state)

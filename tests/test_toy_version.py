@@ -7,7 +7,7 @@ import tape
 import torch
 from toy_version import ToyConfig, ToyModel, random_toy, registered
 
-from rwkv_engine import RWKV, Checkpoint, CheckpointError, RequestError, State, Strategy
+from rwkv_engine import RWKV, Checkpoint, CheckpointError, RequestError, State, Strategy, compat
 from rwkv_engine.convert import to_pth
 from rwkv_engine.convert.directory import save_hugging_face
 from rwkv_engine.convert.pack import pack, quantize
@@ -17,6 +17,7 @@ from rwkv_engine.models.dense import checkpoint_tensors, make_dense
 from rwkv_engine.models.weights import InputMajor, Tiled
 from rwkv_engine.runtime import Decoder, StatePool, load_model
 from rwkv_engine.runtime.moving import move_model
+from rwkv_engine.verification import verify
 
 CONFIG = ToyConfig(n_layer=3, n_embd=24, n_head=2, n_ffn=40, n_vocab=50, rank=5)
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
@@ -133,7 +134,7 @@ def test_a_state_of_another_version_is_refused(path, tales):
         from_layout([], "rwkv", CONFIG)
 
 
-def test_a_pool_and_a_recorded_decoder_keep_its_states(path):
+def test_the_pool_and_the_captured_decoder_keep_its_states(path):
     model = load_model(Checkpoint.open(path), Strategy.parse("cpu fp32"))
     pool = StatePool(model, 2)
     _, state = RWKV.from_pretrained(path).forward(IDS)
@@ -180,3 +181,19 @@ def test_the_plan_counts_every_byte(path):
     low_rank = [spec for spec in specs if spec.role is Role.LOW_RANK and spec.layer == 1]
     assert blocks[1].nbytes(low_rank) == 2 * 2 * 24 * 5
     assert head.nbytes(spec for spec in specs if spec.layer == 3) == 2 * 24 * 4 + 50 * 24 + 4 * (50 + 24)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_verify_checks_it_and_compares_it_with_no_program_of_rwkv4(path, tmp_path, packed):
+    if packed:
+        quantize(path, tmp_path / "q.safetensors")
+    checks = {check.name: check for check in verify(tmp_path / "q.safetensors" if packed else path)}
+    assert not [check for check in checks.values() if check.verdict == "FAILED"]
+    assert len(checks["squared relu"].numbers["layers"]) == 3
+    assert set(checks["activations"].numbers) == {"residual"}
+    assert checks["rwkv"].verdict == checks["transformers"].verdict == "skipped"
+
+
+def test_the_interface_of_the_rwkv_package_refuses_it(path):
+    with pytest.raises(CheckpointError, match="is RWKV-99"):
+        compat.RWKV(path, "cpu fp32", verbose=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rwkv_engine.auto.fitting import Fitting
 from rwkv_engine.auto.outputs import BatchEncoding, in_format
 from rwkv_engine.auto.vocabulary import Vocabulary, save
+from rwkv_engine.checks import shown
 from rwkv_engine.errors import RequestError, TokenizerError
 from rwkv_engine.text import Tokenizer
 
@@ -137,7 +138,7 @@ class RwkvTokenizer:
             clean_up_tokenization_spaces: has no effect; spaces stay as they are.
 
         Raises:
-            RequestError: an id is below 0.
+            RequestError: an id is below 0, or is not an integer.
         """
         ids = _plain(token_ids)
         if isinstance(ids, int):
@@ -242,6 +243,7 @@ class RwkvTokenizer:
 
 def _plain(ids: Any) -> Any:
     """Converts tensors and arrays of ids to Python integers and lists."""
-    if hasattr(ids, "tolist"):
-        return ids.tolist()
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, (int, Iterable)):
+        raise RequestError(f"token_ids: got {shown(ids)}, expected integer token ids")
     return ids if isinstance(ids, int) else [_plain(i) for i in ids]

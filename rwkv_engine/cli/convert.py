@@ -52,7 +52,7 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option(
     "--tokenizer-file",
     type=click.Path(path_type=Path),
-    help="Tokenizer to include; by default searched beside the checkpoint.",
+    help="Tokenizer to include; by default searched next to the checkpoint.",
 )
 @click.option(
     "--size",

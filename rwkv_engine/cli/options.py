@@ -51,7 +51,7 @@ loading_options = _together(
         show_default=True,
         help='Device and precision, such as "cpu bf16", "cpu fp32i8", "cuda fp16"; or auto.',
     ),
-    click.option("--tokenizer", help="Tokenizer file; by default searched beside the model and in the hub cache."),
+    click.option("--tokenizer", help="Tokenizer file; by default searched next to the model and in the hub cache."),
 )
 
 

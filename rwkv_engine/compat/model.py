@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rwkv_engine import pipeline
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.checks import require_ids, shown
+from rwkv_engine.checks import require_ids
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.rwkv4_layouts import from_layout, to_layout
-from rwkv_engine.errors import CheckpointError, RequestError, StrategyError, TokenizerError
+from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.runtime import Engine, load_model
 
 
@@ -74,12 +74,14 @@ class RWKV:
                 " loads the original file; to have one that loads at once, run rwkv-engine pack"
                 f" {path} --output FILE.safetensors --strategy '{strategy}' and give that FILE as model"
             )
-        if not isinstance(strategy, str):
-            raise StrategyError(f"strategy: got {shown(strategy)}, expected text such as 'cpu fp32'")
         parsed = Strategy.parse(strategy)
         parsed.check_runnable()
         checkpoint = Checkpoint.open(path)
         self._config = config = checkpoint.config
+        if config.version != self.version:
+            raise CheckpointError(
+                f"{path}: is RWKV-{config.version}; rwkv_engine.compat runs RWKV-{self.version} alone"
+            )
         parsed = parsed.resolve(config)
         if verbose:
             print(f"{path}: RWKV-4, {config.n_layer} layers and the head, {config.n_params / 1e6:,.1f} M parameters")

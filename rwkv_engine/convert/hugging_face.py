@@ -21,27 +21,28 @@ _TAKEN_OVER = ("context_length", "bos_token_id", "eos_token_id")
 
 
 def to_hugging_face(
-    model: Path,
-    output: Path,
+    model: str | Path,
+    output: str | Path,
     *,
     shard_size: int = SHARD_SIZE,
-    tokenizer: Path | None = None,
+    tokenizer: str | Path | None = None,
     is_chat: bool = False,
     progress: Progress | None = None,
     dtype: torch.dtype | None = None,
     undo_rescale: bool | None = None,
     size: str | None = None,
 ) -> Converted:
-    """Writes a directory that transformers loads, completely or not at all; holds one tensor at a time.
+    """Writes a directory that transformers can load, completely or not at all; holds one tensor at a time.
 
-    Only names change, unless an argument asks for more. A README.md that this function did not write is kept.
+    Tensors are renamed but not changed, unless an argument says so. A README.md that this function did not write is
+    kept.
 
     Args:
         model: path of a checkpoint, see `Checkpoint`. If its file name holds the context length it was trained with, as
             in `ctx4096`, that goes into config.json.
         output: the directory; see `save_hugging_face`.
         shard_size: bytes of tensors in one file; a larger model is written to several files with an index.
-        tokenizer: path of a tokenizer file; by default a fitting one is looked for, see `text.find_tokenizer`.
+        tokenizer: path of a tokenizer file; by default one is searched for, see `text.find_tokenizer`.
         is_chat: whether the model card describes a chat format.
         progress: called after each tensor with the parameters written so far and in all.
         dtype: the new dtype of all tensors except time_decay and time_first; by default each tensor keeps its own.
@@ -49,16 +50,20 @@ def to_hugging_face(
             model whose weights look divided; False converts it as it is.
         size: one of `SIZES`; a model of another size is refused.
 
+    Returns:
+        The size, dtype, tokenizer and files of what was written.
+
     Raises:
         CheckpointError: the model is damaged, of another size, holds NaN, infinity or numbers too large for `dtype`, or
             its weights look divided; or the directory cannot be written.
         OutOfMemoryError: a tensor does not fit into memory.
         TokenizerError: the tokenizer cannot be read or does not fit the model.
     """
+    model, output = Path(model), Path(output)
     check_directory(output)
     source = Source(model, dtype, undo_rescale, size)
     config = source.checkpoint.config
-    found, why = chosen_tokenizer(model, config.n_vocab, tokenizer)
+    found, why = chosen_tokenizer(model, config.n_vocab, Path(tokenizer) if tokenizer else None)
     files = tokenizer_files(found) if found else {}
     if _card_is_ours(output / "README.md"):
         files["README.md"] = model_card(output.resolve().name, model, config, source.dtype, is_chat)

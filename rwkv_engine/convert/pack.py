@@ -1,4 +1,4 @@
-"""Packing a model: its matrices written as kernels read them, see `core.packed`."""
+"""Writes packed files, whose matrices have the memory layout of the kernels, see `checkpoints.packed`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
+from rwkv_engine.checkpoints.memory import conversion_memory_reported
 from rwkv_engine.checkpoints.packed import PackedMatrix, Packing, pack_tensors
 from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
 from rwkv_engine.core import Strategy
@@ -24,60 +25,76 @@ from rwkv_engine.runtime.plan import plan_tensors
 from rwkv_engine.storage.atomic import file_problem
 
 SUFFIX = ".safetensors"
-# What `quantize` rounds to.
+# The formats of `quantize`.
 FORMATS = ("i8",)
 
 
-def pack(model: Path, output: Path, strategy: str | None = None, progress: Progress | None = None) -> Packing:
-    """Writes a packed file, whole or not at all; holds one matrix at a time.
+def pack(
+    model: str | Path, output: str | Path, strategy: str | None = None, progress: Progress | None = None
+) -> Packing:
+    """Writes a packed file, completely or not at all; holds one matrix at a time.
 
     Args:
-        model: path of a checkpoint, see `Checkpoint`; a packed one too.
-        output: a file of this name is replaced.
-        strategy: the one the file is for: each layer is packed in the precision it has there. None keeps that in which
-            the head is stored.
+        model: path of a checkpoint, see `Checkpoint`; it may be packed already.
+        output: the file, whose name must end in .safetensors; an existing one is replaced.
+        strategy: the strategy under which the file will be loaded; each layer is packed in the precision that it
+            assigns. By default all layers get the precision in which the head is stored.
         progress: called after each tensor with the parameters written so far and in all.
 
     Returns:
-        What the file tells of itself.
+        The metadata of the file.
 
     Raises:
-        CheckpointError: the model is damaged, or holds NaN, infinity or numbers too large for the strategy; or the file
-            cannot be written.
+        CheckpointError: the model is damaged, or contains NaN, infinity or numbers too large for the strategy; or the
+            file cannot be written.
+        OutOfMemoryError: a tensor does not fit into memory.
         StrategyError: the strategy cannot be parsed, does not fit this model, or asks for int4.
     """
-    _check_output(output)
+    output = _checked(output)
     checkpoint = Checkpoint.open(model)
     return _write(checkpoint, output, strategy or f"cpu {_stored_precision(checkpoint)}", progress)
 
 
 def quantize(
-    model: Path, output: Path, weights: str = "i8", embedding: str | None = None, progress: Progress | None = None
+    model: str | Path,
+    output: str | Path,
+    weights: str = "i8",
+    embedding: str | None = None,
+    progress: Progress | None = None,
 ) -> Packing:
-    """Writes a packed file whose matrices are quantised; as `pack` does, whose errors are those of this too.
+    """Writes a packed file whose matrices are quantised, completely or not at all; holds one matrix at a time.
 
     Args:
-        model: path of a checkpoint, not quantised yet.
-        output: a file of this name is replaced.
-        weights: one of `FORMATS`.
-        embedding: "fp32", "fp16" or "bf16", the dtype of the embedding, which is only looked up; None keeps its own.
+        model: path of a checkpoint that is not quantised.
+        output: the file, whose name must end in .safetensors; an existing one is replaced.
+        weights: the format of the matrices: "i8".
+        embedding: the dtype of the embedding, "fp32", "fp16" or "bf16"; by default that of the checkpoint. The
+            embedding is never quantised.
         progress: called after each tensor with the parameters written so far and in all.
+
+    Returns:
+        The metadata of the file.
+
+    Raises:
+        CheckpointError: as for `pack`, or the model is quantised already.
     """
-    _check_output(output)
+    output = _checked(output)
     checkpoint = Checkpoint.open(model)
     if checkpoint.packing and checkpoint.packing.is_quantised:
         raise CheckpointError(
-            f"{model}: is quantised already ({checkpoint.packing}), and would lose by being rounded twice; give the"
+            f"{model}: is quantised already ({checkpoint.packing}), and quantising it twice would add errors; give the"
             " model it was made from, or copy it with rwkv-engine pack"
         )
     return _write(checkpoint, output, f"cpu {embedding or _word(checkpoint, 'emb.weight')}{weights}", progress)
 
 
-def _check_output(output: Path) -> None:
+def _checked(output: str | Path) -> Path:
+    output = Path(output)
     if output.suffix != SUFFIX:
-        raise CheckpointError(f"{output}: packed files are known by their name; expected one that ends in {SUFFIX}")
+        raise CheckpointError(f"{output}: expected a name that ends in {SUFFIX}, by which packed files are recognised")
     if problem := file_problem(output):
         raise CheckpointError(f"{output}: {problem}")
+    return output
 
 
 def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None) -> Packing:
@@ -114,7 +131,8 @@ def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progre
                 progress(done, config.n_params)
 
     packing = Packing(checkpoint.fingerprint(), config.settings(), matrices, config.version)
-    pack_tensors(output, packing, shapes, arranged())
+    with conversion_memory_reported(checkpoint.path):
+        pack_tensors(output, packing, shapes, arranged())
     return packing
 
 
@@ -124,6 +142,6 @@ def _stored_precision(checkpoint: Checkpoint) -> str:
 
 
 def _word(checkpoint: Checkpoint, name: str) -> str:
-    """The name of the format in which a file has a tensor."""
+    """The name of the format in which the checkpoint stores a tensor."""
     dtype = checkpoint.read(name).dtype
     return I8.name if dtype == I8.storage else float_format(dtype).name

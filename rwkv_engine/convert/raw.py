@@ -15,8 +15,8 @@ from rwkv_engine.storage.atomic import file_problem
 
 
 def to_pth(
-    model: Path,
-    output: Path,
+    model: str | Path,
+    output: str | Path,
     progress: Progress | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -33,9 +33,14 @@ def to_pth(
         undo_rescale: as for `to_hugging_face`.
         size: as for `to_hugging_face`.
 
+    Returns:
+        The size and dtype of what was written.
+
     Raises:
-        CheckpointError: as for `to_hugging_face`.
+        CheckpointError: as for `to_hugging_face`; or the name of `output` does not end in .pth.
+        OutOfMemoryError: a tensor does not fit into memory.
     """
+    model, output = Path(model), Path(output)
     if output.suffix != ".pth":
         raise CheckpointError(f"{output}: expected a name that ends in .pth")
     if problem := file_problem(output):

@@ -281,6 +281,14 @@ def test_inputs_that_are_not_text_are_refused(text):
         AutoTokenizer.from_pretrained("tales")(text)
 
 
+@pytest.mark.parametrize("ids", [None, 1.5, [1.5], ["a"], "12", [None], [[1], [b"x"]], torch.tensor([1.5])])
+def test_what_is_not_an_id_is_refused(ids):
+    tokenizer = AutoTokenizer.from_pretrained("tales")
+    for call in (tokenizer.decode, tokenizer.convert_ids_to_tokens, tokenizer.batch_decode):
+        with pytest.raises(RequestError, match=r"token_ids: got .*, expected integer token ids"):
+            call(ids)
+
+
 def test_masked_labels_are_refused_as_ids():
     with pytest.raises(RequestError, match="got the id -100, expected ids >= 0"):
         AutoTokenizer.from_pretrained("tales").decode([5, -100])

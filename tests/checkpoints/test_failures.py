@@ -18,8 +18,10 @@ from rwkv_engine.checkpoints import memory
 from rwkv_engine.checkpoints.failures import damage_reported, interrupts_kept
 from rwkv_engine.checkpoints.memory import memory_errors_explained
 from rwkv_engine.convert import to_hugging_face, to_pth
+from rwkv_engine.convert.pack import pack, quantize
 from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.errors import OutOfMemoryError
+from rwkv_engine.locate import EMBEDDED
 
 # Loads a file with so much less address space than it needs, in a process that has loaded all code before.
 LIMITED = """
@@ -76,6 +78,17 @@ def test_too_little_memory_to_open_a_file_is_not_damage(name, big, run_python):
         f"rwkv_engine.errors.OutOfMemoryError: {big / name}: not enough memory to open it: it needs"
     )
     assert "GB are free; raise this process's limit (ulimit -v), or close other programs" in error
+
+
+@pytest.mark.parametrize("write", [pack, quantize])
+def test_too_little_memory_to_pack_is_reported(write, tmp_path, monkeypatch):
+    def no_memory(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 154450944 bytes")
+
+    monkeypatch.setattr(f"{pack.__module__}.converted", no_memory)
+    with pytest.raises(OutOfMemoryError, match="tales: not enough memory to convert it"):
+        write(EMBEDDED["tales"], tmp_path / "p.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -177,7 +190,7 @@ def test_an_interrupt_that_became_another_error_is_an_interrupt(error, tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_that_raises_nothing_is_left_to_its_work(tmp_path):
+def test_a_handler_that_raises_nothing_is_called_normally(tmp_path):
     calls = []
     before = signal.signal(signal.SIGINT, lambda *arguments: calls.append(1))
     try:

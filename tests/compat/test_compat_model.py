@@ -197,7 +197,7 @@ def test_environment_variables(path, monkeypatch):
     [
         ("cpu fp32i3", "found 'fp32i3'"),
         ("cpu fp32i4", "i4 weights need"),
-        ("cpu fp32 *1", "have no place"),
+        ("cpu fp32 *1", "are not assigned"),
         ("cpu fp32 *9", "too many layers"),
         ("gpu fp16", "expected a device"),
     ],
@@ -229,7 +229,7 @@ def test_weights_are_elsewhere(model):
         model.w["emb.weight"]
 
 
-def test_verbose_tells_what_runs_where(path, capsys):
+def test_verbose_shows_the_plan(path, capsys):
     RWKV(str(path), "cpu fp32 *2 -> cpu bf16")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("RWKV-4, 3 layers and the head, 0.1 M parameters")

@@ -16,6 +16,7 @@ from rwkv_engine.checkpoints.files import read_file
 from rwkv_engine.checkpoints.safetensors import INDEX
 from rwkv_engine.convert import check_size, to_hugging_face, to_pth
 from rwkv_engine.convert import save_hugging_face as write_directory
+from rwkv_engine.convert.pack import pack, quantize
 from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.pipeline import EMBEDDED
 
@@ -52,6 +53,18 @@ def test_a_round_trip_is_bit_identical(dtype, shard_size, weights, tmp_path):
     original = torch.load(source, weights_only=True)
     assert_same_bits(original, torch.load(tmp_path / "back.pth", weights_only=True))
     assert_same_bits(original, stored(tmp_path / "hf"))
+
+
+def test_paths_may_be_strings(weights, tmp_path):
+    source = str(save_pth(weights, tmp_path / "m.pth"))
+    for write, name in [
+        (to_hugging_face, "hf"),
+        (to_pth, "raw.pth"),
+        (pack, "p.safetensors"),
+        (quantize, "q.safetensors"),
+    ]:
+        write(source, f"{tmp_path}/{name}")
+        assert (tmp_path / name).exists()
 
 
 def test_mixed_dtypes_are_kept_and_aligned(weights, tmp_path):
@@ -250,7 +263,7 @@ def test_converting_a_quantised_model_to_floats_warns(source, weights, capfd):
     path = source.with_name("q.safetensors")
     quantize(source, path)
     to_hugging_face(path, source.parent / "hf")
-    assert "its int8 weights are rounded already" in capfd.readouterr().err
+    assert "its int8 weights keep their rounding errors" in capfd.readouterr().err
     expected = RWKV.from_pretrained(path, "cpu fp32").engine.model.state_dict()
     got = RWKV.from_pretrained(source.parent / "hf").engine.model.state_dict()
     assert expected.keys() == got.keys()

@@ -159,7 +159,7 @@ def test_spaces_in_strategies_are_ignored(text):
         ("cuda fp16 *25 -> cpu fp32", 17, "gets no layer"),
         ("cuda fp16 -> cpu fp32 *25", 0, "gets no layer"),
         ("cuda fp16 *10+ -> cpu fp32", 18, "gets no layer"),
-        ("cuda fp16 *10 -> cpu fp32 *5", 17, "10 layers have no place"),
+        ("cuda fp16 *10 -> cpu fp32 *5", 17, "10 layers are not assigned"),
     ],
 )
 def test_errors_have_a_caret_at_the_mistake(text, column, message):
@@ -400,3 +400,9 @@ def test_auto_fills_one_gpu_after_the_other(gpus):
         auto = Strategy.parse("auto").resolve(CONFIG)
         assert str(auto) == expected
         auto.check_runnable()
+
+
+@pytest.mark.parametrize("text", [None, 5, b"cpu fp32", ["cpu fp32"]])
+def test_a_strategy_that_is_not_text_is_refused(text):
+    with pytest.raises(StrategyError, match=r"strategy: got .*, expected text such as 'cpu fp32' or 'auto'"):
+        Strategy.parse(text)

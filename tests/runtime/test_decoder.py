@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
@@ -72,7 +73,7 @@ def test_other_slots_stay_as_they_are(engine, capture):
         assert not torch.equal(getattr(after, name)[[0, 2, 4]], getattr(state, name)[[0, 2, 4]])
 
 
-def test_nothing_is_left_of_what_a_bucket_did_before(engine):
+def test_a_bucket_keeps_nothing_from_its_last_step(engine):
     """Four rows, then three in the same buffers."""
     _, state = read(engine, 4)
     decoder, fresh = Decoder(engine.model), Decoder(engine.model)
@@ -109,7 +110,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("params", DRAWS.values(), ids=DRAWS)
-def test_a_run_draws_what_a_sampler_draws_step_by_step(engine, params, capture):
+def test_a_run_samples_the_same_tokens_as_a_sampler_step_by_step(engine, params, capture):
     sampler, samples = Sampler(params), [0, 2**64 - 1, 7]
     logits, state = read(engine, 3)
     first = torch.tensor(sampler.sample(logits, state.position, samples))
@@ -126,7 +127,7 @@ def test_a_run_draws_what_a_sampler_draws_step_by_step(engine, params, capture):
     assert_states_equal(decoder.pool.read(slots), state)
 
 
-def test_a_size_is_recorded_once_whatever_is_drawn(engine):
+def test_each_batch_size_is_captured_once_however_tokens_are_sampled(engine):
     recorded = []
 
     def counting(function):
@@ -173,6 +174,16 @@ def test_threads_share_a_decoder(engine):
         sys.setswitchinterval(interval)
 
 
+def test_threads_that_begin_together_get_one_decoder(engine, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        f"{Engine.__module__}.Decoder", lambda model: time.sleep(0.05) or made.append(model) or object()
+    )
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: engine.decoder, range(4)))
+    assert len(made) == len(set(map(id, found))) == 1
+
+
 def test_a_stream_waits_for_the_last_users_stream(monkeypatch):
     """The order of torch's calls, with CUDA replaced."""
     log, current = [], threading.local()
@@ -203,7 +214,7 @@ def test_a_stream_waits_for_the_last_users_stream(monkeypatch):
     ]
 
 
-def test_logits_that_are_not_finite_draw_minus_one_and_harm_no_neighbour(engine):
+def test_non_finite_logits_give_minus_one_and_do_not_affect_other_rows(engine):
     _, state = read(engine, 2)
     damaged = state.clone()
     damaged.att_shift[1, 0, 0] = torch.nan
@@ -222,8 +233,8 @@ def test_logits_that_are_not_finite_draw_minus_one_and_harm_no_neighbour(engine)
         ([1], [0, 1], r"got \(1,\) tokens for 2 slots, expected 1 to 16"),
         ([], [], r"got \(0,\) tokens for 0 slots"),
         ([1] * 17, range(17), r"got \(17,\) tokens for 17 slots"),
-        ([1, 2], [1, 1], r"slots: got \[1, 1\], expected different ones of 16"),
-        ([1], [16], r"slots: got \[16\], expected different ones of 16"),
+        ([1, 2], [1, 1], r"slots: got \[1, 1\], expected different slots below 16"),
+        ([1], [16], r"slots: got \[16\], expected different slots below 16"),
     ],
     ids=str,
 )
@@ -257,7 +268,7 @@ def test_no_chunk_of_one_token_is_left_over(engine, chunk):
         assert max(sizes) <= chunk + 1
 
 
-def test_a_graph_is_warmed_up_on_the_side_recorded_once_and_replayed(monkeypatch):
+def test_a_graph_is_warmed_up_on_a_side_stream_captured_once_and_replayed(monkeypatch):
     """The order of torch's calls, with CUDA replaced: what they do is for a GPU to show."""
     log = []
 

@@ -28,6 +28,16 @@ def test_the_rwkv_package_agrees_on_a_bfloat16_file(tmp_path):
     assert set(checks["peak memory"].numbers) == {"ours", "transformers", "rwkv"}
 
 
+@pytest.mark.parametrize("prefix", ["", "_forward_module."])
+def test_the_rwkv_package_gets_the_model_out_of_a_trainers_file(prefix, tmp_path):
+    weights = {name: torch.from_numpy(w) for name, w in oracle.random_weights(Shape(n_vocab=256)).items()}
+    path = tmp_path / "m.pth"
+    torch.save({"state_dict": {f"{prefix}{name}": w for name, w in weights.items()}, "epoch": 3}, path)
+    found = baselines.rwkv_tensors(path)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name].flatten(), w.flatten()) for name, w in weights.items())
+
+
 def answering(monkeypatch, answer):
     """The rwkv package replaced by `answer`, called in a thread."""
     monkeypatch.setattr(agreement, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
