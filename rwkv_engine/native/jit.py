@@ -24,6 +24,8 @@ from rwkv_engine.notices import log
 # Failures that another attempt may not meet again: memory, disks, processes that were killed.
 PASSING = re.compile(r"No space left|Disk quota|Read-only file|Input/output error|[Kk]illed|[Mm]emory|memory exhausted")
 
+LONGEST = 300  # characters of a compiler's line in a message
+
 
 def build_once(
     name: str, what: str, compiler: str, advice: Callable[[str], str] = lambda log: "", **arguments: Any
@@ -165,7 +167,9 @@ def _text(error: Exception) -> str:
 
 
 def _reason(output: str, advice: Callable[[str], str]) -> str:
-    """The first line that says what is wrong, and what to do about it where that is known."""
+    """The first line that says what is wrong, cut if it is long, and what to do about it where that is known."""
     lines = [line.strip() for line in output.splitlines()] or ["no message"]
-    first = next((line for line in lines if re.search(r"\berror:|\bfatal *:|cannot find", line)), lines[0])
-    return first + advice(output)
+    # ninja writes FAILED, then the command, then what the command said.
+    after = next((i + 2 for i, line in enumerate(lines[:-2]) if line.startswith("FAILED:")), 0)
+    first = next((line for line in lines if re.search(r"\berror:|\bfatal *:|cannot find", line)), lines[after])
+    return first[:LONGEST] + advice(output)
