@@ -1,9 +1,9 @@
-"""Do two runs of `rwkv-engine bench` agree? The ranges of their rounds must overlap.
+"""Checks that two runs of `rwkv-engine bench` agree: the ranges of their rounds must overlap.
 
     python -m bench.agree first.json second.json
 
-First it compares tokens per second, then how many times as fast as other programs our engine was, if there were any:
-that does not depend on whether the machine itself was faster or slower in the second run. Exit code 1 if any differ.
+It compares tokens per second and, if other programs were measured, the engine's speed relative to theirs, which does
+not depend on whether the machine itself was faster in one of the runs. The exit code is 1 if any measurement differs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.table import Table
 
 
 def rates(file: str) -> dict[tuple[str, str], dict[str, float]]:
-    """Median, low and high, by engine and measurement."""
+    """The median, lowest and highest rate of each engine and measurement."""
     engines = json.loads(Path(file).read_text(encoding="utf-8"))["engines"]
     speeds, times = {}, {}
     for engine in engines:
@@ -38,7 +38,7 @@ def main() -> None:
     apart = 0
     for key in [key for key in first if key in second]:
         a, b = first[key], second[key]
-        # Medians need not lie in the other's range: with five rounds each, a quarter would not, by chance alone.
+        # A median may lie outside the other run's range; with five rounds each, a quarter do so by chance.
         agree = a["low"] <= b["high"] and b["low"] <= a["high"]
         apart += not agree
         shown = [f"{r['median']:.4g} ({r['low']:.4g}-{r['high']:.4g})" for r in (a, b)]

@@ -1,14 +1,14 @@
-"""Is one source tree as fast as another? Decode and prefill of both, measured in turn in one run.
+"""Compares the speed of two source trees: decoding and prefill of both, measured alternately in one run.
 
     python -m bench.before_after ../released .
 
-Random weights in the 169M shape under `cpu fp32` and `cpu fp32i8`, half of the squared ReLU zero. Each start loads the
-model once in a process of each tree; then rounds alternate between the two processes, and every second round begins
-with the other one. The ratio is new / old within a round, so that a machine that slows down slows both. The table shows
-medians over all starts and rounds, with the lowest and the highest value in brackets.
+It uses random weights in the 169M shape under `cpu fp32` and `cpu fp32i8`, with half of the squared ReLU zero. Each
+start loads the model once in a process of each tree; then rounds alternate between the two processes, and every second
+round begins with the other one. The ratio new / old is computed within a round, so that a change of the machine's speed
+affects both. The table shows medians over all starts and rounds, with the lowest and the highest value in brackets.
 
-The processes use `RWKV.from_pretrained` and `forward` only, so any two trees that have these can be compared. The first
-start may wait for a tree's kernels to compile.
+The processes use only `RWKV.from_pretrained` and `forward`, so any two trees that have these can be compared. The first
+start may wait until a tree's kernels are compiled.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from rich.table import Table
 from rwkv_engine.benchmark.models import parse_shape, write_synthetic
 
 STRATEGIES = ("cpu fp32", "cpu fp32i8")
-SETTLING = 0.05  # seconds for the other process's threads to fall asleep
+SETTLING = 0.05  # seconds until the threads of the other process sleep
 Series = dict[str, list[float]]  # tokens per second by "old" and "new"
 
 
 def serve(tree: str, path: str, strategy: str, prompt: str) -> None:
-    """The process of one tree: loads the model, then answers "decode N" and "prefill N" with seconds.
+    """Runs in the process of one tree: loads the model, then answers "decode N" and "prefill N" with seconds.
 
     Its source is run by a Python of its own in the tree's folder, so it may use nothing of this file.
     """
@@ -97,7 +97,7 @@ class Tree:
 def measure(
     trees: dict[str, Path], path: Path, strategy: str, sizes: dict[str, int], starts: int, rounds: int
 ) -> dict[str, Series]:
-    """Tokens per second of both trees, by measurement; the same index is the same round."""
+    """Tokens per second of both trees, by measurement; equal indices are of the same round."""
     found: dict[str, Series] = {what: {"old": [], "new": []} for what in sizes}
     for start in range(starts):
         with ExitStack() as ended:

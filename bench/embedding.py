@@ -1,12 +1,12 @@
-"""Which vectors of a text's first half are nearest to those of its second half?
+"""Measures embeddings by whether the two halves of a text are nearest to each other.
 
     python -m bench.embedding --data FOLDER --json bench/results/embedding-tales.json
 
 Texts are cut in two. For each first half all second halves are ranked by their distance, and for each second half all
 first halves. `recall` is how often the nearest half belongs to the same text, `rank` the mean rank of that half, and
 `auc` how often it is nearer than a half of another text. By chance, with N texts, they are 1 / N, (N + 1) / 2 and 1/2.
-First halves are not compared with first halves: all of those end in the middle of a story, which is what vectors of
-their ends would have in common.
+First halves are not compared with first halves, because all of them end in the middle of a story, which would make
+their vectors similar.
 
 `tales`: the tales of a book that the model was not trained on, and its preface; halves have thousands of tokens.
 `passages`: parts of them of about 800 characters; many are from the same tale and so resemble each other. `centred`:
@@ -51,7 +51,7 @@ def tales_in(text: str) -> list[Text]:
 
 
 def passages_of(tales: list[Text]) -> list[Text]:
-    """Runs of at least two paragraphs."""
+    """Passages of at least two consecutive paragraphs."""
     passages: list[Text] = []
     for tale in tales:
         begin, size = 0, 0
@@ -71,7 +71,7 @@ def halves(paragraphs: Text) -> tuple[str, str]:
 
 
 def found(first: Tensor, second: Tensor, distance: str = "cosine") -> dict[str, float]:
-    """How well rows (N, D) of first and second halves find each other."""
+    """The measures for the vectors of first and second halves, (N, D) each; row i of both belongs to text i."""
     first, second = first.double(), second.double()
     if distance == "cosine":
         near = F.normalize(first, dim=1) @ F.normalize(second, dim=1).t()
@@ -94,7 +94,7 @@ def found(first: Tensor, second: Tensor, distance: str = "cosine") -> dict[str, 
 
 @torch.no_grad()
 def looked_at(model: RWKV, text: str) -> dict[str, Tensor]:
-    """Other candidates for a text's vector, by name."""
+    """Alternative vectors of a text, by name."""
     ids = torch.tensor([model.tokenizer.encode(text)])
     state, sums = model.engine.initial_state(), []
     for chunk in ids.split(CHUNK, dim=1):

@@ -1,12 +1,12 @@
-"""How fast are decode and prefill on the GPU, compared with other programs and with the GPU's memory bandwidth?
+"""Measures decoding and prefill on a GPU, in comparison with other programs and the GPU's memory bandwidth.
 
     python -m bench.gpu --json bench/results/gpu.json
 
 It measures what `rwkv-engine bench` does not: greedy decoding, eager and as a CUDA graph, and long prompts in other
-programs. Random weights in the 1B5 shape, half of the squared ReLU zero (trained models have more). GB/s counts the
-bytes of all weights, even of those that the kernels skip because their input is zero, so the share of a copy's
-bandwidth, measured in the same run, may exceed 100 %. All numbers are medians of several runs. It takes a few minutes,
-most of them in the compiler that builds the other program's kernel.
+programs. It uses random weights in the 1B5 shape, with half of the squared ReLU zero (trained models have more). GB/s
+counts the bytes of all weights, even of those that the kernels skip because their input is zero; therefore the fraction
+of the bandwidth of a copy, which is measured in the same run, can exceed 100 %. All numbers are medians of several
+runs. It takes a few minutes, mostly to compile the other program's kernel.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def dtype_of(strategy: str, config: ModelConfig) -> torch.dtype:
 
 
 def weights(config: ModelConfig, *without: str) -> int:
-    """The number of weights in all matrices but those named."""
+    """The number of weights in all matrices except the named ones."""
     specs = config.tensors().items()
     return sum(math.prod(s.shape) for name, s in specs if s.role is not Role.VECTOR and name not in without)
 
 
 def our_rates(path: Path, strategy: str, config: ModelConfig, bandwidth: float) -> dict[str, Rates]:
-    """Rows of the table: decode by kind and batch size, and prefill by length."""
+    """Rows of the table: decoding by kind and batch size, and prefill by length."""
     model = RWKV.from_pretrained(path, strategy)
     size = bytes_per_token(config, Strategy.parse(strategy).place(config), [0.0] * config.n_layer)
-    products = 2 * weights(config, "emb.weight", "head.weight")  # for each token of a prompt but the last
+    products = 2 * weights(config, "emb.weight", "head.weight")  # for each token of a prompt except the last
     rows: dict[str, Rates] = {}
     for kind, decoder in (
         ("graph", Decoder(model.engine.model)),
@@ -110,7 +110,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.pth"
-        for strategy in strategies:  # all of ours before any of theirs, see peer_rates
+        for strategy in strategies:  # this engine before any other program, see peer_rates
             write_synthetic(path, config, dtype_of(strategy, config), ZEROS, "cuda")
             report["strategies"][strategy] = {"ours": our_rates(path, strategy, config, bandwidth), "peers": {}}
             torch.cuda.empty_cache()

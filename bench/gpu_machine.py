@@ -1,4 +1,4 @@
-"""What a GPU can do at best: copies and matrix products, as torch runs them."""
+"""The peak performance of a GPU: the speed of copies and matrix products in torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def require_gpu() -> None:
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 10, limit: float = 20.0) -> float:
-    """The median time of a call, after one to warm up; fewer repeats if they would exceed `limit` seconds."""
+    """The median time of a call, after one warm-up call; fewer repeats if they would exceed `limit` seconds."""
     once = seconds(run, device="cuda")
     return statistics.median(
         seconds(run, device="cuda") for _ in range(max(1, min(repeats, int(limit / max(once, 1e-6)))))

@@ -1,4 +1,4 @@
-"""Other programs on a GPU: `rwkv` 0.8.32 with its CUDA kernel, and transformers. One that fails is reported."""
+"""Measures other programs on a GPU: `rwkv` 0.8.32 with its CUDA kernel, and transformers. Failures are reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rwkv_engine.verification.baselines import RwkvPackage, Transformers
 
 DECODED = 64  # tokens per measurement
 PREFILLS = (256, 1024, 8192)
-LONGEST = 30.0  # seconds that one prompt may take: without its kernel the rwkv package reads token by token
+LONGEST = 30.0  # seconds that one prompt may take; without its kernel the rwkv package processes one token at a time
 Rates = dict[str, object]
 
 

@@ -1,4 +1,4 @@
-"""How fast does text become token ids?
+"""Measures how fast tokenizers encode text.
 
     python -m bench.tokenizers --text FILE --json bench/results/tokenizers.json
 

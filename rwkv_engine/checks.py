@@ -47,16 +47,16 @@ def require_ids(name: str, got: Any, limit: int, of: str) -> list[int]:
     """Checks that an argument is a one-dimensional collection of token ids.
 
     Args:
-        name: of the argument.
+        name: the argument's name.
         got: integers in any collection, tensor or array.
         limit: ids must be below this number.
-        of: what has this many ids, for the message.
+        of: the object that has this many ids, for the message.
 
     Returns:
         The ids as Python integers.
 
     Raises:
-        RequestError: with the first value that is not an id.
+        RequestError: the message shows the first value that is not an id.
     """
     values = got.tolist() if hasattr(got, "tolist") else got
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
@@ -77,7 +77,7 @@ def require_known(names: Iterable[str], known: Iterable[str]) -> None:
     """Checks the names of keyword arguments.
 
     Raises:
-        RequestError: with the first unknown name and the known one that is most like it.
+        RequestError: the message has the first unknown name and the most similar known one.
     """
     options = list(known)
     for name in names:
@@ -88,6 +88,6 @@ def require_known(names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def shown(got: Any) -> str:
-    """A value as a message shows it: its `repr` on one line, long ones cut."""
+    """A value for a message: its `repr` on one line, truncated if it is long."""
     text = repr(got).replace("\n", " ")
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -36,8 +36,8 @@ from rwkv_engine.runtime.ragged import read_ragged
 from rwkv_engine.text import Tokenizer
 
 POOLINGS = ("mean", "last", "state")
-# Tokens read at once at most, of all texts together, so that activations stay small: in the 1B5 shape the largest
-# ones, of channel mixing, have 67 MB then.
+# The largest number of tokens of all texts that are processed at once, which limits the memory of activations: in the
+# 1B5 shape the largest ones, of channel mixing, take 67 MB.
 ROWS = 2048
 
 
@@ -137,7 +137,7 @@ def embed(
 
 
 def _groups(lengths: Sequence[int], batch_size: int, chunk: int) -> Iterator[list[int]]:
-    """The texts that are read together, by their numbers, longest first."""
+    """The indices of the texts that are processed together, longest first."""
     group: list[int] = []
     rows = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -152,10 +152,10 @@ def _groups(lengths: Sequence[int], batch_size: int, chunk: int) -> Iterator[lis
 
 
 def _read(engine: Engine, texts: Sequence[Tensor], pooling: str, tell: Callable[[int], None]) -> Tensor:
-    """Vectors (N, D), float64, of texts, longest first, read chunk by chunk; tells how many tokens a chunk had.
+    """The vectors (N, D) float64 of texts, which are given longest first; calls `tell` with the tokens of each chunk.
 
-    Chunks begin at the same tokens of a text whatever is read beside it, and are summed one by one in float64: so not
-    even the order of a sum depends on other texts.
+    Chunks begin at the same tokens of a text whatever the other texts are, and are summed one by one in float64, so
+    even the order of additions does not depend on the other texts.
     """
     model = engine.model
 

@@ -1,8 +1,8 @@
-"""What the engine tells a person beside its results: records of the standard logger `rwkv_engine`.
+"""Notices: the messages of the engine that are neither results nor errors, logged by the standard logger `rwkv_engine`.
 
-A notice is a warning where the outcome differs from what one might expect (no compiled kernels, weights converted, the
-hub not reached), or where a call takes unusually long (kernels are compiled), so that Python shows it on standard error
-by default. Programs silence or redirect notices by configuring the logger; the command line calls `show_notices`.
+A notice is a warning if the outcome differs from what a user might expect (no compiled kernels, converted weights, the
+hub not reached), or if a call takes unusually long (kernels are compiled), so that Python shows it on standard error by
+default. Programs silence or redirect notices by configuring the logger; the command line calls `show_notices`.
 """
 
 from __future__ import annotations

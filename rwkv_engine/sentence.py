@@ -6,7 +6,7 @@
     model = SentenceTransformer(modules=[RwkvEmbedding("tales")])
     model.encode(["Once upon a time there was a king.", "The soup needs salt."])
 
-The package is not needed to import this: it asks of a module nothing but methods of certain names.
+This module can be imported without that package, which only requires methods with certain names.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RwkvEmbedding(nn.Module):
         max_seq_length: longer texts are truncated to this number of tokens; None, the default, does not truncate.
     """
 
-    # What `encode` may hand on to `forward`: nothing.
+    # The arguments that `encode` passes on to `forward`: none.
     forward_kwargs: frozenset[str] = frozenset()
     save_in_root = False
 
@@ -66,7 +66,7 @@ class RwkvEmbedding(nn.Module):
                 raise RequestError("strategy, tokenizer and revision are those of the RWKV given; leave them out")
             self.model, strategy = model, str(model.strategy)
             model = model.source
-            # One found beside the model will be found again.
+            # A tokenizer next to the model will be found again.
             found = Path(self.model.tokenizer.name)
             tokenizer = found if found.is_file() and found.parent not in (model, model.parent) else None
         else:

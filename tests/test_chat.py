@@ -47,7 +47,7 @@ def test_the_state_is_that_of_the_text(chat, model):
     same(chat.state, model, chat.text)
 
 
-def test_the_preamble_is_read_once(model):
+def test_the_preamble_is_prefilled_once(model):
     chat = Chat(model, TEMPLATES["bob-alice"], 5, seed=1)
     for _ in range(2):
         list(chat.reply("Hi."))
@@ -107,7 +107,7 @@ def test_a_reply_that_is_dropped_is_in_the_conversation_as_far_as_it_was_read(ch
     assert chat.turns[-1].reply.startswith(shown)
 
 
-def test_a_reply_of_which_nothing_was_read_is_not_in_the_conversation(chat):
+def test_a_reply_that_was_never_iterated_is_not_in_the_conversation(chat):
     unread = chat.reply("Hi.")
     assert (chat.turns, chat.text) == ([], "")
     unread.close()

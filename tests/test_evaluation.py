@@ -107,7 +107,7 @@ def test_a_strategy_does_not_diverge_from_itself_and_bfloat16_does_a_little(tale
     assert coarse.agreement > 0.95
 
 
-def test_a_model_writes_what_its_own_distribution_draws(tmp_path):
+def test_a_model_generates_samples_of_its_own_distribution(tmp_path):
     model, _ = random_model(tmp_path)
     done = []
     ids = write(model, 50, seed=3, progress=lambda *progress: done.append(progress))
@@ -136,7 +136,7 @@ def test_what_cannot_be_scored_is_refused(tales, tmp_path):
         evaluate(mute, "x")
 
 
-def test_logits_that_are_not_finite_are_no_score(tmp_path, monkeypatch):
+def test_non_finite_logits_are_not_scored(tmp_path, monkeypatch):
     model, _ = random_model(tmp_path)
     head = model.engine.model.head
     monkeypatch.setattr(head, "forward", lambda x: x.new_full((*x.shape[:-1], 256), math.nan))

@@ -134,7 +134,7 @@ def test_a_state_of_another_version_is_refused(path, tales):
         from_layout([], "rwkv", CONFIG)
 
 
-def test_a_pool_and_a_recorded_decoder_keep_its_states(path):
+def test_the_pool_and_the_captured_decoder_keep_its_states(path):
     model = load_model(Checkpoint.open(path), Strategy.parse("cpu fp32"))
     pool = StatePool(model, 2)
     _, state = RWKV.from_pretrained(path).forward(IDS)

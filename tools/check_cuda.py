@@ -1,11 +1,11 @@
-"""Compiles the CUDA kernels and type-checks their bindings where there is no GPU, with the flags they are built with.
+"""Compiles the CUDA kernels and type-checks their bindings without a GPU, with the flags of a real build.
 
     python -m tools.check_cuda
 
-nvcc compiles every kernel for all of `build.ARCHITECTURES`; what ptxas says about registers and spills is printed,
-and a spill in a kernel of decoding is an error. The C++ compiler reads every binding against whatever torch is here: of
-CUDA's headers torch's CPU build lacks one, which is generated empty. Warnings are errors. Without nvcc nothing is
-checked, and that is said; `--require` makes it an error.
+nvcc compiles every kernel for all of `build.ARCHITECTURES`. The registers and spills that ptxas reports are printed,
+and a spill in a kernel of decoding is an error. The C++ compiler type-checks every binding against the installed torch;
+a header that torch's CPU build lacks is generated empty. Warnings are errors. Without nvcc the script says that it
+checks nothing; `--require` makes that an error.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torch.utils import cpp_extension
 
 from rwkv_engine.native import build, toolkit
 
-# Files whose kernels decode: a register spilled there is memory traffic where memory is the whole cost.
+# Files with kernels of decoding. They are memory-bound, so spilled registers would slow them down.
 NO_SPILLS = ("linear", "*_mixing4_step")
 TORCH_DEFINES = ("-DTORCH_EXTENSION_NAME=check", "-DTORCH_API_INCLUDE_EXTENSION_H")
 
 
 @dataclass(frozen=True)
 class Use:
-    """What one kernel takes on one architecture, by ptxas."""
+    """The resources of one kernel on one architecture, as ptxas reports them."""
 
     kernel: str
     architecture: str
@@ -42,7 +42,7 @@ class Use:
 
 
 def includes(toolkit: Path) -> list[str]:
-    """As torch's just-in-time build has them."""
+    """The compiler flags for include paths, as in torch's just-in-time build."""
     folders = [*cpp_extension.include_paths("cpu"), str(toolkit / "include"), sysconfig.get_path("include")]
     return [f"-I{build.source_root()}", *(part for folder in folders for part in ("-isystem", folder))]
 
@@ -59,7 +59,7 @@ def binding_command(nvcc: toolkit.Nvcc, source: Path, target: Path) -> list[str]
 
 
 def uses(report: str) -> list[Use]:
-    """The lines of `ptxas -v`; what a function that is not inlined spills counts for the kernel before it."""
+    """Parses the output of `ptxas -v`; the spills of a function that is not inlined count for the kernel before it."""
     found, kernel, architecture, spills = [], "", "", 0
     for line in report.splitlines():
         if entry := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
@@ -72,7 +72,7 @@ def uses(report: str) -> list[Use]:
 
 
 def demangled(names: set[str]) -> dict[str, str]:
-    """Without parameters: `linear_kernel<float, 4>`."""
+    """The demangled names without parameters, such as `linear_kernel<float, 4>`."""
     order = sorted(names)
     try:
         result = subprocess.run(["c++filt", "-p"], input="\n".join(order), capture_output=True, text=True, check=True)
@@ -82,7 +82,7 @@ def demangled(names: set[str]) -> dict[str, str]:
 
 
 def table(rows: list[Use]) -> list[str]:
-    """A line for each kernel, its instantiations together: most registers and all spilled bytes by architecture."""
+    """One line for each kernel: the most registers of an instantiation, and all spilled bytes, by architecture."""
     architectures = sorted({use.architecture for use in rows})
     kernels = defaultdict(list)
     for use in rows:
@@ -103,7 +103,7 @@ def run(command: list[str]) -> tuple[str, bool]:
 
 
 def check(nvcc: toolkit.Nvcc, sources: list[Path], jobs: int) -> list[str]:
-    """What is wrong, one text for each failure; prints the table."""
+    """Compiles all sources and prints the table; returns one text for each failure."""
     wrong, rows = [], []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         missing = Path(folder, "c10", "cuda", "impl", "cuda_cmake_macros.h")
@@ -136,7 +136,7 @@ def check(nvcc: toolkit.Nvcc, sources: list[Path], jobs: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--require", action="store_true", help="fail where there is no nvcc")
+    parser.add_argument("--require", action="store_true", help="fail if there is no nvcc")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
     args = parser.parse_args()
     nvcc = toolkit.find_nvcc()

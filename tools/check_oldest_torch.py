@@ -3,9 +3,9 @@
     pip download --no-deps --dest FOLDER torch==2.11.0
     python -m tools.check_oldest_torch FOLDER/torch-2.11.0-*.whl
 
-torch is not installed or imported: its headers are taken from the wheel, and the C++ compiler reads every source
-with the flags of its build behind the ones that this torch puts in front of them, of which `-std=c++17` is one.
-Warnings are errors. A wheel for another version of Python will do.
+torch is not installed or imported: its headers are extracted from the wheel, and the C++ compiler type-checks every
+source with the package's flags, preceded by those that this torch adds, such as `-std=c++17`. Warnings are errors. The
+wheel may be for another version of Python.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def unpack_headers(wheel: Path, folder: Path) -> list[str]:
 
 
 def failures(torch_flags: list[str], jobs: int) -> list[str]:
-    """What the compiler says about each source that does not compile."""
+    """The compiler's output for each source that does not compile."""
     compiler = toolkit.cxx_command()
     level = next(iter(build.LEVELS))
 

@@ -1,9 +1,10 @@
-"""What a GPU can do, and what other programs achieve on it: the numbers that ours are compared with.
+"""Measures the peak performance of a GPU, and of other programs on it, as a baseline for this engine.
 
     python -m tools.gpu_baseline --json bench/results/gpu-baseline.json
 
-Bandwidth of a copy, TFLOPS of large 16-bit products, and decode and prefill of the `rwkv` package with its CUDA kernel
-and of transformers on random weights in the 1B5 shape. A program that is not installed is left out, with a message.
+It measures the bandwidth of a copy, the TFLOPS of large 16-bit products, and the decoding and prefill of the `rwkv`
+package with its CUDA kernel and of transformers, on random weights in the 1B5 shape. A program that is not installed is
+left out, with a message.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bench.gpu_peers import peer_rates
 from rwkv_engine import Strategy
 from rwkv_engine.benchmark.models import SHAPES, write_synthetic
 
-ZEROS = 0.5  # of the squared relu
+ZEROS = 0.5  # the share of zeros in the squared ReLU
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Hooks of mkdocs: they insert the command line reference and check that pages load nothing from other hosts.
+"""Hooks of mkdocs that insert the command line reference, and check that pages load nothing from other hosts.
 
-`mkdocs-click` could write the reference too, but 0.9 prints `Sentinel.UNSET` for every option without a default with
-any click since 8.3.
+`mkdocs-click` could write the reference too, but its version 0.9 prints `Sentinel.UNSET` for options without a default
+with click 8.3 and newer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 
 LOG = logging.getLogger("mkdocs.hooks.site")
 COMMANDS = "<!-- COMMANDS: tools/site_hooks.py writes them when the site is built -->"
-# What a browser fetches by itself; links that a reader clicks may lead anywhere.
+# Resources that a browser loads by itself; links that a reader clicks may lead anywhere.
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preconnect|preload|icon))[^>]*\bhref=["']?(?:https?:)?//[^"'\s>]+"""

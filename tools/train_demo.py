@@ -51,7 +51,7 @@ def encode(tokenizer: Tokenizer, text: str) -> Tensor:
 
 @torch.no_grad()
 def initialise(model: Rwkv4) -> None:
-    """Decays go from slow to fast over the channels, mixes from past to present over the layers; outputs begin at 0."""
+    """Decays go from slow to fast over the channels, mixes from past to present over the layers; outputs are zero."""
     config = model.config
     for i, block in enumerate(model.blocks):
         depth = i / max(1, config.n_layer - 1)

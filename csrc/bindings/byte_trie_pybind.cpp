@@ -1,5 +1,5 @@
-// ByteTrie for Python: convert, let go of the interpreter, call. The library of the operators is by this file a Python
-// module too; `cpu_kernels.python_module` imports it. No torch here: the headers of pybind11 are all that is compiled.
+// ByteTrie for Python: convert the arguments, release the interpreter's lock, call. This file makes the library of the
+// operators a Python module too, which `cpu_kernels.python_module` imports. It needs pybind11's headers, not torch's.
 #include <pybind11/pybind11.h>
 
 #include <utility>

@@ -1,4 +1,4 @@
-// What the bindings of rwkv_engine::philox_uniform share.
+// Code shared by the bindings of rwkv_engine::philox_uniform.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,6 +1,6 @@
-// What the bindings of tile, untile and linear share: check, allocate, hand over.
+// Code shared by the bindings of tile, untile and linear: check arguments, allocate, call the kernel.
 //
-// Device(device) has tile and untile of one type of weights, and linear.
+// Device(device) has tile and untile for one type of weights, and linear.
 #pragma once
 
 #include <ATen/ops/empty.h>

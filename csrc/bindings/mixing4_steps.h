@@ -1,4 +1,4 @@
-// What the bindings of both mixing steps share: check, allocate, fill in what a kernel asks for.
+// Code shared by the bindings of both mixing steps: check arguments, allocate, fill in the kernel's arguments.
 //
 // Device::launch(op, step, S, x) runs a TimeMixing4Step or ChannelMixing4Step over a state of S rows.
 #pragma once
@@ -16,7 +16,7 @@ namespace rwkv {
 using at::Tensor;
 using Slots = std::optional<Tensor>;
 
-// The scales of a step's `n` matrices: all of them, or none.
+// The scales of a step's `n` matrices: either all of them have scales, or none.
 template <size_t n>
 std::array<const Tensor*, n> scales_argument(const char* op, at::TensorList scales) {
   TORCH_CHECK(scales.empty() || scales.size() == n, op, ": scales: expected none or those of ", n, " matrices, got ",

@@ -1,6 +1,6 @@
 // rwkv_engine::time_mixing4_step and channel_mixing4_step on CUDA: check, allocate, launch, register. No arithmetic.
 //
-// The values of `slots` are not looked at: that would wait for the device, which a captured graph must not.
+// The values of `slots` are not checked, because that would synchronise with the device, which a CUDA graph cannot.
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>

@@ -1,4 +1,4 @@
-// Torch's own thread pool as the `run` that CPU kernels ask for.
+// Torch's thread pool as the `run` argument of CPU kernels.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -7,9 +7,9 @@
 
 namespace rwkv {
 
-// Work, in multiply-adds, below which one thread does it all: about 50 us. Threads meet at the end of each region, and
-// where other programs use the processor's cores, a thread waits there until the system runs the other one again:
-// milliseconds. The matrices of a model of 100 million parameters are above.
+// The work, in multiply-adds, below which one thread does everything: about 50 us. Threads wait for each other at the
+// end of each parallel region; if other programs use the cores, that can take milliseconds, until the system schedules
+// the last thread again. The matrices of a model of 100 million parameters are above this limit.
 constexpr int64_t kWorthDividing = 1 << 19;
 
 inline void torch_threads(int64_t n, int64_t work, const cpu::Range& fn) {

@@ -1,4 +1,4 @@
-// What the bindings of ln_shift, squared_relu and gate_residual share: check, allocate, hand over.
+// Code shared by the bindings of ln_shift, squared_relu and gate_residual: check arguments, allocate, call the kernel.
 //
 // Device(device) has the kernels of these names.
 #pragma once

@@ -1,5 +1,5 @@
 // rwkv_engine::ln_shift, squared_relu and gate_residual on the CPU: check, allocate, launch, register. No arithmetic.
-// Together in one file: each takes a page of torch's headers.
+// They are in one file because including torch's headers takes most of the compilation.
 #include "bindings/prefill.h"
 
 #include <torch/library.h>

@@ -1,4 +1,4 @@
-// What bindings of operators with weights share: checks, and torch's dtypes as those of the kernels.
+// Code shared by the bindings of operators with weights: checks, and the conversion of torch's dtypes to formats.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,11 +11,11 @@
 
 namespace rwkv {
 
-// A device in messages.
+// The name of a device, for messages.
 inline std::string name_of(at::Device device) { return device.is_cpu() ? "the CPU" : device.str(); }
 
-// A contiguous float32 tensor of this shape on `device`, where all of an operator's arguments are; `name` is the
-// argument's.
+// Checks that the argument `name` is float32 with this shape, on the device of the operator's other arguments, and
+// makes it contiguous.
 inline at::Tensor float_argument(const char* op, const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
                                  at::Device device) {
   TORCH_CHECK(tensor.sizes() == shape, op, ": ", name, ": expected shape ", shape, ", got ", tensor.sizes());
@@ -24,7 +24,7 @@ inline at::Tensor float_argument(const char* op, const char* name, const at::Ten
   return tensor.contiguous();
 }
 
-// A state's rows, replaced in place: (S, width) float32, numbers of a row next to each other.
+// Checks the rows of a state, which are replaced in place: (S, width) float32, each row contiguous.
 inline float* state_argument(const char* op, const char* name, const at::Tensor& tensor, int64_t S, int64_t width,
                              at::Device device) {
   TORCH_CHECK(tensor.dim() == 2, op, ": ", name, ": expected shape (S, ", width, "), got ", tensor.sizes());
@@ -34,8 +34,8 @@ inline float* state_argument(const char* op, const char* name, const at::Tensor&
   return tensor.data_ptr<float>();
 }
 
-// The state's row of each of B rows, contiguous int64 on the device of x; null without `slots`. Their values are not
-// looked at.
+// The state's row for each of B rows, contiguous int64 on the device of x; null without `slots`. Their values are not
+// checked.
 inline const int64_t* slots_argument(const char* op, const std::optional<at::Tensor>& slots, const at::Tensor& x) {
   if (!slots) return nullptr;
   TORCH_CHECK(slots->sizes() == x.sizes().slice(0, 1) && slots->scalar_type() == at::kLong && slots->is_contiguous() &&
@@ -60,7 +60,7 @@ inline Format format_of(const char* op, const char* name, const at::Tensor& weig
   }
 }
 
-// Checks that `weight` holds an N x K matrix in tiles.
+// Checks that `weight` is an (N, K) matrix in tiles.
 inline void check_tiles(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
                         at::Device device) {
   format_of(op, name, weight);
@@ -73,7 +73,7 @@ inline void check_tiles(const char* op, const char* name, const at::Tensor& weig
               ": expected tiles that begin at a multiple of 16 bytes");
 }
 
-// W (N, K) and its scales: N of the rows, then K of the columns, for int8 and nothing else.
+// W (N, K) and its scales, first those of the N rows, then of the K columns; only int8 weights have scales.
 inline Matrix with_scales(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
                           const at::Tensor* scales) {
   const Format format = format_of(op, name, weight);
@@ -94,7 +94,7 @@ inline Matrix tiles_argument(const char* op, const char* name, const at::Tensor&
   return with_scales(op, name, weight, N, K, scales);
 }
 
-// An argument that is W^T row after row, (K, N).
+// An argument that is W^T row-major, (K, N).
 inline Matrix rows_argument(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
                             const at::Tensor* scales, at::Device device) {
   TORCH_CHECK(weight.sizes() == at::IntArrayRef({K, N}) && weight.is_contiguous() && weight.device() == device, op,

@@ -1,4 +1,4 @@
-// What the bindings of wkv4 share on every device: checks of the arguments, pointers to them, and the outputs.
+// Code shared by the bindings of wkv4 on every device: checks of the arguments, pointers to them, and the outputs.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -23,7 +23,7 @@ inline at::Tensor wkv4_argument(const char* op, const char* name, const at::Tens
   return tensor.contiguous();
 }
 
-// Arguments after the checks, contiguous and kept alive.
+// The checked arguments, contiguous; this object keeps them alive.
 struct Wkv4Arguments {
   Wkv4Size size;
   at::Tensor decay, first, k, v, num, den, max;
@@ -49,7 +49,7 @@ struct Wkv4Arguments {
   }
 };
 
-// The gradients that come in, after the checks.
+// The checked gradients with respect to the outputs.
 struct Wkv4GradArguments {
   at::Tensor y, num, den, max;
 
@@ -66,7 +66,7 @@ struct Wkv4GradArguments {
   }
 };
 
-// What the operators return, allocated.
+// The allocated outputs of the operators.
 struct Wkv4Results {
   at::Tensor y, num, den, max;
 

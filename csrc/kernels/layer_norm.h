@@ -1,4 +1,4 @@
-// LayerNorm and token shift, as launchers of every device take them. Torch-free.
+// Arguments of LayerNorm and token shift, for the kernels of every device. Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ struct LayerNorm {
   float eps;
 };
 
-// Of T tokens of each of B sequences, C wide, in M mixes.
+// LayerNorm and token shift of T tokens of B sequences, with width C and M mixes.
 struct LnShift {
   int64_t B, T, C, M;
   const float* x;  // (B, T, C)

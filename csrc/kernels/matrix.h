@@ -1,4 +1,4 @@
-// A matrix of weights, as kernels of every device take it. Torch-free.
+// A matrix of weights, for the kernels of every device. Torch-free.
 #pragma once
 
 #include <cstdlib>
@@ -8,15 +8,15 @@
 
 namespace rwkv {
 
-// How weights are stored. int8 ones are whole numbers q: W[n, k] = rows[n] q[n, k] columns[k].
+// The number format of the weights. int8 weights are integers q: W[n, k] = rows[n] q[n, k] columns[k].
 enum class Format : uint8_t { fp32, bf16, fp16, int8 };
 
-// W (N outputs, K inputs), in tiles or as W^T row after row.
+// W (N outputs, K inputs), in tiles or as W^T row-major.
 struct Matrix {
   Format format;
   const void* weights;
   int64_t N, K;
-  const float *rows, *columns;  // (N,), (K,); of int8 only
+  const float *rows, *columns;  // (N,), (K,); for int8 weights only
 
   template <class Weight>
   RWKV_HOST_DEVICE const Weight* as() const {
@@ -24,8 +24,8 @@ struct Matrix {
   }
 };
 
-// Returns fn(Weight{}) for the type of the weights. There is no default case, so that the compiler names every switch
-// that a new format is missing from; a value that is not a Format ends the process instead of reading garbage.
+// Returns fn(Weight{}) for the type of the weights. There is no default case, so that the compiler reports every switch
+// that lacks a new format; a value that is not a Format ends the process instead of reading garbage.
 template <class Function>
 auto for_format(Format format, const Function& fn) {
   switch (format) {

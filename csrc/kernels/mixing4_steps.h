@@ -1,8 +1,8 @@
-// What the launchers of time_mixing4_step and channel_mixing4_step take on every device: one token in each of B
-// sequences, C wide. Torch-free.
+// Arguments of time_mixing4_step and channel_mixing4_step on every device: one token in each of B sequences, width C.
+// Torch-free.
 //
-// Matrices are in tiles but where told. Rows of the state begin `shift_stride` and `wkv_stride` numbers apart; those in
-// `slots` are replaced. y is not x.
+// Matrices are in tiles unless stated otherwise. Rows of the state have the strides `shift_stride` and `wkv_stride`;
+// those in `slots` are replaced. y must not be x.
 #pragma once
 
 #include "kernels/layer_norm.h"
@@ -11,7 +11,7 @@
 
 namespace rwkv {
 
-// A channels of the recurrence.
+// A is the number of channels of the recurrence.
 struct TimeMixing4Step {
   int64_t B, C, A;
   const float* x;  // (B, C)
@@ -25,14 +25,14 @@ struct TimeMixing4Step {
   float* y;              // (B, C)
 };
 
-// F channels inside.
+// F is the width of the key.
 struct ChannelMixing4Step {
   int64_t B, C, F;
   const float* x;  // (B, C)
   LayerNorm norm;
   const float *mix_k, *mix_r;  // (C,)
   Matrix key, receptance;      // (F, C), (C, C)
-  Matrix value;                // (C, F), input-major: row f holds what input f adds to the C outputs
+  Matrix value;                // (C, F), input-major: row f has the weights of input f for the C outputs
   float* shift;
   int64_t shift_stride;
   const int64_t* slots;  // (B,) or null, see slot_of

@@ -1,19 +1,19 @@
-// The one source of randomness: u = Philox(seed, sample, position). Torch-free; host and device.
+// The random numbers of sampling: u = Philox(seed, sample, position). Torch-free; host and device.
 //
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a pure function of a key and a
-// counter, so a draw does not depend on the device, on the batch, nor on what was drawn before.
+// counter, so a number does not depend on the device, the batch or earlier numbers.
 #pragma once
 
 #include "kernels/math.h"
 
 namespace rwkv {
 
-// Four 32-bit words; of a 128-bit counter the lowest first.
+// Four 32-bit words; in a 128-bit counter the lowest is first.
 struct PhiloxWords {
   uint32_t word[4];
 };
 
-// Ten rounds: each multiplies two words and exchanges the halves of the products with the other two and the key.
+// Ten rounds. Each multiplies two words, and combines the halves of the products with the other two words and the key.
 RWKV_HOST_DEVICE inline PhiloxWords philox4x32(PhiloxWords counter, uint32_t key0, uint32_t key1) {
   PhiloxWords c = counter;
   for (int round = 0; round < 10; ++round) {
@@ -26,7 +26,7 @@ RWKV_HOST_DEVICE inline PhiloxWords philox4x32(PhiloxWords counter, uint32_t key
   return c;
 }
 
-// A number in [0, 1) with 53 random bits; the arguments are 64 bits each, of which none is a sign.
+// A number in [0, 1) with 53 random bits; the arguments are unsigned 64-bit integers.
 RWKV_HOST_DEVICE inline double philox_uniform(int64_t seed, int64_t sample, int64_t position) {
   const uint64_t key = seed, high = sample, low = position;
   const PhiloxWords bits = philox4x32({{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32),

@@ -1,11 +1,11 @@
 // The tile layout of a matrix W (N outputs, K inputs), version 1: the same bytes on disk, in memory and on every
 // device.
 //
-// 16 outputs make a block; along the inputs a block is cut into tiles of 64 bytes a row (16 float32, 32 16-bit inputs),
-// and a tile lies in memory as 16 groups: of each of the 16 rows in turn the next 4 bytes. So 64 bytes in a row are 16
-// rows' worth of one or two inputs, which is a vector register; a block is read from front to back; and no sum runs
-// across lanes. N and K are filled up with zeros: W[n, k] with n = 16 i + r and k = (T j + P g + p) is at [i, j, g, r,
-// p], where P = 4 / sizeof(weight) inputs share a group and T = 16 P a tile.
+// The outputs are divided into blocks of 16 rows, and a block into tiles of 64 bytes per row along the inputs (16
+// float32, 32 16-bit or 64 8-bit inputs). A tile consists of 16 groups; each has the next 4 bytes of all 16 rows.
+// Therefore 64 consecutive bytes hold the same 1, 2 or 4 inputs of 16 rows, which is a vector register; a block is read
+// sequentially; and sums do not cross lanes. N and K are padded with zeros. W[n, k] with n = 16 i + r and k = T j + P g
+// + p is at [i, j, g, r, p], where a group has P = 4 / sizeof(weight) inputs and a tile T = 16 P.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace rwkv {
 constexpr int kTileRows = 16;
 constexpr int kTileGroups = 16;
 
-// Weights in 16 bits are handed around by their bits.
+// 16-bit weights are passed as their bits.
 struct Bfloat16 {
   uint16_t bits;
 };

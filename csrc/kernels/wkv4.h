@@ -1,4 +1,4 @@
-// What the launchers of wkv4 and wkv4_backward take on every device. Torch-free.
+// Arguments of wkv4 and wkv4_backward on every device. Torch-free.
 //
 // Shapes: k, v, y (B, T, C); num, den, max (B, C); decay, first (C). All contiguous; Real is float or double.
 #pragma once

@@ -1,6 +1,6 @@
 // One step of the RWKV-4 recurrence for one channel, forward and backward. Torch-free; host and device.
 //
-// The state (num, den, max) stands for the two sums
+// The state (num, den, max) represents the two sums
 //   A = num e^max = sum_i e^(w (t-1-i) + k_i) v_i        B = den e^max = sum_i e^(w (t-1-i) + k_i)
 // kept relative to their largest exponent so that no exponential overflows. w = decay = -exp(time_decay), u = first.
 #pragma once
@@ -40,9 +40,9 @@ struct Wkv4Grad {
   Wkv4State<Real> state;  // with respect to the state before the step
 };
 
-// Derivatives of wkv4_output and wkv4_update together. `grad` comes from the state after the step. The output does not
-// depend on q (numerator and denominator scale alike), so only the update differentiates through its maximum; at a tie
-// the gradient is halved, as torch.maximum does.
+// Derivatives of wkv4_output and wkv4_update together. `grad` is the gradient with respect to the state after the step.
+// The output does not depend on q, which scales numerator and denominator equally, so only the update is differentiated
+// through its maximum; at a tie the gradient is halved, as in torch.maximum.
 template <class Real>
 RWKV_HOST_DEVICE inline Wkv4Grad<Real> wkv4_step_backward(Real decay, Real first, Real k, Real v, Wkv4State<Real> s,
                                                           Real grad_y, Wkv4State<Real> grad) {

@@ -85,7 +85,7 @@ def _tokenizer(path: Path, with_weights: Callable[[], Path]) -> Tokenizer:
     found = find_tokenizer(path, n_vocab)
     if found is None:
         raise TokenizerError(
-            f"{path}: no tokenizer beside the model or in the hub cache fits its vocabulary of {n_vocab} ({KINDS});"
+            f"{path}: no tokenizer next to the model or in the hub cache fits its vocabulary of {n_vocab} ({KINDS});"
             " name its file: AutoTokenizer.from_pretrained('FILE')"
         )
     return found

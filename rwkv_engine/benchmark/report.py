@@ -17,8 +17,8 @@ class Series:
     Attributes:
         tokens: the number of tokens that each round reads.
         seconds: the time of each round; in all series the same index is the same round.
-        bandwidth: bytes per second that memory gave right before each round; for "decode" only, and only where the
-            whole model is on one device.
+        bandwidth: the memory bandwidth in bytes per second, measured right before each round; for "decode" only, and
+            only if the whole model is on one device.
     """
 
     tokens: int

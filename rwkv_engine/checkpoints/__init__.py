@@ -1,4 +1,4 @@
-"""What is on disk: checkpoints in every format, read lazily and checked."""
+"""Reads checkpoints of every supported format lazily, and checks them."""
 
 from rwkv_engine.checkpoints.checkpoint import Checkpoint
 

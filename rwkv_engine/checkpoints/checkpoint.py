@@ -1,8 +1,8 @@
-"""A checkpoint: its tensors by their original names, checked against each other, and read one at a time.
+"""Opens a checkpoint, checks its names and shapes, and reads its tensors one at a time by their original names.
 
-Formats: `.pth` (the zip format is mapped, the legacy one read into memory) and `.safetensors`, both with original or
-Hugging Face names and with trainers' prefixes; Hugging Face directories (`config.json` with safetensors or
-`pytorch_model.bin`, in one file or in shards); and packed files (`packed`).
+Formats: `.pth` (the zip format is memory-mapped, the legacy one read into memory) and `.safetensors`, both with
+original or Hugging Face names, with or without the prefixes that trainers add; Hugging Face directories (`config.json`
+with safetensors or `pytorch_model.bin`, in one file or in shards); and packed files (`packed`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Checkpoint:
-    """A checkpoint whose names, shapes and sizes agree with each other.
+    """An opened checkpoint, whose names and shapes are those of a supported model.
 
     Attributes:
         path: the file or directory.
-        config: the model's sizes, from the tensor shapes.
+        config: the model's sizes, read from the tensors' shapes.
         specs: the model's tensors by their original names, in the order of `ModelConfig.tensors`.
         packing: the metadata of a packed file; None for all other formats.
         rescale_every: for a Hugging Face directory, the number of layers after which transformers halves the residual
@@ -61,8 +61,9 @@ class Checkpoint:
         """Opens a file or a directory. Only names and shapes are read, no weights (except from a legacy `.pth`).
 
         Raises:
-            CheckpointError: the path does not exist, is not a checkpoint (a file of a known other format is named), is
-                damaged or cut off, is of another architecture, or its names, shapes and settings disagree.
+            CheckpointError: the path does not exist, is not a checkpoint (the message names the format if it is a known
+                one), is damaged or truncated, or is of another architecture; or its names, shapes and settings
+                contradict each other.
             OutOfMemoryError: there is not enough memory to map or read it.
         """
         path = Path(path)
@@ -75,26 +76,27 @@ class Checkpoint:
 
     @property
     def names(self) -> list[str]:
-        """Original names of all tensors, in the order of `specs`."""
+        """The original names of all tensors, in the order of `specs`."""
         return list(self.specs)
 
     def read(self, name: str) -> Tensor:
-        """The tensor as stored (its dtype), vectors one-dimensional. Call `release` when it has been copied.
+        """Reads a tensor, in its stored dtype, on the CPU. Call `release` once it has been copied.
 
-        Of a packed file, matrices are copies, put back row after row; quantised ones are int8, see `read_scales`.
+        It is usually a view of the mapped file, with the shape of its `TensorSpec`. Matrices of a packed file are
+        converted to row-major copies; quantised ones are int8, and `read_scales` returns their scales.
 
         Raises:
-            CheckpointError: it is not a floating-point tensor, or the file is damaged.
+            CheckpointError: the tensor's dtype is not a floating-point one, or the file is damaged.
         """
         return self._numbers(name, self._tensors[name].read).reshape(self.specs[name].shape)
 
     def read_scales(self, name: str) -> Tensor | None:
-        """The scales of a quantised matrix (N, K) in a packed file, float32 (N + K,), a view; None of all others.
+        """The scales of a quantised matrix (N, K): float32 (N + K,), a view of the file; None for any other tensor.
 
-        They are those of the rows, then those of the columns: W[n, k] = scales[n] q[n, k] scales[N + k].
+        The N scales of the rows come first, then the K of the columns: W[n, k] = scales[n] q[n, k] scales[N + k].
 
         Raises:
-            CheckpointError: they are not positive and finite, or the file is damaged.
+            CheckpointError: a scale is not positive and finite, or the file is damaged.
         """
         read = self._tensors[name].read_scales
         if read is None:
@@ -103,20 +105,20 @@ class Checkpoint:
             return read()
 
     def read_arranged(self, name: str, form: str) -> Tensor | None:
-        """The tensor in the form in which kernels read it, if a packed file has it so: a view of the mapped file.
+        """The tensor in a kernel's memory layout, if a packed file stores it so: a view of the mapped file.
 
-        It needs no copy, and lives as long as the mapping. Whoever shortens the file or writes into it meanwhile ends
-        or misleads this process; replacing it, as `pack` does, or deleting it, is safe.
+        If another process truncates the file or writes into it while the view is in use, this process crashes or
+        computes with the changed weights. Replacing the file by renaming, as `pack` does, and deleting it are safe.
 
         Args:
-            name: its original name.
-            form: one of `packed.AXES`, as `packed.LAYOUT` has it.
+            name: the tensor's original name.
+            form: one of `packed.AXES`; tiles are those of `packed.LAYOUT`.
 
         Returns:
-            None if the file has it in another form; `read` has it then.
+            None if the file stores the tensor in another form; `read` returns it then.
 
         Raises:
-            CheckpointError: as `read`.
+            CheckpointError: as for `read`.
         """
         stored = self._tensors[name]
         if stored.read_arranged is None or stored.form != form:
@@ -134,14 +136,18 @@ class Checkpoint:
 
     @staticmethod
     def release(tensor: Tensor) -> None:
-        """Gives a tensor's file pages back, so that loading never holds the file and the placed weights together."""
+        """Drops a tensor's file pages from memory, so that loading does not keep both the file and the placed weights.
+
+        The tensor stays valid: the pages are read from the file again when needed.
+        """
         release_pages(tensor)
 
     def fingerprint(self) -> str:
-        """Identifies the model, whatever file holds it.
+        """Identifies the model, independently of the file format: 16 hexadecimal digits.
 
-        A hash of all vectors and of the first row of every matrix in float32: enough to tell trained models apart
-        without reading gigabytes. A packed file keeps that of the model it was made from, rounded numbers or not.
+        It hashes the sizes, all vectors, and the first row of every matrix in float32; that distinguishes trained
+        models without reading gigabytes. A packed file keeps the fingerprint of the model it was made from, even if it
+        is quantised.
         """
         if self.packing:
             return self.packing.fingerprint
@@ -207,5 +213,5 @@ def _check_settings(path: Path, settings: dict[str, Any], config: ModelConfig) -
 def _rescale_every(path: Path, settings: dict[str, Any]) -> int:
     every = settings.get("rescale_every", 6) if settings.get("model_type") == "rwkv" else 0  # 6 is transformers' own
     if not isinstance(every, int):
-        raise CheckpointError(f"{path}: its config's rescale_every: got {shown(repr(every))}, expected a whole number")
+        raise CheckpointError(f"{path}: its config's rescale_every: got {shown(repr(every))}, expected an integer")
     return every

@@ -1,4 +1,4 @@
-"""What a reader of any format returns: tensors by name, not read yet, and what else the file says."""
+"""What the reader of each file format returns: the tensors by name, not read yet, and the metadata."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor on disk. `read` returns it, as a view of the mapped file where the format allows.
+    """One tensor on disk. `read` returns it row-major, as a view of the mapped file where the format allows.
 
-    A packed file holds a matrix in the layout `form`, in which `read_arranged` returns it, and a quantised one with the
-    scales that `read_scales` returns; see `packed`.
+    For a tensor of a packed file, `form` is its memory layout, `read_arranged` returns it in that layout, and
+    `read_scales` returns the scales of a quantised matrix; see `packed`.
     """
 
     shape: tuple[int, ...]
@@ -26,11 +26,11 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file or a directory holds.
+    """The content of a file or a directory.
 
     Attributes:
-        tensors: by their names in the file; no weights are read yet.
-        settings: the object in a directory's config.json.
+        tensors: the tensors by their names in the file; no weights are read yet.
+        settings: the content of a directory's config.json.
         metadata: the metadata of a safetensors file.
     """
 
@@ -40,12 +40,12 @@ class Contents:
 
 
 def shown(name: object) -> str:
-    """A name from a file, which may be anything, made fit for a message of one line."""
+    """A value from a file, shortened and escaped so that it fits into a message of one line."""
     text = str(name)[:100]
     return text if text.isprintable() else repr(text)
 
 
 def some(names: Iterable[str]) -> str:
-    """The first three names, for a message."""
+    """The first three names in alphabetical order, and the number of the others, for a message."""
     listed = sorted(names)
     return ", ".join(map(shown, listed[:3])) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -1,4 +1,4 @@
-"""What may go wrong while a file is parsed: damage, too little memory, and an interrupt, each reported as itself."""
+"""Tells apart the errors that occur while a file is parsed: a damaged file, too little memory, and an interrupt."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rwkv_engine.errors import CheckpointError, RwkvError
 
 @contextmanager
 def damage_reported(path: Path) -> Iterator[None]:
-    """Turns whatever a parser of a foreign format raises into a CheckpointError.
+    """Converts the exceptions of file parsers into CheckpointErrors.
 
-    The parsers (zip, pickle, safetensors, json) raise almost anything on damaged input, hence every `Exception` is
-    caught. Those that do not speak of the file are told apart.
+    The parsers (zip, pickle, safetensors, json) raise exceptions of almost any class on damaged input, so every
+    `Exception` is caught. A lack of memory and errors of the operating system get messages of their own.
 
     Raises:
         CheckpointError: the file is damaged or cannot be read.
@@ -41,10 +41,10 @@ def damage_reported(path: Path) -> Iterator[None]:
 
 @contextmanager
 def interrupts_kept() -> Iterator[None]:
-    """Raises what the handler of Ctrl-C raised in the block, even if the block turned it into another exception.
+    """Re-raises the exception of the Ctrl-C handler at the end of the block if the block replaced or swallowed it.
 
-    C code of torch that meets a KeyboardInterrupt while it inspects an object takes it for the object's failure, and
-    raises, for example, a ValueError that does not mention it.
+    If a KeyboardInterrupt occurs while torch's C code inspects an object, torch treats it as an error of the object
+    and raises, for example, a ValueError that does not mention it.
     """
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Checkpoint files and Hugging Face directories: which tensors are in them, under which names, of which shapes.
+"""Lists the tensors of checkpoint files and Hugging Face directories, with their names and shapes.
 
 Nothing in a file is ever executed: pickles are read with `weights_only=True`.
 """
@@ -18,10 +18,10 @@ from rwkv_engine.storage.json_object import read_json
 
 
 def read_file(path: Path) -> Contents:
-    """The contents of a `.safetensors`, or of a `.pth`, `.pt`, `.ckpt` or `.bin`; the first bytes tell which it is.
+    """The contents of a `.safetensors`, `.pth`, `.pt`, `.ckpt` or `.bin`; the first bytes decide between the formats.
 
     Raises:
-        CheckpointError: the file is damaged, cut off, or of another format, which is named.
+        CheckpointError: the file is damaged, truncated, or of another format, which the message names.
         OutOfMemoryError: there is not enough memory to read or map it.
     """
     with damage_reported(path):
@@ -29,7 +29,7 @@ def read_file(path: Path) -> Contents:
             raise CheckpointError(f"{path}: the file is empty")
         if foreign := foreign_format(path):
             raise CheckpointError(f"{path}: {foreign}")
-        if path.suffix == SUFFIX and is_zip(head):  # torch.load goes by the name
+        if path.suffix == SUFFIX and is_zip(head):  # torch.load chooses the parser by the file's name
             raise CheckpointError(f"{path}: is a .pth file by its content; rename it to {path.stem}.pth")
         return read_safetensors(path) if path.suffix == SUFFIX or is_safetensors(head) else read_pth(path)
 
@@ -38,7 +38,8 @@ def read_directory(path: Path) -> Contents:
     """The contents of a Hugging Face directory, or of the only checkpoint file in a plain directory.
 
     Raises:
-        CheckpointError: files are missing or damaged, two of them hold one tensor, or they disagree with their index.
+        CheckpointError: a file is missing or damaged, two files contain the same tensor, or the files do not match
+            their index.
         OutOfMemoryError: there is not enough memory to read or map them.
     """
     with damage_reported(path):
@@ -61,7 +62,7 @@ def read_directory(path: Path) -> Contents:
 
 
 def stored_bytes(path: Path) -> int:
-    """Bytes of the files that hold a checkpoint's tensors.
+    """The size in bytes of the files that contain a checkpoint's tensors.
 
     Raises:
         CheckpointError: there are no such files.
@@ -72,9 +73,9 @@ def stored_bytes(path: Path) -> int:
 
 
 def _files_of(path: Path) -> tuple[dict[str, Any], dict[Path, set[str] | None]]:
-    """Settings and tensor files of a Hugging Face directory, or the only raw file of a plain one.
+    """The settings and tensor files of a Hugging Face directory, or the only checkpoint file of a plain one.
 
-    Each file comes with the names of its tensors, if an index lists them.
+    Each file is mapped to the names of its tensors, if an index lists them, otherwise to None.
     """
     config = path / "config.json"
     settings = read_json(config, missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files that are not checkpoints this package reads, recognised by their first bytes and named for what they are."""
+"""Recognises files of unsupported formats by their first bytes, so that an error message can name the format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 _AGAIN = "download it again, from the link to the file itself ('resolve' in the address on the Hugging Face Hub)"
 _SOURCE = "give the .pth or .safetensors file that it was made from"
 
-# Pattern of the first bytes, what the file is, and the way out.
+# A pattern of the first bytes, the format's name, and what the user can do.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (
         rb"version https://git-lfs\.github\.com/",
@@ -32,14 +32,14 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x93NUMPY", "a NumPy array", _SOURCE),
 )
 _ZIP = b"PK\x03\x04"
-_HEAD = 512  # bytes looked at
+_HEAD = 512  # bytes that are inspected
 
 
 def foreign_format(path: Path) -> str | None:
-    """What a file is, and the way out, if it is not a checkpoint that can be read; None if it may be one.
+    """The format of an unsupported file and what the user can do, for a message; None if it may be a checkpoint.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     head = head_of(path)
     for pattern, what, way_out in _FOREIGN:
@@ -65,7 +65,7 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def _foreign_zip(path: Path) -> str | None:
-    """A `.pth` is a zip archive with a `data.pkl`."""
+    """As `foreign_format`, for a zip archive: it is a `.pth` if it contains a `data.pkl`."""
     if not zipfile.is_zipfile(path):  # its table of contents is at the end
         return "is cut off: its last part is missing; download or copy it again"
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Running out of memory while a model is opened or loaded: what was needed, what was free, and what would fit."""
+"""Error messages for running out of memory: how much was needed, how much was free, and which strategy would fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rwkv_engine.core.strategy import Strategy
 from rwkv_engine.errors import OutOfMemoryError
 
 _SIGNS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
-# From the most exact to the smallest.
+# From the most precise to the smallest.
 _ON_CPU = ("cpu fp32", "cpu bf16", "cpu fp32i8", "cpu bf16i8")
 _ON_GPU = ("cuda fp16", "cuda fp16i8", "auto")
 _SPARE = 1.1  # times the weights: room for one matrix while it is converted, and for the kernels
@@ -43,7 +43,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_while_opening(path: Path) -> OutOfMemoryError:
-    """The error for a file or directory that cannot be mapped or read."""
+    """The error for a file or directory for which memory is too small to map or read it."""
     files = path.iterdir() if path.is_dir() else [path]
     # The safetensors library maps a file, and torch maps it once more.
     needed = sum((1 + (file.suffix == ".safetensors")) * file.stat().st_size for file in files if file.is_file())
@@ -55,7 +55,7 @@ def out_of_memory_while_opening(path: Path) -> OutOfMemoryError:
 
 @contextmanager
 def conversion_memory_reported(path: Path) -> Iterator[None]:
-    """Running out of memory in the block, which converts a checkpoint, is an OutOfMemoryError."""
+    """Converts a lack of memory in the block, which converts a checkpoint, into an OutOfMemoryError."""
     try:
         yield
     except Exception as error:
@@ -68,9 +68,9 @@ def conversion_memory_reported(path: Path) -> Iterator[None]:
 
 
 def memory_errors_explained(load: Callable[Concatenate[C, Strategy, P], R]) -> Callable[Concatenate[C, Strategy, P], R]:
-    """Decorates a function that loads a checkpoint under a strategy: running out of memory is an OutOfMemoryError.
+    """Decorates a function that loads a checkpoint under a strategy, so that it raises OutOfMemoryError.
 
-    Its message names the strategy that would have fitted into what was free when loading began.
+    The message names a strategy that would have fitted into the memory that was free when loading began.
     """
 
     @functools.wraps(load)

@@ -1,4 +1,4 @@
-"""Tensor names in files: trainers prefix them, and Hugging Face renames them, see `ModelConfig.to_original`."""
+"""Restores the original tensor names, to which trainers add prefixes and which Hugging Face renames."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from rwkv_engine.errors import CheckpointError
 
 T = TypeVar("T")
 
-# What holds the model in a trainer (DistributedDataParallel, DeepSpeed, Lightning): any number, before every name.
+# Attributes under which trainers (DistributedDataParallel, DeepSpeed, Lightning) keep the model. Any number of them can
+# precede a name.
 _HOLDERS = re.compile(r"(?:(?:_forward_module|module|model|rwkv)\.)+")
-# What torch.compile, FSDP and activation checkpointing wrap around any module: anywhere in a name.
+# Attributes that torch.compile, FSDP and activation checkpointing insert where they wrap a module, anywhere in a name.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LORA = re.compile(r"(?:^|\.)lora_")
 
 
 def stripped(name: str) -> str:
-    """A name without what trainers put before it: `_forward_module.module.rwkv.blocks.0.x` -> `blocks.0.x`."""
+    """A name without the prefixes of trainers: `_forward_module.module.rwkv.blocks.0.x` -> `blocks.0.x`."""
     name = _WRAPPERS.sub("", name)
     holders = _HOLDERS.match(name)
     return name[holders.end() :] if holders else name
@@ -34,12 +35,12 @@ def canonical(
     """The config class of a checkpoint's RWKV version, and its tensors by their original names.
 
     Args:
-        path: for messages.
-        tensors: by their names in the file.
-        settings: those of config.json; they may say that the head is the embedding.
+        path: the checkpoint's path, for messages.
+        tensors: the tensors by their names in the file.
+        settings: the content of config.json; `tie_word_embeddings` makes the embedding also serve as the head.
 
     Raises:
-        CheckpointError: two names mean one tensor, or there are LoRA factors.
+        CheckpointError: two names stand for the same tensor, or the file contains LoRA factors.
     """
     _check_merged(path, tensors)
     version = config_class_of([stripped(name) for name in tensors])

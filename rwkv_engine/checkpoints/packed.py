@@ -1,23 +1,23 @@
-"""The packed file: a model whose matrices lie as kernels read them in memory, so that loading it is mapping it.
+"""The packed file: its matrices are stored in the memory layout of the kernels, so that it is mapped, not converted.
 
-It is a safetensors file, which other tools can open and list, and promises more than that format does:
+It is a safetensors file, which other tools can open and list, with these additional guarantees:
 
-- Every tensor's data begin at a multiple of 64 bytes of the file. Spaces fill up the header, and behind a tensor whose
-  size is no multiple of 64 comes one of zero bytes, `NAME.pad`, for the format allows no holes.
+- Every tensor's data begin at a multiple of 64 bytes in the file. The header is padded with spaces. A tensor whose size
+  is not a multiple of 64 is followed by a tensor of zero bytes, `NAME.pad`, since the format does not allow gaps.
 - Vectors are float32 under their own names. A matrix X (N outputs, K inputs) is stored as X.FORM: `tiles` (see
   `csrc/kernels/tiles.h`), `input_major` (K rows of N numbers) or `rows` (N rows of K numbers: the embedding).
-- A matrix of `dtype` "i8" has int8 numbers q, and X.scales besides, float32 (N + K,), positive: W[n, k] =
-  scales[n] q[n, k] scales[N + k].
-- The metadata hold one JSON object under `rwkv_engine.packed`: `version` of this form, `model`, the generation of RWKV,
-  the `fingerprint` of the model it was made from, its `config` in the words of a config.json, the tag `layout` of the
-  tiles, `axes`, and of each matrix its `shape` [N, K], `form` and `dtype`.
+- A matrix with `dtype` "i8" consists of int8 numbers q, and of X.scales, float32 (N + K,), positive:
+  W[n, k] = scales[n] q[n, k] scales[N + k].
+- The metadata contain one JSON object under `rwkv_engine.packed`: the `version` of this format; `model`, the generation
+  of RWKV; the `fingerprint` of the model it was made from; its `config`, with the names of a config.json; the tag
+  `layout` of the tiles; `axes`; and the `shape` [N, K], `form` and `dtype` of each matrix.
 
-`axes` tells for each form which dimensions of a stored tensor make up n and which k, the most significant first: of
-`tiles` that is "nkknk". So a matrix in tiles of a layout that nobody here knows can still be put back row after row.
+`axes` says for each form which dimensions of a stored tensor make up n and which make up k, the most significant first;
+for `tiles` it is "nkknk". Therefore a reader can convert tiles of a layout it does not know to row-major matrices.
 
-What is to come has its place: int4 is a further value of `dtype`, and brings tensors of its own beside X.tiles; a
-matrix of several dtypes is one whose entry is a list, an entry for each block of rows, stored as X.0.tiles, X.1.tiles,
-and so on. What a reader does not know it refuses, as those that knew no int8 refuse that.
+The format can be extended: int4 will be another value of `dtype`, with tensors of its own next to X.tiles; a matrix of
+several dtypes will have a list as its entry, one for each block of rows, stored as X.0.tiles, X.1.tiles, and so on.
+A reader refuses values that it does not know.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ class PackedMatrix:
 
 @dataclass(frozen=True)
 class Packing:
-    """What a packed file tells of itself.
+    """The metadata of a packed file.
 
     Attributes:
-        fingerprint: of the model it was made from, in whatever precision that was.
-        config: the model's numbers, in the words of a config.json.
-        matrices: by their original names.
-        layout: tag of the tiles.
-        axes: of each form, see above.
-        model: generation of RWKV.
-        version: of the file's form.
+        fingerprint: the fingerprint of the model that was packed, before quantisation.
+        config: the model's sizes, with the names of a config.json.
+        matrices: the matrices by their original names.
+        layout: the tag of the tiles' layout.
+        axes: the axes of each form, see above.
+        model: the generation of RWKV.
+        version: the version of the file format.
     """
 
     fingerprint: str
@@ -85,23 +85,23 @@ class Packing:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether a matrix has been rounded to less than a float."""
+        """Whether a matrix is quantised."""
         return any(not FORMATS[matrix.dtype].is_float for matrix in self.matrices.values())
 
 
 def pack_tensors(
     path: Path, packing: Packing, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[Tensor]
 ) -> None:
-    """Writes a packed file, whole or not at all, holding one tensor at a time.
+    """Writes a packed file, completely or not at all; holds one tensor at a time.
 
     Args:
-        path: of the file; one that is there is replaced, and stays as it was if anything goes wrong.
-        packing: what the file tells of itself.
+        path: the file; an existing one is replaced, and stays as it was if there is an error.
+        packing: its metadata.
         shapes: dtype and shape of every tensor, by its name in the file.
-        tensors: the tensors in that order, contiguous.
+        tensors: the tensors in the same order, contiguous.
 
     Raises:
-        CheckpointError: it cannot be written there.
+        CheckpointError: the file cannot be written.
     """
     header = Header({"format": "pt", KEY: json.dumps(asdict(packing))})
     for name, (dtype, shape) in shapes.items():
@@ -119,22 +119,22 @@ def pack_tensors(
             if file.tell() != len(head) + header.end:
                 raise ValueError("the tensors are not of the shapes announced")
             file.flush()
-            os.fsync(file.fileno())  # some file systems tell only here that they are full
+            os.fsync(file.fileno())  # some file systems report only here that they are full
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def unpack(path: Path, stored: Mapping[str, StoredTensor], metadata: str) -> tuple[Packing, dict[str, StoredTensor]]:
-    """A packed file's tensors as those of any checkpoint, by their original names.
+    """The metadata of a packed file, and its tensors by their original names, as for any other checkpoint.
 
     Args:
-        path: for messages.
-        stored: what is in the file.
-        metadata: what it tells of itself.
+        path: the file, for messages.
+        stored: the tensors in the file.
+        metadata: the JSON text of the metadata.
 
     Raises:
-        CheckpointError: it contradicts itself, or comes from a later version.
-        Exception: of any kind, if the metadata are no such object; see `damage_reported`.
+        CheckpointError: the file contradicts itself, or was written by a later version.
+        Exception: of any class, if the metadata are not such an object; see `damage_reported`.
     """
     packing = _parsed(path, json.loads(metadata))
     rest = {name: tensor for name, tensor in stored.items() if not name.endswith(".pad")}
@@ -187,7 +187,7 @@ def _parsed(path: Path, content: dict[str, Any]) -> Packing:
 
 
 def _fits(got: tuple[int, ...], axes: str, shape: tuple[int, ...]) -> bool:
-    """Whether a stored tensor of shape `got` has room for a matrix: both of its axes may be filled up."""
+    """Whether a stored tensor of shape `got` can hold a matrix of `shape`, possibly padded in both dimensions."""
     if len(got) != len(axes) or set(axes) != {"n", "k"}:
         return False
     return all(0 < size <= _extent(got, axes, axis) for axis, size in zip("nk", shape, strict=True))
@@ -205,14 +205,14 @@ def _checked(path: Path, name: str, stored: StoredTensor, dtype: torch.dtype) ->
 
 
 def _scales(path: Path, name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> Callable[[], Tensor]:
-    """How to read the scales of an int8 matrix."""
+    """A function that reads and checks the scales of an int8 matrix."""
     if stored is None or stored.shape != (sum(shape),):
         got = "no scales" if stored is None else f"scales of shape {shown(stored.shape)}"
         raise CheckpointError(f"{path}: {shown(name)}: int8 with {got}, expected ({sum(shape)},); pack it again")
 
     def read() -> Tensor:
         scales = _checked(path, f"{name}.scales", stored, torch.float32)
-        if not (scales.isfinite() & (scales > 0)).all():  # a NaN would be met in one output only, and a zero nowhere
+        if not (scales.isfinite() & (scales > 0)).all():  # a NaN would show in a single output only, a zero not at all
             raise CheckpointError(
                 f"{path}: {shown(name)}: scales that are not positive and finite: the file is damaged;"
                 " quantise the model again"
@@ -223,8 +223,8 @@ def _scales(path: Path, name: str, stored: StoredTensor | None, shape: tuple[int
 
 
 def _plain(whole: Callable[[], Tensor], axes: str, shape: tuple[int, ...]) -> Tensor:
-    """The matrix row after row: a copy where the axes are mixed."""
+    """The row-major matrix; a copy if its axes are split, as in tiles."""
     tensor = whole()
-    order = sorted(range(len(axes)), key=lambda i: axes[i] != "n")  # those of n, then those of k
+    order = sorted(range(len(axes)), key=lambda i: axes[i] != "n")  # the dimensions of n, then those of k
     rows = tensor.permute(order).reshape(_extent(tuple(tensor.shape), axes, "n"), -1)
     return rows[: shape[0], : shape[1]]

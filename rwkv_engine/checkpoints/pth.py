@@ -1,9 +1,9 @@
-"""The raw `.pth` (also `.pt`, `.ckpt`, `.bin`): what `torch.save` writes for a dictionary of tensors.
+"""Reads and writes `.pth` files (also named `.pt`, `.ckpt` or `.bin`), which `torch.save` writes for a state dict.
 
-It is a zip archive of uncompressed members in one folder: `data.pkl`, a pickle with the dtype, shape and storage number
-of each tensor; the storages `data/0`, `data/1`, ...; `byteorder`; and `version`. Before torch 1.6 it was a pickle
-alone. Reading never runs code from the file. Writing is done here, for `torch.save` needs all tensors in memory at
-once, or writes wrong checksums (`torch.serialization.skip_data`).
+Such a file is a zip archive of uncompressed members in one folder: `data.pkl`, a pickle with the dtype, shape and
+storage number of each tensor; the storages `data/0`, `data/1`, ...; `byteorder`; and `version`. Before torch 1.6 it
+was a single pickle. Reading never runs code from the file. `write_pth` replaces `torch.save`, which needs all tensors
+in memory at once, or writes wrong checksums (`torch.serialization.skip_data`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from rwkv_engine.checkpoints.safetensors import Shapes, raw_bytes
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.storage.atomic import replace_atomically
 
-# Keys under which trainers keep the model's state dict, beside the optimizer's and their own.
+# Keys under which trainers store the model's state dict, next to that of the optimizer.
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
-_DEEPEST = 4  # dictionaries inside each other
+_DEEPEST = 4  # levels of nested dictionaries
 
 
 def read_pth(path: Path) -> Contents:
-    """The state dict in a file, mapped where the format allows, also if a trainer's dictionary holds it.
+    """The state dict in a file, possibly inside a trainer's dictionary; memory-mapped where the format allows.
 
     Raises:
-        CheckpointError: it holds objects other than tensors and plain values, or no state dict, or is cut off.
-        Exception: of any kind, if the file is damaged.
+        CheckpointError: the file contains objects other than tensors and plain values, has no state dict, or is
+            truncated.
+        Exception: of any class, if the file is damaged.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
@@ -78,7 +79,7 @@ def _kind(value: object) -> str:
 
 
 def _can_be_mapped(path: Path) -> bool:
-    """The legacy format is one pickle; and in a zip archive that was compressed again no tensor lies as in memory."""
+    """Whether a file can be memory-mapped: it is a zip archive (the legacy format is one pickle) and not compressed."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -95,8 +96,8 @@ _STORAGES = {
     torch.float16: torch.HalfStorage,
     torch.bfloat16: torch.BFloat16Storage,
 }
-_ALIGNMENT = 64  # of storages, as in torch's own files: they are mapped
-_ZIP_HEADER = 30 + 20  # of a member: its fixed part, and its sizes in 64 bits
+_ALIGNMENT = 64  # bytes, of storages, which are memory-mapped; torch's own files use the same
+_ZIP_HEADER = 30 + 20  # bytes of a member's header: the fixed part, and the sizes in 64 bits
 
 
 class _Storage(NamedTuple):
@@ -108,7 +109,7 @@ class _Storage(NamedTuple):
 
 
 class _Announced:
-    """An object that is pickled as a contiguous tensor would be."""
+    """An object that is pickled like a contiguous tensor."""
 
     def __init__(self, key: str, dtype: torch.dtype, shape: tuple[int, ...]):
         self.storage, self.shape = _Storage(key, dtype, torch.Size(shape).numel()), shape
@@ -134,7 +135,7 @@ def write_pth(path: Path, shapes: Shapes, tensors: Iterable[tuple[str, Tensor]])
         tensors: the tensors with their names, in the order of `shapes`.
 
     Raises:
-        CheckpointError: it cannot be written there.
+        CheckpointError: the file cannot be written.
     """
     announced = {name: _Announced(str(key), *entry) for key, (name, entry) in enumerate(shapes.items())}
     pickled = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Safetensors files: read lazily, and written one tensor at a time, to one file or to several with an index.
+"""Reads safetensors files lazily, and writes them one tensor at a time, to one file or to several with an index.
 
-A file is the header's length (8 bytes, little-endian), the header (JSON, padded with spaces), and the tensors' bytes
-without gaps. The `safetensors` library reads such files; it would write only what is in memory as a whole.
+A file consists of the header's length (8 bytes, little-endian), the header (JSON, padded with spaces), and the tensors'
+bytes without gaps. The `safetensors` library reads such files; it can write them only if all tensors are in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INDEX = f"{STEM}{SUFFIX}.index.json"
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 _LONGEST = 100_000_000  # bytes of a header, the format's own limit
-_NAMES = {  # of dtypes, in the header
+_NAMES = {  # the dtypes' names in the header
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -41,8 +41,8 @@ def read_safetensors(path: Path) -> Contents:
     """The tensors of a file, as views of its mapping.
 
     Raises:
-        CheckpointError: the end of the file is missing.
-        Exception: of any kind, if the file is damaged.
+        CheckpointError: the file is truncated.
+        Exception: of any class, if the file is damaged.
     """
     try:
         file = safe_open(path, framework="pt")  # stays open: tensors read later are views of this mapping
@@ -58,7 +58,7 @@ def read_safetensors(path: Path) -> Contents:
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether a file is shorter than its header says, as far as that can be read."""
+    """Whether a file is shorter than its header says; False if the header cannot be read."""
     size = path.stat().st_size
     with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError), open(path, "rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")

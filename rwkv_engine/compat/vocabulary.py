@@ -68,8 +68,8 @@ def load_vocabulary(word_name: str | Path, folder: Path, exact: bool) -> Vocabul
         path = find_world(folder)
         if path is None:
             raise TokenizerError(
-                f"{WORLD_FILE}: not beside the model ({folder}), in the hub cache or in an installed rwkv package; put"
-                " it beside the model: it comes with every RWKV World model, and is in BlinkDL/ChatRWKV"
+                f"{WORLD_FILE}: not next to the model ({folder}), in the hub cache or in an installed rwkv package; put"
+                " it next to the model: it comes with every RWKV World model, and is in BlinkDL/ChatRWKV"
             )
         return _world(path, exact)
     path = Path(word_name).expanduser()
@@ -77,7 +77,7 @@ def load_vocabulary(word_name: str | Path, folder: Path, exact: bool) -> Vocabul
         path = folder / path.name
     if not path.is_file():
         raise TokenizerError(
-            f"{word_name}: no such file, here or beside the model ({folder}); 20B_tokenizer.json is in"
+            f"{word_name}: no such file, here or next to the model ({folder}); 20B_tokenizer.json is in"
             f" BlinkDL/ChatRWKV, and as tokenizer.json in EleutherAI/gpt-neox-20b; for World models give '{WORLD}'"
         )
     return _world(path, exact) if path.suffix.lower() == ".txt" else _library(path)

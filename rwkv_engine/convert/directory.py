@@ -22,7 +22,7 @@ from rwkv_engine.notices import log
 from rwkv_engine.storage.atomic import replace_directory_atomically
 
 SHARD_SIZE = 5_000_000_000
-# Weights in any format; old ones left in the directory could be taken for those of the new model.
+# Names of weights files in any format. Old ones are removed, because they could be mistaken for those of the new model.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
@@ -40,15 +40,15 @@ def save_hugging_face(
 ) -> tuple[str, ...]:
     """Writes `config.json`, `generation_config.json` and the weights; holds one tensor at a time.
 
-    An existing directory is replaced in one step, and stays as it was if anything goes wrong. Its files that are not
-    part of a model are kept. A notice says if transformers' own class cannot run the model.
+    An existing directory is replaced in one step, and stays as it was if there is an error. Its files that are not part
+    of a model are kept. A notice is logged if transformers' own class cannot run the model.
 
     Args:
         output: the directory.
         config: the model's sizes.
         tensors: all tensors of the model with their original names, in any order; vectors are (C,) or (1, 1, C).
-        dtypes: one dtype for all tensors, or one for each by its name. A file begins with them, so without this
-            argument all tensors are held in memory first.
+        dtypes: one dtype for all tensors, or one for each by its name. A file's header contains them, so without this
+            argument all tensors are first collected in memory.
         shard_size: bytes of tensors in one file; a larger model is written to several files with an index.
         settings: entries of config.json, in addition to or in place of those that follow from `config`.
         generation: the content of generation_config.json; by default the ids in config.json that begin and end a text.
@@ -60,7 +60,7 @@ def save_hugging_face(
 
     Raises:
         CheckpointError: `output` is not a directory, cannot be replaced, or cannot be written.
-        ValueError: the tensors are not those of the model, or not of the dtypes announced.
+        ValueError: the tensors are not those of the model, or do not have the announced dtypes.
     """
     check_directory(output)
     expected = config.tensors()

@@ -32,22 +32,26 @@ def to_hugging_face(
     undo_rescale: bool | None = None,
     size: str | None = None,
 ) -> Converted:
-    """Writes a directory that transformers loads, completely or not at all; holds one tensor at a time.
+    """Writes a directory that transformers can load, completely or not at all; holds one tensor at a time.
 
-    Only names change, unless an argument asks for more. A README.md that this function did not write is kept.
+    Tensors are renamed but not changed, unless an argument says so. A README.md that this function did not write is
+    kept.
 
     Args:
         model: path of a checkpoint, see `Checkpoint`. If its file name holds the context length it was trained with, as
             in `ctx4096`, that goes into config.json.
         output: the directory; see `save_hugging_face`.
         shard_size: bytes of tensors in one file; a larger model is written to several files with an index.
-        tokenizer: path of a tokenizer file; by default a fitting one is looked for, see `text.find_tokenizer`.
+        tokenizer: path of a tokenizer file; by default one is searched for, see `text.find_tokenizer`.
         is_chat: whether the model card describes a chat format.
         progress: called after each tensor with the parameters written so far and in all.
         dtype: the new dtype of all tensors except time_decay and time_first; by default each tensor keeps its own.
         undo_rescale: True multiplies weights back, exactly, that transformers divided before saving; None refuses a
             model whose weights look divided; False converts it as it is.
         size: one of `SIZES`; a model of another size is refused.
+
+    Returns:
+        The size, dtype, tokenizer and files of what was written.
 
     Raises:
         CheckpointError: the model is damaged, of another size, holds NaN, infinity or numbers too large for `dtype`, or

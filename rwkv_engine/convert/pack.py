@@ -1,4 +1,4 @@
-"""Packing a model: its matrices written as kernels read them, see `core.packed`."""
+"""Writes packed files, whose matrices have the memory layout of the kernels, see `checkpoints.packed`."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from rwkv_engine.runtime.plan import plan_tensors
 from rwkv_engine.storage.atomic import file_problem
 
 SUFFIX = ".safetensors"
-# What `quantize` rounds to.
+# The formats of `quantize`.
 FORMATS = ("i8",)
 
 
 def pack(
     model: str | Path, output: str | Path, strategy: str | None = None, progress: Progress | None = None
 ) -> Packing:
-    """Writes a packed file, whole or not at all; holds one matrix at a time.
+    """Writes a packed file, completely or not at all; holds one matrix at a time.
 
     Args:
-        model: path of a checkpoint, see `Checkpoint`; a packed one too.
-        output: the file; a regular file of that name is replaced.
-        strategy: the one the file is for: each layer is packed in the precision it has there. None keeps that in which
-            the head is stored.
+        model: path of a checkpoint, see `Checkpoint`; it may be packed already.
+        output: the file, whose name must end in .safetensors; an existing one is replaced.
+        strategy: the strategy under which the file will be loaded; each layer is packed in the precision that it
+            assigns. By default all layers get the precision in which the head is stored.
         progress: called after each tensor with the parameters written so far and in all.
 
     Returns:
-        What the file tells of itself.
+        The metadata of the file.
 
     Raises:
-        CheckpointError: the model is damaged, or holds NaN, infinity or numbers too large for the strategy; or the file
-            cannot be written.
+        CheckpointError: the model is damaged, or contains NaN, infinity or numbers too large for the strategy; or the
+            file cannot be written.
         OutOfMemoryError: a tensor does not fit into memory.
         StrategyError: the strategy cannot be parsed, does not fit this model, or asks for int4.
     """
@@ -62,20 +62,27 @@ def quantize(
     embedding: str | None = None,
     progress: Progress | None = None,
 ) -> Packing:
-    """Writes a packed file whose matrices are quantised; as `pack` does, whose errors are those of this too.
+    """Writes a packed file whose matrices are quantised, completely or not at all; holds one matrix at a time.
 
     Args:
-        model: path of a checkpoint, not quantised yet.
-        output: the file; a regular file of that name is replaced.
-        weights: one of `FORMATS`.
-        embedding: "fp32", "fp16" or "bf16", the dtype of the embedding, which is only looked up; None keeps its own.
+        model: path of a checkpoint that is not quantised.
+        output: the file, whose name must end in .safetensors; an existing one is replaced.
+        weights: the format of the matrices: "i8".
+        embedding: the dtype of the embedding, "fp32", "fp16" or "bf16"; by default that of the checkpoint. The
+            embedding is never quantised.
         progress: called after each tensor with the parameters written so far and in all.
+
+    Returns:
+        The metadata of the file.
+
+    Raises:
+        CheckpointError: as for `pack`, or the model is quantised already.
     """
     output = _checked(output)
     checkpoint = Checkpoint.open(model)
     if checkpoint.packing and checkpoint.packing.is_quantised:
         raise CheckpointError(
-            f"{model}: is quantised already ({checkpoint.packing}), and would lose by being rounded twice; give the"
+            f"{model}: is quantised already ({checkpoint.packing}), and quantising it twice would add errors; give the"
             " model it was made from, or copy it with rwkv-engine pack"
         )
     return _write(checkpoint, output, f"cpu {embedding or _word(checkpoint, 'emb.weight')}{weights}", progress)
@@ -84,7 +91,7 @@ def quantize(
 def _checked(output: str | Path) -> Path:
     output = Path(output)
     if output.suffix != SUFFIX:
-        raise CheckpointError(f"{output}: packed files are known by their name; expected one that ends in {SUFFIX}")
+        raise CheckpointError(f"{output}: expected a name that ends in {SUFFIX}, by which packed files are recognised")
     if problem := file_problem(output):
         raise CheckpointError(f"{output}: {problem}")
     return output
@@ -135,6 +142,6 @@ def _stored_precision(checkpoint: Checkpoint) -> str:
 
 
 def _word(checkpoint: Checkpoint, name: str) -> str:
-    """The name of the format in which a file has a tensor."""
+    """The name of the format in which the checkpoint stores a tensor."""
     dtype = checkpoint.read(name).dtype
     return I8.name if dtype == I8.storage else float_format(dtype).name

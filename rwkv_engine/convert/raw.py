@@ -33,8 +33,12 @@ def to_pth(
         undo_rescale: as for `to_hugging_face`.
         size: as for `to_hugging_face`.
 
+    Returns:
+        The size and dtype of what was written.
+
     Raises:
-        CheckpointError, OutOfMemoryError: as for `to_hugging_face`.
+        CheckpointError: as for `to_hugging_face`; or the name of `output` does not end in .pth.
+        OutOfMemoryError: a tensor does not fit into memory.
     """
     model, output = Path(model), Path(output)
     if output.suffix != ".pth":

@@ -16,7 +16,7 @@ SIZES = {
 
 
 def size_of(config: ModelConfig) -> str | None:
-    """The name of a model's published size; None if it has another one."""
+    """The name of a model's size; None if it is not a published one."""
     return next((name for name, numbers in SIZES.items() if numbers == (config.n_layer, config.n_embd)), None)
 
 

@@ -1,4 +1,4 @@
-"""The tensors that a conversion writes, one at a time."""
+"""Reads and converts the tensors that a conversion writes, one at a time."""
 
 from __future__ import annotations
 
@@ -57,16 +57,14 @@ class Source:
 
         Raises:
             CheckpointError: there is no model; it is of another size; its weights look divided and `undo_rescale` is
-                None; or `undo_rescale` is True and no config.json says by what they were divided.
+                None; or `undo_rescale` is True and there is no config.json with the divisor.
         """
         self.checkpoint = Checkpoint.open(model)
         if size:
             check_size(model, self.checkpoint.config, size)
         self._undone = _undone(self.checkpoint, undo_rescale)
         if self.checkpoint.packing and self.checkpoint.packing.is_quantised:
-            log.warning(
-                f"{model}: packed, {self.checkpoint.packing}; its int8 weights are rounded already, and stay so"
-            )
+            log.warning(f"{model}: packed, {self.checkpoint.packing}; its int8 weights keep their rounding errors")
         self.shapes: Shapes = {
             name: (self._dtype(name, dtype), spec.file_shape) for name, spec in self.checkpoint.specs.items()
         }

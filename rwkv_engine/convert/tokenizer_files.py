@@ -11,7 +11,7 @@ from rwkv_engine.text.find import WORLD_FILE
 from rwkv_engine.text.tokenizer import END_OF_TEXT, ByteTokenizer
 from rwkv_engine.text.world import WorldTokenizer
 
-# All files a tokenizer may have in a directory; those of another model's tokenizer must not stay there.
+# All files that a tokenizer may have in a directory. Those of the tokenizer of a replaced model must not stay there.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,7 +24,7 @@ _PADDING = "<|padding|>"  # in the 20B vocabulary
 
 
 def chosen_tokenizer(model: Path, n_vocab: int, given: Path | None) -> tuple[Tokenizer | None, str]:
-    """The given tokenizer, or else one that is found and fits; with a line that names it, or says why there is none.
+    """The given tokenizer, or otherwise one that is found and fits; and a line that names it or says why there is none.
 
     Raises:
         TokenizerError: the given tokenizer cannot be read or does not fit.

@@ -1,4 +1,4 @@
-"""Nouns: what a model's numbers are, where it runs, what it remembers."""
+"""The types that describe a model: its sizes, its state, and on which devices and in which precision it runs."""
 
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.placement import Placement

@@ -1,4 +1,4 @@
-"""The RWKV versions there are: those that run here, and signs of others."""
+"""The RWKV versions: those that run here, and how checkpoints of other versions are recognised."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Collection
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.rwkv4 import Rwkv4Config
 
-# The config class of every version that runs. `models.MODELS` has a model for each.
+# The config class of every supported version. `models.MODELS` maps each to its model class.
 CONFIGS: list[type[ModelConfig]] = [Rwkv4Config]
 
-_UNSUPPORTED = (  # a pattern in tensor names, and what it is a sign of
+_UNSUPPORTED = (  # a pattern that occurs in tensor names of only one architecture, and the name of that architecture
     (r"\.x_r$|\.r_k$", "RWKV-7"),
     (r"time_maa", "RWKV-6"),
     (r"att\.ln_x\.", "RWKV-5"),
@@ -25,9 +25,9 @@ _UNSUPPORTED = (  # a pattern in tensor names, and what it is a sign of
 
 
 def config_class_of(names: Collection[str]) -> type[ModelConfig]:
-    """The config class of a checkpoint with tensors of these names, original or Hugging Face's.
+    """The config class for a checkpoint with these tensor names, which may be the original or Hugging Face's ones.
 
-    The first class serves where none matches: its `of` says what is missing.
+    If no class matches, the first one is returned; its `of` then reports which tensors are missing.
     """
     for cls in CONFIGS:
         if cls.matches({cls.to_original(name) for name in names}):
@@ -36,7 +36,7 @@ def config_class_of(names: Collection[str]) -> type[ModelConfig]:
 
 
 def unsupported_version(names: Collection[str]) -> tuple[str, str] | None:
-    """A version that no class here runs, and the tensor name that gives it away; None where there is no such sign."""
+    """The unsupported version to which these tensor names belong, and the name that shows it; None if none does."""
     for pattern, what in _UNSUPPORTED:
         found = next((name for name in names if re.search(pattern, name)), None)
         if found:

@@ -1,8 +1,8 @@
-"""The sizes of a model, and through them what its checkpoint and its state consist of.
+"""The sizes of a model, and the tensors and state fields that follow from them.
 
 Each RWKV version is one subclass of `ModelConfig`. It describes every tensor (`TensorSpec`) and every field of the
-recurrent state (`StateField`); loading, packing, quantising, placing and saving work from these descriptions and know
-no version.
+recurrent state (`StateField`). Loading, packing, quantising, placing and saving use only these descriptions, so they
+do not depend on the version.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing_extensions import Self
 
 
 class Role(Enum):
-    """How a model uses a tensor. The role decides in which format and form the tensor is stored and placed."""
+    """How a model uses a tensor. The role determines the tensor's number format and its memory layout (its form)."""
 
-    VECTOR = "vector"  # an operand of element-wise operations, of one axis or several; float32 in every strategy
-    MATRIX = "matrix"  # W (N, K) of a product y = x W^T; in tiles, and quantised where the strategy asks for it
-    SPARSE_MATRIX = "sparse matrix"  # the same for an x of mostly zeros; stored by input, so that zeros are skipped
-    LOW_RANK = "low rank"  # a factor of a product of low rank; small, so it stays as it is in the file, never quantised
-    EMBEDDING = "embedding"  # (V, C), looked up row by row; as it is in the file, never quantised
+    VECTOR = "vector"  # an operand of element-wise operations, of any number of axes; float32 in every strategy
+    MATRIX = "matrix"  # W (N, K) of a product y = x W^T; stored in tiles, quantised if the strategy says so
+    SPARSE_MATRIX = "sparse matrix"  # as MATRIX, for an x of mostly zeros; input-major, so that zeros are skipped
+    LOW_RANK = "low rank"  # a factor of a low-rank product; small, so it is row-major and never quantised
+    EMBEDDING = "embedding"  # (V, C), a lookup table; row-major and never quantised
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class TensorSpec:
     """One tensor of a checkpoint.
 
     Attributes:
-        shape: in memory.
-        role: decides format and form.
+        shape: its shape in memory.
+        role: its role, which determines its number format and memory layout.
         layer: the index of the layer that uses it; n_layer stands for the output LayerNorm and the head. The embedding
             belongs to layer 0.
-        file_shape: in the files that training programs write; by default as in memory.
+        file_shape: its shape in the files that training programs write; by default `shape`.
     """
 
     shape: tuple[int, ...]
@@ -50,11 +50,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class StateField:
-    """One field of the recurrent state: float32 of this shape for each layer of each sequence.
+    """One field of the recurrent state, which has a float32 tensor of this shape for each layer of each sequence.
 
     Attributes:
-        name: by which `State` has it.
-        shape: of one layer of one sequence.
+        name: the field's key in `State.fields`.
+        shape: the shape for one layer of one sequence.
         empty: the value of every element before the first token.
     """
 
@@ -64,20 +64,20 @@ class StateField:
 
 
 class ModelConfig(ABC):
-    """Sizes of a model, all read from tensor shapes. Subclasses are frozen dataclasses, one for each RWKV version.
+    """Sizes of a model, read from its tensors' shapes. Subclasses are frozen dataclasses, one for each RWKV version.
 
-    `ModelConfig(...)` itself makes the config of RWKV-4, as it did when that was the only version.
+    For compatibility with release 0.2, calling `ModelConfig(...)` creates the config of an RWKV-4.
 
     Attributes:
         version: the RWKV generation.
         renames: pairs (original, Hugging Face) of parts of tensor names; replaced in this order.
-        prefix: of all Hugging Face names but the head's.
+        prefix: the prefix of all Hugging Face names except the head's.
         n_layer: number of blocks, L.
         n_embd: width of the residual stream, C.
         n_att: width of time mixing's keys, values and receptance, A; usually C.
         n_ffn: width of channel mixing's key, F.
         n_vocab: rows of the embedding and of the head, V.
-        layer_norm_eps: epsilon of every LayerNorm but the last, which always uses 1e-5.
+        layer_norm_eps: epsilon of every LayerNorm except the last, which always uses 1e-5.
     """
 
     version: ClassVar[int]
@@ -103,7 +103,7 @@ class ModelConfig(ABC):
     @classmethod
     @abstractmethod
     def matches(cls, names: Collection[str]) -> bool:
-        """Whether a checkpoint with tensors of these original names is of this version."""
+        """Whether a checkpoint with tensors of these original names belongs to this version."""
 
     @classmethod
     @abstractmethod
@@ -111,16 +111,16 @@ class ModelConfig(ABC):
         """The sizes of a checkpoint.
 
         Args:
-            shapes: of its tensors, by their original names; whether they agree with each other is checked later.
-            settings: of a Hugging Face config.json; empty where there is none.
+            shapes: the shape of each tensor by its original name; the caller checks whether they are consistent.
+            settings: the content of a Hugging Face config.json; empty if there is none.
 
         Raises:
-            CheckpointError: without the file's name, if tensors that tell the sizes are missing.
+            CheckpointError: the tensors that determine the sizes are missing. The caller adds the file's name.
         """
 
     @abstractmethod
     def tensors(self) -> dict[str, TensorSpec]:
-        """Every tensor of a checkpoint by its original name, in the order in which files have them."""
+        """Every tensor of a checkpoint by its original name, in the order of the published files."""
 
     @abstractmethod
     def state_fields(self) -> tuple[StateField, ...]:
@@ -132,7 +132,7 @@ class ModelConfig(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """The text by which a model's fingerprint tells its sizes. It must never change: saved states carry it."""
+        """A text with all sizes, which fingerprints hash. It must never change: saved states contain fingerprints."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
@@ -144,12 +144,12 @@ class ModelConfig(ABC):
         """The widths of a layer in words, for reports."""
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape in memory of every tensor of `tensors`."""
+        """The shape in memory of every tensor, by its original name."""
         return {name: spec.shape for name, spec in self.tensors().items()}
 
     @property
     def n_params(self) -> int:
-        """Parameters of the whole model, embedding and head included."""
+        """The number of parameters, including the embedding and the head."""
         return sum(math.prod(spec.shape) for spec in self.tensors().values())
 
     @classmethod
@@ -162,7 +162,7 @@ class ModelConfig(ABC):
 
     @classmethod
     def to_original(cls, name: str) -> str:
-        """The inverse of `to_hugging_face`; the prefix may be missing. Original names come back unchanged."""
+        """The inverse of `to_hugging_face`; the prefix may be missing. An original name is returned unchanged."""
         name = name.removeprefix(cls.prefix)
         for original, renamed in cls.renames:
             name = name.replace(renamed, original)

@@ -1,4 +1,4 @@
-"""On which device each layer of a model runs, and so where its state must be."""
+"""The device of each layer of a model, and of the layer's state."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from rwkv_engine.core.state import LayerState, State
 
 @dataclass(frozen=True)
 class DeviceMap:
-    """A state is split and gathered field by field and device by device, not layer by layer: that takes fewer copies.
+    """Splits states among the devices of a model's layers, and gathers them again.
+
+    Each field is copied once per device, not once per layer.
 
     Attributes:
-        devices: of the layers, first layer first.
-        home: of the head; whole states live there.
+        devices: the device of each layer, first layer first.
+        home: the device of the head, on which complete states are returned.
     """
 
     devices: tuple[torch.device, ...]
@@ -26,14 +28,17 @@ class DeviceMap:
 
     @cached_property
     def indices(self) -> dict[torch.device, list[int]]:
-        """The layers of each device."""
+        """The indices of the layers on each device."""
         return {
             device: [i for i, other in enumerate(self.devices) if other == device]
             for device in dict.fromkeys(self.devices)
         }
 
     def spread(self, state: State, copy: bool = False) -> dict[torch.device, State]:
-        """For each device the state of its layers alone, there; `copy`: sharing no memory with `state`."""
+        """For each device, the state of that device's layers, on that device.
+
+        With `copy` the parts share no memory with `state`.
+        """
         if len(self.indices) == 1:
             return {device: state.to(device, copy) for device in self.indices}
         layers = list(state.layers())
@@ -43,12 +48,12 @@ class DeviceMap:
         }
 
     def layers(self, parts: Mapping[torch.device, State]) -> list[LayerState]:
-        """Views of the layers of what `spread` returned, first layer first."""
+        """Views of each layer's state in the parts that `spread` returned, first layer first."""
         views = {device: parts[device].layers() for device in self.indices}
         return [next(views[device]) for device in self.devices]
 
     def collect(self, layers: Sequence[LayerState], position: Tensor, fingerprint: str) -> State:
-        """The whole state, from its layers."""
+        """The complete state on the home device, from the states of its layers."""
         parts = {
             device: State.from_layers([layers[i] for i in indices], position, fingerprint)
             for device, indices in self.indices.items()
@@ -56,7 +61,10 @@ class DeviceMap:
         return self.gather(parts, position, fingerprint)
 
     def gather(self, parts: Mapping[torch.device, State], position: Tensor, fingerprint: str) -> State:
-        """The whole state, from the parts that `spread` returned; where it is whole already, the part itself."""
+        """The complete state on the home device, from the parts that `spread` returned.
+
+        A single part is returned without a copy, if it is on the home device.
+        """
         parts = {device: part.to(self.home) for device, part in parts.items()}
         position = position.to(self.home)
         if len(parts) == 1:

@@ -6,5 +6,5 @@ import torch
 
 
 def word_of(dtype: torch.dtype | str) -> str:
-    """The name of a dtype without `torch.`, as config.json has it: `bfloat16`; the name itself may be given too."""
+    """The name of a dtype as in config.json, without `torch.`, for example `bfloat16`; a name is returned unchanged."""
     return str(dtype).removeprefix("torch.")

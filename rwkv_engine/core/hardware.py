@@ -1,4 +1,4 @@
-"""What this machine has: how many GPUs torch can use, and how much memory is free on a device."""
+"""The number of GPUs that torch can use, and the free memory of a device."""
 
 from __future__ import annotations
 

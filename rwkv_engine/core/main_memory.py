@@ -1,4 +1,4 @@
-"""How much main memory this process can still take."""
+"""The main memory that this process can still allocate."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import suppress
 
 
 def free_main_memory() -> int | None:
-    """Bytes that the system has left, or that a limit on the process (`ulimit -v`) leaves; None if unknown."""
+    """The smaller of the system's available bytes and those that `ulimit -v` leaves this process; None if unknown."""
     known = [size for size in (_of_system(), within_limit()) if size is not None]
     return min(known) if known else None
 
 
 def within_limit() -> int | None:
-    """Bytes that a limit on this process's address space leaves; None if there is no such limit, or nothing tells."""
+    """The bytes that a limit on this process's address space leaves; None without a limit, or if it is unknown."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         with suppress(OSError), open("/proc/self/statm") as statm:

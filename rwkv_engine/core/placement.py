@@ -1,4 +1,4 @@
-"""Where one layer runs, and in which formats its tensors are."""
+"""The device of one layer, and the number formats of its tensors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rwkv_engine.core.weight_format import FORMATS, FP32, WeightFormat, float_fo
 
 @dataclass(frozen=True)
 class Placement:
-    """Of one layer, or of the output LayerNorm with the head.
+    """The device and number formats of one layer, or of the output LayerNorm with the head.
 
     Attributes:
-        device: where it runs, a name torch knows (but for dml).
-        dtype: of its matrices if they are dense; else of the embedding, which never is quantised.
-        weight_format: of its matrices: "dense", "i8" or "i4".
+        device: the device's name in torch, or "dml".
+        dtype: the dtype of unquantised matrices, and of the embedding, which is never quantised.
+        weight_format: the format of the matrices: "dense" (unquantised), "i8" or "i4".
         resident: False if its matrices stay in main memory and are streamed to the device when needed.
     """
 
@@ -28,12 +28,15 @@ class Placement:
     resident: bool = True
 
     def format_of(self, role: Role) -> WeightFormat:
-        """The format of the tensors of a role. Vectors are few, and exponentials and norms are made of them."""
+        """The format of the tensors with this role.
+
+        Vectors are always float32: they are small, and exponentials and LayerNorms need their precision.
+        """
         if role is Role.VECTOR:
             return FP32
         is_dense = self.weight_format == "dense" or role not in (Role.MATRIX, Role.SPARSE_MATRIX)
         return float_format(self.dtype) if is_dense else FORMATS[self.weight_format]
 
     def nbytes(self, specs: Iterable[TensorSpec]) -> int:
-        """Bytes of these tensors, without what fills up a matrix to whole tiles."""
+        """The bytes of these tensors with their scales, without the padding of matrices to full tiles."""
         return sum(self.format_of(spec.role).nbytes(spec.shape) for spec in specs)

@@ -12,10 +12,11 @@ from typing_extensions import Self
 from rwkv_engine.core.config import ModelConfig, Role, StateField, TensorSpec
 from rwkv_engine.errors import CheckpointError
 
-# The first token's own weight is e^(u+k) against e^max: with -1e30 the empty past counts for exactly nothing.
+# At the first token the past has the weight e^max and the token itself e^(u + k). With max = -1e30 the former is
+# exactly zero.
 EMPTY_MAX = -1e30
 TENSORS_PER_LAYER = 18  # the first layer has two more
-# The tensors that tell all sizes but the number of layers.
+# The tensors whose shapes determine all sizes except the number of layers.
 _TELLING = ("emb.weight", "blocks.0.att.key.weight", "blocks.0.ffn.key.weight")
 
 
@@ -29,7 +30,7 @@ class Rwkv4Config(ModelConfig, default=True):
         n_att: width of time mixing's k, v, r and of the wkv state, A; usually C.
         n_ffn: width of channel mixing's key, F; usually but not always 4 C.
         n_vocab: rows of the embedding and of the head, V.
-        layer_norm_eps: epsilon of every LayerNorm but the last, which always uses 1e-5.
+        layer_norm_eps: epsilon of every LayerNorm except the last, which always uses 1e-5.
     """
 
     version: ClassVar[int] = 4
@@ -53,7 +54,7 @@ class Rwkv4Config(ModelConfig, default=True):
 
     @classmethod
     def matches(cls, names: Collection[str]) -> bool:
-        """Time mixing's `time_first` is in every RWKV-4, and in no version since 6."""
+        """Every RWKV-4 has time mixing's `time_first`; versions from 6 on do not."""
         return "blocks.0.att.time_first" in names
 
     @classmethod
@@ -100,7 +101,7 @@ class Rwkv4Config(ModelConfig, default=True):
                 **{f"ffn.time_mix_{name}": time_mix() for name in "kr"},
                 "ffn.key.weight": matrix(f, c),
                 "ffn.receptance.weight": matrix(c, c),
-                "ffn.value.weight": matrix(c, f, Role.SPARSE_MATRIX),  # of a squared relu
+                "ffn.value.weight": matrix(c, f, Role.SPARSE_MATRIX),  # its input is a squared ReLU
             }
             if layer == 0:
                 block |= {"ln0.weight": vector(c), "ln0.bias": vector(c)}
@@ -110,7 +111,11 @@ class Rwkv4Config(ModelConfig, default=True):
         return found | {"ln_out.weight": norm, "ln_out.bias": norm, "head.weight": head}
 
     def state_fields(self) -> tuple[StateField, ...]:
-        """The normalised inputs of time and channel mixing at the last token, and the recurrence, see `ops.wkv4`."""
+        """The fields of the state.
+
+        `att_shift` and `ffn_shift` are the normalised inputs of time mixing and channel mixing at the last token;
+        `wkv_num`, `wkv_den` and `wkv_max` are the state of the recurrence, see `ops.wkv4`.
+        """
         c, a = (self.n_embd,), (self.n_att,)
         return (
             StateField("att_shift", c),
@@ -133,7 +138,7 @@ class Rwkv4Config(ModelConfig, default=True):
         }
 
     def identity(self) -> str:
-        """As the first release wrote it, whatever has been renamed since."""
+        """A text with all sizes, exactly as the first release wrote it, see `ModelConfig.identity`."""
         return (
             f"ModelConfig(n_layer={self.n_layer}, n_embd={self.n_embd}, n_att={self.n_att}, n_ffn={self.n_ffn},"
             f" n_vocab={self.n_vocab}, version=4, layer_norm_eps={self.layer_norm_eps!r})"

@@ -1,13 +1,13 @@
-"""States of RWKV-4 as other programs keep them.
+"""Converts states of RWKV-4 to and from the layouts of other programs.
 
-| layout         | what it is                                      | in this order                                    |
+| layout         | content                                         | order                                            |
 |----------------|-------------------------------------------------|--------------------------------------------------|
 | `rwkv`         | list of 5 L tensors, (C,) or (A,); one sequence | each layer's att_shift, num, den, max, ffn_shift |
 | `transformers` | list of five tensors (B, C, L)                  | ffn_shift, att_shift, num, den, max              |
 | `rwkv.cpp`     | one buffer of 5 L C float32; one sequence       | each layer's ffn_shift, att_shift, num, den, max |
 
-All five mean the same everywhere. An empty past is a maximum of -1e30 here and in most places, -1e38 or the lowest
-float32 in others: e to any of them is 0, so what is lower than -1e30 becomes that.
+The five fields have the same meaning in all of them. Before the first token, `max` is -1e30 here and in most programs,
+and -1e38 or the lowest float32 in others. Its exponential is 0 in each case, so lower values are raised to -1e30.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def to_layout(state: State, layout: Literal["rwkv.cpp"], *, shift_dtype: torch.d
 @overload
 def to_layout(state: State, layout: str, *, shift_dtype: torch.dtype = ...) -> list[Tensor] | Tensor: ...
 def to_layout(state: State, layout: str, *, shift_dtype: torch.dtype = torch.float32) -> list[Tensor] | Tensor:
-    """A state as another program takes it; it shares no memory with what is returned.
+    """Converts a state to the layout of another program. The result shares no memory with the state.
 
     Args:
-        state: of one sequence, but for `transformers`.
+        state: the state of one sequence, or with "transformers" of any number.
         layout: "rwkv", "transformers" or "rwkv.cpp".
-        shift_dtype: of `att_shift` and `ffn_shift`: `rwkv` and `transformers` want them in the type they compute in.
-            The recurrence is float32 everywhere, as is all of `rwkv.cpp`.
+        shift_dtype: the dtype of `att_shift` and `ffn_shift`; `rwkv` and `transformers` expect the dtype in which they
+            compute. All other fields, and the whole buffer of `rwkv.cpp`, are float32.
 
     Returns:
-        Tensors as in the table above, contiguous, on the state's device; the buffer of `rwkv.cpp` as (5 L C,) in main
+        The tensors of the table above, contiguous, on the state's device; for "rwkv.cpp" one buffer (5 L C,) in main
         memory.
 
     Raises:
-        RequestError: an unknown layout, or one that cannot hold this state.
+        RequestError: the layout is unknown, or cannot hold this state.
     """
     order = _order(layout)
     if state.fields.keys() != set(order):
@@ -67,7 +67,8 @@ def to_layout(state: State, layout: str, *, shift_dtype: torch.dtype = torch.flo
     fields = {name: state.fields[name] for name in order}
     if layout == "rwkv.cpp":
         return torch.stack([field[0] for field in fields.values()], dim=1).flatten().cpu()
-    # Copies, for whoever takes them may write into them; a whole field at once, for this is done for every token.
+    # These are copies because the caller may write into them. `compat` does this for every token, so each field is
+    # copied with one call.
     dtypes = [shift_dtype if name.endswith("shift") else torch.float32 for name in order]
     if layout == "transformers":
         return [_copied(t.transpose(1, 2), dtype) for t, dtype in zip(fields.values(), dtypes, strict=True)]
@@ -82,22 +83,23 @@ def from_layout(
     position: int | Sequence[int] | Tensor | None = None,
     fingerprint: str = "",
 ) -> State:
-    """A state of another program's; it shares no memory with what is given.
+    """Converts a state from the layout of another program. The result shares no memory with the arguments.
 
     Args:
-        tensors: as in the table above, of any floating-point type; a buffer of `rwkv.cpp` as (5 L C,) or (5 L, C),
-            which may be an array of NumPy.
+        tensors: the tensors of the table above, of any floating-point dtype; for "rwkv.cpp" a buffer (5 L C,) or
+            (5 L, C), which may be a NumPy array.
         layout: "rwkv", "transformers" or "rwkv.cpp".
-        config: of the model it is for.
-        position: how many tokens each sequence has read, which no layout tells; None counts from 0. Only draws with a
-            seed depend on it.
-        fingerprint: of the model it comes from, which no layout tells; empty: taken by any of this size.
+        config: the sizes of the model that will use the state.
+        position: the number of tokens that each sequence has read; None means 0. The layouts do not contain it; only
+            sampling with a seed depends on it.
+        fingerprint: the fingerprint of the model that the state comes from, which the layouts do not contain. If it is
+            empty, every model of this size accepts the state.
 
     Returns:
-        Float32, on the device of the first tensor.
+        The state, float32, on the device of the first tensor.
 
     Raises:
-        RequestError: an unknown layout, one that cannot hold states of this model, or tensors that are no such state.
+        RequestError: the layout is unknown or cannot hold states of this model, or the tensors are not such a state.
     """
     order = _order(layout)
     if not isinstance(config, Rwkv4Config):
@@ -122,7 +124,8 @@ def from_layout(
         fields = [t.unsqueeze(0) for t in buffer.reshape(n_layer, 5, n_embd).unbind(1)]
     state = {name: _copied(t, torch.float32) for name, t in zip(order, fields, strict=True)}
     state["wkv_max"] = state["wkv_max"].clamp(min=EMPTY_MAX)
-    # The smallest and the largest number tell, in one pass, and a GPU is waited for once.
+    # If the minimum and the maximum are finite, all elements are. One `isfinite` for all tensors synchronises with a
+    # GPU once.
     ends = torch.stack([end for tensor in state.values() for end in torch.aminmax(tensor.detach())])
     if not torch.isfinite(ends).all():
         names = ", ".join(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
@@ -137,7 +140,7 @@ def _order(layout: str) -> tuple[str, ...]:
 
 
 def _require_one_width(layout: str, n_embd: int, n_att: int) -> None:
-    """The other programs have room for n_embd numbers where a state has n_att, and fail to run such models."""
+    """Refuses n_att != n_embd: the other layouts hold n_embd numbers for every field."""
     if n_att != n_embd:
         raise RequestError(
             f"layout {layout}: has one width for all, got a model with n_embd {n_embd} and n_att {n_att}; only the"
@@ -146,7 +149,7 @@ def _require_one_width(layout: str, n_embd: int, n_att: int) -> None:
 
 
 def _as_tensors(layout: str, given: Any, n: int, which: str) -> list[Tensor]:
-    """As n tensors on one device, of any shape and type."""
+    """The given objects as n tensors on one device, of any shape and dtype."""
     if isinstance(given, Tensor) or not isinstance(given, Sequence):
         raise RequestError(f"layout {layout}: got {type(given).__name__}, expected a list of {n} tensors ({which})")
     if len(given) != n:

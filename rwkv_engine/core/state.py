@@ -1,4 +1,4 @@
-"""All that a model remembers between tokens."""
+"""The recurrent state of a batch of sequences: everything that a model keeps between tokens."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.storage.atomic import replace_atomically
 
 FORMAT = "rwkv_engine.state.1"
-# The state of one layer of B sequences by the names of its fields, float32 (B, *shape) on the layer's device.
+# The state of one layer for B sequences: each field by its name, float32 (B, *shape), on the layer's device.
 LayerState = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class State:
-    """What B sequences remember between tokens.
+    """The recurrent state of B sequences after a number of tokens.
 
-    A field is also an attribute: `state.att_shift` is `state.fields["att_shift"]`.
+    A field is also an attribute: `state.att_shift` is `state.fields["att_shift"]`. All tensors are on one device; a
+    model accepts states on any device, and returns them on the device of its head.
 
     Attributes:
-        fields: by name, float32 (B, L, *shape), as `ModelConfig.state_fields` describes them.
-        position: (B,) int64, the number of tokens read so far.
-            All tensors are on one device; a model accepts any, and returns states on the device of its head.
-        fingerprint: of the model that made it, refused by another model; empty while no model has written to it.
+        fields: each field by its name, float32 (B, L, *shape), as `ModelConfig.state_fields` describes it.
+        position: (B,) int64, the number of tokens processed so far.
+        fingerprint: the fingerprint of the model that computed the state; other models refuse it. It is empty in an
+            initial state.
     """
 
     fields: Mapping[str, Tensor]
@@ -47,7 +48,7 @@ class State:
 
     @classmethod
     def initial(cls, config: ModelConfig, batch: int = 1) -> State:
-        """The state before the first token."""
+        """The state before the first token of `batch` sequences, on the CPU."""
         fields = {
             field.name: torch.full((batch, config.n_layer, *field.shape), field.empty, dtype=torch.float32)
             for field in config.state_fields()
@@ -56,7 +57,7 @@ class State:
 
     @classmethod
     def from_layers(cls, layers: Sequence[LayerState], position: Tensor, fingerprint: str) -> State:
-        """Gathers the states of all layers, first layer first."""
+        """Stacks the states of all layers, given first layer first, which must be on one device."""
         fields = {name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]}
         return cls(fields, position, fingerprint)
 
@@ -71,15 +72,18 @@ class State:
         return next(iter(self.fields.values())).shape[0]
 
     def rows(self, which: Tensor | slice) -> State:
-        """Those of some of the sequences: indices (N,), a mask (B,) or a slice, as tensors take them."""
+        """The state of some of the sequences, selected by indices (N,), a boolean mask (B,) or a slice.
+
+        With a slice the result is a view.
+        """
         return self._mapped(lambda tensor: tensor[which])
 
     @staticmethod
     def join(states: Sequence[State]) -> State:
-        """The sequences of several states, on one device, as one batch.
+        """Concatenates the sequences of several states into one batch. All states must be on one device.
 
         Raises:
-            RequestError: they are of different models.
+            RequestError: the states belong to different models.
         """
         known = sorted({state.fingerprint for state in states} - {""})
         if len(known) > 1:
@@ -92,11 +96,11 @@ class State:
         return self._mapped(Tensor.clone)
 
     def to(self, device: torch.device | str, copy: bool = False) -> State:
-        """The same on a device; with `copy` it shares no memory with this one, wherever this one is."""
+        """The state on a device. It may share memory with this one, unless `copy` is true."""
         return self._mapped(lambda tensor: tensor.to(device, copy=copy))
 
     def detach(self) -> State:
-        """The same numbers, cut off from autograd: the step of truncated backpropagation through time."""
+        """The same state without its autograd graph, for truncated backpropagation through time."""
         return self._mapped(Tensor.detach)
 
     def save(self, path: str | Path, about: Mapping[str, str] | None = None) -> None:
@@ -104,11 +108,11 @@ class State:
 
         Args:
             path: the file; a regular file of that name is replaced.
-            about: text to store with the state, such as the text it was read from; `State.about` returns it.
+            about: text to store with the state, such as its prompt; `State.about` returns it.
 
         Raises:
-            RequestError: the file cannot be written, or `path` is a directory, a device, a pipe or a socket; or
-                `about` holds anything but text.
+            RequestError: the file cannot be written; `path` is a directory, a device, a pipe or a socket; or a key or
+                value of `about` is not text.
         """
         for name, text in (about or {}).items():
             require_text("about", name)
@@ -124,10 +128,10 @@ class State:
 
     @classmethod
     def load(cls, path: str | Path) -> State:
-        """Reads what `save` wrote. Whether it fits a model is checked when the model is given it.
+        """Reads a file that `save` wrote. The model checks whether the state fits when it uses it.
 
         Raises:
-            RequestError: the file cannot be read or holds no state.
+            RequestError: the file cannot be read or does not contain a state.
         """
         with _opened(path) as (file, metadata):
             position = file.get_tensor("position").clone()
@@ -137,10 +141,10 @@ class State:
 
     @staticmethod
     def about(path: str | Path) -> dict[str, str]:
-        """What `save` was given to remember beside the state.
+        """The argument `about` of the `save` that wrote this file.
 
         Raises:
-            RequestError: the file cannot be read or holds no state.
+            RequestError: the file cannot be read or does not contain a state.
         """
         with _opened(path) as (_, metadata):
             return {name: text for name, text in metadata.items() if name not in ("format", "fingerprint")}
@@ -149,7 +153,7 @@ class State:
         """Refuses a state of another model or another batch size.
 
         Raises:
-            RequestError: with what differs.
+            RequestError: the message names the difference.
         """
         if self.fingerprint not in ("", fingerprint):
             raise RequestError(
@@ -172,14 +176,14 @@ class State:
                 raise RequestError(f"state.{name}: got {tensor.dtype} {tuple(tensor.shape)}, expected float32 {shape}")
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> State:
-        """The same after a function of every tensor."""
+        """The state after applying a function to every tensor."""
         fields = {name: function(tensor) for name, tensor in self.fields.items()}
         return State(fields, function(self.position), self.fingerprint)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A saved state's file and its metadata."""
+    """Opens the file of a saved state; yields it with its metadata."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""The module's name in release 0.2; `core.rwkv4_layouts` is the place now."""
+"""Keeps imports of release 0.2 working; the module is now named `core.rwkv4_layouts`."""
 
 from rwkv_engine.core.rwkv4_layouts import from_layout, to_layout
 

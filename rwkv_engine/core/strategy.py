@@ -1,4 +1,4 @@
-"""Where each layer runs, in what precision, and with which weights: `cuda fp16i8 *10 -> cpu fp32`.
+"""Strategies: the device, precision and weight format of each layer, as in `cuda fp16i8 *10 -> cpu fp32`.
 
 Segments take layers from left to right; the output LayerNorm and the head together count as one more layer. `*N` takes
 N layers; `*N+` keeps N layers on the device and streams to it all layers that no other segment takes; segments without
@@ -27,19 +27,19 @@ from rwkv_engine.core.strategy_grammar import Segment, parse_segments, print_seg
 from rwkv_engine.errors import StrategyError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# The versions from which on what parses already will also run.
+# The versions of this package that will first run what is parsed already.
 INT4_SINCE, STREAMING_SINCE = "0.4", "0.4"
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A parsed strategy: segments to be edited as data. It does not know the number of layers until `place`.
+    """A parsed strategy. It does not depend on a model; `place` applies it to one.
 
-    Two strategies are equal if their segments are, however they are written.
+    Two strategies are equal if their segments are equal, whatever their texts.
 
     Attributes:
-        text: what the user wrote, which error messages quote; the edits below keep it.
-        segments: empty for `auto`, which `resolve` decides for a model.
+        text: the text as the user wrote it, which error messages quote; `with_weights` and `with_dtype` keep it.
+        segments: the segments from left to right; empty for `auto`, which `resolve` replaces for a model.
     """
 
     text: str = field(compare=False)
@@ -50,7 +50,7 @@ class Strategy:
         """Parses a strategy string.
 
         Raises:
-            StrategyError: it is not a string, or is malformed; a caret marks the place.
+            StrategyError: it is not a string, or is malformed; a caret in the message marks the position.
         """
         if not isinstance(text, str):
             raise StrategyError(f"strategy: got {shown(text)}, expected text such as 'cpu fp32' or 'auto'")
@@ -58,7 +58,7 @@ class Strategy:
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> Strategy:
-        """The strategy of these segments, of which there must be at least one; error messages quote its normal form."""
+        """The strategy with these segments, at least one; error messages quote its normal form."""
         text, placed = print_segments(segments)
         return cls(text, placed)
 
@@ -80,11 +80,13 @@ class Strategy:
         return replace(self, segments=tuple(map(edit, self.segments)))
 
     def resolve(self, config: ModelConfig, dtype: str | None = None) -> Strategy:
-        """Decides `auto` for a model by the memory that is free now, see `strategy_auto`; any other strategy stays.
+        """Replaces `auto` by the best strategy for a model and the memory that is free now, see `strategy_auto`.
+
+        Any other strategy is returned unchanged.
 
         Args:
             config: the model's sizes.
-            dtype: "fp32", "fp16" or "bf16" for all layers, instead of what would be chosen.
+            dtype: "fp32", "fp16" or "bf16" for all layers, instead of the automatic choice.
         """
         if self.segments:
             return self
@@ -98,7 +100,7 @@ class Strategy:
         """One placement for each layer and a last one for the output LayerNorm and the head.
 
         Raises:
-            StrategyError: the counts do not add up to this model's layers, or a segment gets no layer.
+            StrategyError: the counts do not add up to this model's number of layers, or a segment gets no layer.
         """
         return tuple(p for share in self.shares(config) for p in share)
 
@@ -135,7 +137,7 @@ class Strategy:
         return shares
 
     def nbytes(self, config: ModelConfig) -> dict[str, int]:
-        """Bytes of the weights on each device, by its name."""
+        """The bytes of the weights on each device, by the device's name."""
         sizes: dict[str, int] = {}
         placements = self.place(config)
         for spec in config.tensors().values():
@@ -144,7 +146,7 @@ class Strategy:
         return sizes
 
     def explain(self, config: ModelConfig) -> list[tuple[str, str, str, str, str]]:
-        """Rows (layers, device, precision, bytes, free memory) of the plan; nothing is loaded for it."""
+        """The plan as rows of text (layers, device, precision, size, free memory), computed without loading weights."""
         rows = []
         first = 0
         for share in self.shares(config):
@@ -164,10 +166,10 @@ class Strategy:
         return rows
 
     def check_runnable(self) -> None:
-        """Refuses a strategy that is well-formed but cannot run on this machine or in this version.
+        """Refuses a well-formed strategy that cannot run on this machine or in this version.
 
         Raises:
-            StrategyError: it names what is missing and what to use instead.
+            StrategyError: the message names what is missing and what to use instead.
         """
         for s in self.segments:
             if s.device in ("mps", "dml"):

@@ -1,4 +1,4 @@
-"""What `auto` means: float16 layers on the GPUs as far as their memory goes, the remaining layers on the CPU."""
+"""The strategy that `auto` stands for: as many float16 layers on the GPUs as fit, and the remaining ones on the CPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ RESERVE = 1_500_000_000
 def best_segments(half: Sequence[int], single: Sequence[int], gpus: Sequence[int], main: int | None) -> list[Segment]:
     """The segments of the best strategy for the memory that is free.
 
-    GPUs are filled one after the other, so that activations cross as few devices as possible. Layers for which no GPU
-    has room run on the CPU, in float32 if that fits into main memory, else in bfloat16.
+    GPUs are filled one after the other, so that activations are copied between devices as rarely as possible. Layers
+    that fit on no GPU run on the CPU, in float32 if that fits into main memory, otherwise in bfloat16.
 
     Args:
-        half, single: bytes of each layer, the head last, with 16-bit and with 32-bit matrices.
-        gpus: free bytes of each GPU.
-        main: free bytes of main memory, or None if unknown.
+        half, single: the bytes of each layer, the head last, with 16-bit and with 32-bit matrices.
+        gpus: the free bytes of each GPU.
+        main: the free bytes of main memory, or None if unknown.
     """
     segments = []
     placed = 0

@@ -1,4 +1,4 @@
-"""The text of a strategy, parsed into segments and printed: `cuda fp16i8 *10 -> cpu fp32`.
+"""Parses the text of a strategy into segments, and prints them: `cuda fp16i8 *10 -> cpu fp32`.
 
 strategy = segment ( "->" segment )*
 segment  = device dtype [ "*" N [ "+" ] ]
@@ -20,13 +20,13 @@ ARROW = " -> "
 
 @dataclass(frozen=True)
 class Segment:
-    """One part of a strategy, as written.
+    """One segment of a strategy.
 
     Attributes:
         device: "cpu", "cuda", "cuda:N", "mps" or "dml".
         dtype: "fp32", "fp16" or "bf16".
         weight_format: "dense", "i8" or "i4".
-        count: its number of layers; None for a share of those that remain.
+        count: its number of layers; None for a share of the remaining ones.
         streams: whether it also takes all remaining layers and streams them to its device.
         column: the index of its first character in the text, for error messages.
     """
@@ -45,7 +45,7 @@ class Segment:
 
 
 def strategy_error(text: str, column: int, width: int, message: str) -> StrategyError:
-    """An error with the text below it and `width` carets below the text, the first at `column`."""
+    """An error that shows the text below its message, and `width` carets below the text, from `column` on."""
     return StrategyError(f"strategy: {message}\n  {text}\n  {' ' * column}{'^' * width}")
 
 
@@ -53,13 +53,13 @@ def parse_segments(text: str) -> tuple[Segment, ...]:
     """The segments of a strategy's text.
 
     Raises:
-        StrategyError: the text is malformed; carets mark the place.
+        StrategyError: the text is malformed; carets in the message mark the position.
     """
     return tuple(_Parser(text).strategy())
 
 
 def print_segments(segments: Sequence[Segment]) -> tuple[str, tuple[Segment, ...]]:
-    """The normal form of a strategy, and its segments with their columns in that."""
+    """The normal form of a strategy's text, and the segments with their columns in it."""
     placed, column = [], 0
     for segment in segments:
         placed.append(replace(segment, column=column))
@@ -68,12 +68,12 @@ def print_segments(segments: Sequence[Segment]) -> tuple[str, tuple[Segment, ...
 
 
 def is_device(text: str) -> bool:
-    """Whether a strategy can name this device, available or not."""
+    """Whether this is the name of a device in the grammar; the device need not be available."""
     return re.fullmatch(DEVICE, text) is not None
 
 
 class _Parser:
-    """A recursive-descent parser over the words and signs of the text."""
+    """A recursive-descent parser of the text's tokens."""
 
     def __init__(self, text: str):
         self.text = text
@@ -97,7 +97,7 @@ class _Parser:
         column = self.column()
         device = self.word(DEVICE, "a device: cpu, cuda, cuda:N")
         dtype = self.word(
-            r"(fp32|fp16|bf16)(i8|i4)?", "a precision: fp32, fp16 or bf16, with i8 or i4 behind it or not"
+            r"(fp32|fp16|bf16)(i8|i4)?", "a precision: fp32, fp16 or bf16, optionally followed by i8 or i4"
         )
         count, streams = None, False
         if self.accept("*"):

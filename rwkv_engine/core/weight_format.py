@@ -1,4 +1,4 @@
-"""The number formats in which a tensor's weights are kept, on disk and in memory."""
+"""The number formats of weights, on disk and in memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How the weights of one tensor are encoded. It is not a torch dtype: several formats may share one storage type.
+    """How the weights of one tensor are encoded. It is not a torch dtype: several formats may share one storage dtype.
 
     Attributes:
-        name: in strategies, packed files and messages.
-        storage: dtype of the tensor that holds the encoded weights.
-        bytes_per_weight: without `scales`.
-        has_scales: whether a float32 scale for each row and each column comes beside the weights, see `ops.int8`.
-        has_kernels: False for a format that strategies can name and plan, and that nothing runs yet.
+        name: its name in strategies, packed files and messages.
+        storage: the dtype of the tensor that holds the encoded weights.
+        bytes_per_weight: bytes per weight, without scales.
+        has_scales: whether each row and each column has a float32 scale, see `ops.int8`.
+        has_kernels: False for a format that strategies can plan but no kernel supports yet.
     """
 
     name: str
@@ -28,11 +28,11 @@ class WeightFormat:
 
     @property
     def is_float(self) -> bool:
-        """Whether the storage holds the weights themselves, so that they convert to another float by a cast."""
+        """Whether the storage holds the weights as floating-point numbers, which a cast converts to another dtype."""
         return self.storage.is_floating_point
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of this shape with its scales, without the padding of a matrix to whole tiles."""
+        """The bytes of a tensor of this shape with its scales, without the padding of a matrix to full tiles."""
         scales = 4 * sum(shape) if self.has_scales else 0
         return int(math.prod(shape) * self.bytes_per_weight) + scales
 
@@ -50,8 +50,5 @@ FORMATS = {weights.name: weights for weights in (FP32, FP16, BF16, I8, I4)}
 
 
 def float_format(dtype: torch.dtype) -> WeightFormat:
-    """The format of weights that are kept in a floating-point dtype.
-
-    float64 has no kernels: float32 stands for it.
-    """
+    """The format whose storage is this floating-point dtype; float32 for float64, which has no kernels."""
     return next((weights for weights in FORMATS.values() if weights.storage == dtype), FP32)

@@ -1,4 +1,4 @@
-"""Logits to tokens, tokens to more tokens and to text."""
+"""Sampling parameters, sampling from logits, and streams of generated tokens and text."""
 
 from rwkv_engine.generation.generate import TokenStream
 from rwkv_engine.generation.params import SamplingParams

@@ -16,7 +16,7 @@ from rwkv_engine.ops.philox_uniform import philox_uniform
 class Draw:
     """Samples a token after temperature, top-k, top-p and min-p; see `SamplingParams`.
 
-    With `compat` it does need the host, and cannot be captured.
+    With `compat` it transfers data to the host, and cannot be captured.
     """
 
     temperature: float

@@ -17,12 +17,13 @@ from rwkv_engine.runtime.engine import Engine
 class TokenStream(Iterator[int]):
     """Generates tokens after a prompt, until a stop token or until there are `max_new_tokens`.
 
-    Arguments are checked when the stream is made; the prompt is read when the first token is requested.
+    Arguments are checked when the stream is created; the prompt is prefilled when the first token is requested.
 
     Attributes:
-        stopped: whether a stop token has ended the stream. The model neither yields nor reads that token.
-        state: after the tokens read so far. The last token is read when the next one is requested, or by `read_all`.
-        logprobs: of the last token, if the parameters ask for them.
+        stopped: whether a stop token has ended the stream. That token is neither yielded nor processed.
+        state: the state after the tokens processed so far. The last token is processed when the next one is requested,
+            or by `read_all`.
+        logprobs: the log-probabilities of the last token, if the parameters ask for them.
     """
 
     def __init__(
@@ -38,14 +39,14 @@ class TokenStream(Iterator[int]):
 
         Args:
             engine: runs the model.
-            prompt: at least one id.
-            sampler: how tokens are chosen.
-            max_new_tokens: at least 0.
-            state: after the text before the prompt; None if there is none.
-            sample: the number of this text among the samples of one prompt; under one seed each is another text.
+            prompt: the ids of the prompt, at least one.
+            sampler: samples the tokens.
+            max_new_tokens: the largest number of tokens, at least 0.
+            state: the state after the text before the prompt; None if there is none.
+            sample: the index of this text among the samples of one prompt; with one seed, each gives a different text.
 
         Raises:
-            RequestError: the prompt is empty, a value is out of range, or the state is not this model's.
+            RequestError: the prompt is empty, or a value is out of range.
         """
         require("max_new_tokens", max_new_tokens, Integral, lambda n: n >= 0, "an integer >= 0")
         require("sample", sample, Integral, lambda n: 0 <= n < 2**64, "an integer in [0, 2**64)")

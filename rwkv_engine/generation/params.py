@@ -1,4 +1,4 @@
-"""The parameters of sampling, checked when they are made."""
+"""The parameters of sampling, which are checked when they are created."""
 
 from __future__ import annotations
 

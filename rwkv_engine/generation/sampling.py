@@ -1,4 +1,4 @@
-"""Logits to token ids."""
+"""Samples token ids from logits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rwkv_engine.ops.philox_uniform import as_int64
 
 
 class History:
-    """What the model has written in each of B texts, for the penalties.
+    """The tokens that the model has generated in each of B texts, for the penalties.
 
     Attributes:
-        seen: (B, V) bool, the tokens written.
-        counts: (B, V) float64, how often, older occurrences counting less.
+        seen: (B, V) bool, whether a token has been generated.
+        counts: (B, V) float64, how often, with older occurrences weighted less by `penalty_decay`.
     """
 
     def __init__(self, batch: int, n_vocab: int, device: torch.device):
@@ -28,7 +28,7 @@ class History:
         self.counts = torch.zeros(batch, n_vocab, dtype=torch.float64, device=device)
 
     def add(self, tokens: Sequence[int], decay: float, uncounted: Collection[int]) -> None:
-        """One token more for each row; those in `uncounted` are seen and count for nothing."""
+        """Adds one token to each row; tokens in `uncounted` are marked as seen but not counted."""
         device = self.counts.device
         ids = torch.tensor(tokens, device=device).unsqueeze(-1)
         more = torch.tensor([float(token not in uncounted) for token in tokens], dtype=torch.float64, device=device)
@@ -39,7 +39,7 @@ class History:
 
 @dataclass(frozen=True)
 class Logprob:
-    """Log-probabilities, in nats, of a token that was drawn and of the likeliest ones, likeliest first."""
+    """Log-probabilities, in nats, of a sampled token, and of the most likely tokens in descending order."""
 
     token: int
     logprob: float
@@ -47,15 +47,16 @@ class Logprob:
 
 
 class Sampler:
-    """Draws tokens; a draw depends on a row's logits, history, seed, sample and position, and on nothing else.
+    """Samples tokens. A row's token depends only on its logits, history, seed, sample index and position.
 
     Attributes:
-        draw: how, once bias, ban and penalties are in the logits.
-        seed: of the draws, also where none was given.
+        params: the parameters.
+        draw: samples from logits to which biases, bans and penalties have been applied.
+        seed: the seed of the random numbers, even if `params` has none.
     """
 
     def __init__(self, params: SamplingParams, uncounted: Collection[int] = ()):
-        """`uncounted`: ids whose repetition the frequency penalty overlooks."""
+        """`uncounted`: ids to which the frequency penalty does not apply."""
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.uncounted = uncounted
@@ -70,16 +71,17 @@ class Sampler:
         samples: Sequence[int],
         history: History | None = None,
     ) -> list[int]:
-        """One token for each row, which is added to the history.
+        """Samples one token for each row, and adds it to the history.
 
         Args:
             logits: (B, V).
-            positions: for each row, how many tokens come before the one to be drawn; int64 if it is a tensor.
-            samples: for each row, which of several samples of one prompt it is.
-            history: of these rows; None where nothing penalises.
+            positions: for each row, the number of tokens before the one to be sampled; int64 if it is a tensor.
+            samples: for each row, its index among the samples of one prompt.
+            history: the history of these rows; None without penalties.
 
         Raises:
-            RequestError: logits that are not finite, ids outside the vocabulary, or nothing left to draw.
+            RequestError: logits are not finite, an id in the parameters is outside the vocabulary, or every token is
+                banned.
         """
         tokens = self.pick(logits, self.adjusted(logits, history), positions, samples)
         if history:
@@ -89,7 +91,7 @@ class Sampler:
     def pick(
         self, logits: Tensor, adjusted: Tensor, positions: Sequence[int] | Tensor, samples: Sequence[int]
     ) -> list[int]:
-        """`sample` for logits that somebody else has adjusted: (B, V) float64, -inf where a token is banned."""
+        """As `sample`, with logits that the caller has adjusted: (B, V) float64, -inf for banned tokens."""
         at = torch.as_tensor(positions, dtype=torch.int64, device=logits.device)
         ids = self.draw.ids(adjusted, at, *self.counters(samples, logits.device))
         tokens = where_finite(logits, ids).tolist()
@@ -98,22 +100,22 @@ class Sampler:
         return tokens
 
     def counters(self, samples: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """For each of B samples, its seed and its number, (B,) int64, as a `Draw` takes them."""
+        """The seeds and the sample indices of B rows, (B,) int64 each, as `Draw` takes them."""
         key = (tuple(samples), device)
-        if key not in self._counters:  # the last ones are kept: bringing numbers to a GPU waits for all it has to do
+        if key not in self._counters:  # cached, because copying to a GPU waits for its work
             seeds = torch.full((len(samples),), as_int64(self.seed), dtype=torch.int64, device=device)
             self._counters = {key: (seeds, torch.tensor([as_int64(sample) for sample in samples], device=device))}
         return self._counters[key]
 
     def probabilities(self, logits: Tensor, history: History | None = None) -> Tensor:
-        """The distribution a draw is made from, float64 (B, V), zero where something cut; not normalised."""
+        """The distribution that `sample` uses, (B, V) float64, not normalised; 0 for tokens that are not kept."""
         return self.draw.probabilities(self.adjusted(logits, history))
 
     def adjusted(self, logits: Tensor, history: History | None = None) -> Tensor:
-        """Logits with bias, ban and penalties, float64 (B, V).
+        """The logits after biases, bans and penalties, (B, V) float64.
 
         Raises:
-            RequestError: an id outside the vocabulary, or every token banned.
+            RequestError: an id in the parameters is outside the vocabulary, or every token is banned.
         """
         params = self.params
         logits = logits.double()
@@ -126,7 +128,7 @@ class Sampler:
         return logits
 
     def logprobs(self, logits: Tensor, tokens: Sequence[int]) -> list[Logprob]:
-        """What `SamplingParams.logprobs` asks for, of each row (B, V) and the token drawn from it."""
+        """The log-probabilities that `SamplingParams.logprobs` asks for, of each row's token, from logits (B, V)."""
         logits = torch.log_softmax(logits.double(), dim=-1)
         top, ids = logits.topk(min(self.params.logprobs or 0, logits.shape[-1]), dim=-1)
         return [
@@ -135,7 +137,7 @@ class Sampler:
         ]
 
     def _offset(self, n_vocab: int, device: torch.device) -> Tensor:
-        """(V,) float64: biases, -inf where a token is banned."""
+        """(V,) float64: the biases, and -inf for banned tokens."""
         if (n_vocab, device) in self._offsets:
             return self._offsets[n_vocab, device]
         bias, banned = self.params.logit_bias, self.params.banned_tokens

@@ -1,4 +1,4 @@
-"""Stop strings that name a special token. Special tokens have no text, so as strings they would never be found."""
+"""Converts stop strings that name a special token to stop tokens, because special tokens have no text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rwkv_engine.generation.params import SamplingParams
 
 
 def with_special_stops(params: SamplingParams, special_tokens: Mapping[str, int]) -> SamplingParams:
-    """The parameters in which every stop string that is a special token is a stop token too.
+    """The parameters, with a stop token for each stop string that is the name of a special token.
 
     Args:
-        params: with stop strings.
-        special_tokens: ids by name, see `Tokenizer.special_tokens`.
+        params: the parameters.
+        special_tokens: the ids of special tokens by name, see `Tokenizer.special_tokens`.
 
     Raises:
-        RequestError: a stop string holds a special token and text around it, which no generated text can match.
+        RequestError: a stop string contains a special token and other text, which no generated text can match.
     """
     tokens = [special_tokens[text] for text in params.stop if text in special_tokens]
     for text in params.stop:

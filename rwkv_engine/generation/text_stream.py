@@ -15,7 +15,7 @@ from rwkv_engine.text import StreamDecoder, Tokenizer
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The state after `n_tokens` generated tokens, which hold `n_bytes`."""
+    """The state after `n_tokens` generated tokens, whose text has `n_bytes`."""
 
     n_tokens: int
     n_bytes: int
@@ -23,18 +23,18 @@ class _Snapshot:
 
 
 class TextStream(Iterator[str]):
-    """Pieces of text; none ends inside a character or holds part of a stop string.
+    """Yields pieces of generated text; none ends inside a character or contains a part of a stop string.
 
     `text`, `tokens` and `state` always describe the pieces yielded so far, whatever ends the stream: a stop string, a
-    stop token, the number of tokens, or a caller who stops reading.
+    stop token, the number of tokens, or a caller who stops iterating.
 
     To return the state after exactly that text, the stream keeps the state before every token that a stop string may
-    still truncate, and reads the kept part of the last token again.
+    still truncate, and processes the kept part of the last token again.
 
     Attributes:
         n_prompt: the number of tokens in the prompt.
-        seed: of the random draws, also where none was given.
-        sample: the number of this text among the samples of one prompt.
+        seed: the seed of the random numbers, even if none was given.
+        sample: the index of this text among the samples of one prompt.
         finish_reason: "stop" (a stop string or token), "length" (`max_new_tokens`), None before the end.
     """
 
@@ -88,7 +88,7 @@ class TextStream(Iterator[str]):
 
     @property
     def logprobs(self) -> list[Logprob]:
-        """Those of the generated tokens that lie wholly in the text, if the parameters ask for them."""
+        """The log-probabilities of the tokens that are completely part of the text, if the parameters ask for them."""
         return self._logprobs[: len(self._drawn) if self._is_whole() else self._last_snapshot().n_tokens]
 
     @property
@@ -109,7 +109,7 @@ class TextStream(Iterator[str]):
         return state
 
     def _is_whole(self) -> bool:
-        """Whether the text ends where the last token does."""
+        """Whether the text ends at the end of the last token."""
         return self._decoder.released == len(self._decoder.data)
 
     def _last_snapshot(self) -> _Snapshot:

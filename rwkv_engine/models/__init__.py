@@ -1,11 +1,11 @@
-"""Model code, one module for each RWKV version."""
+"""The models, one module for each RWKV version."""
 
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.models.model import Block, Model
 from rwkv_engine.models.rwkv4 import Rwkv4
 
-# Which model a config describes: a version registers here and in `core.architectures.CONFIGS`.
+# The model class for each config class. A new version registers here and in `core.architectures.CONFIGS`.
 MODELS: dict[type[ModelConfig], type[Model]] = {Rwkv4Config: Rwkv4}
 
 __all__ = ["MODELS", "Block", "Model", "Rwkv4"]

@@ -1,7 +1,7 @@
-"""In which form kernels read a checkpoint's tensors: so a placed model holds them, and a packed file stores them.
+"""The memory layouts (forms) in which kernels read tensors; placed models hold and packed files store them so.
 
-`tiles`: see `ops.tiles`. `input_major`: W^T row after row, for kernels that skip inputs. `rows`: as it is. What is
-int8 has scales besides, see `ops.int8`, the same in every form.
+`tiles`: see `ops.tiles`. `input_major`: W^T row-major, for kernels that skip inputs. `rows`: row-major, as in the
+checkpoint. int8 matrices also have scales, see `ops.int8`, which are the same in every form.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rwkv_engine.ops import tile
 from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.tiles import ROWS, tiled_shape
 
-# How a matrix (N, K) is rounded to a format that is not a float: its integers, and their scales (N + K,).
+# Quantises a matrix (N, K) to a format that is not a float: returns the integers (N, K) and their scales (N + K,).
 QUANTISERS: dict[WeightFormat, Callable[[Tensor], tuple[Tensor, Tensor]]] = {I8: quantized}
-# Rows tiled at a time: a converted copy of a whole matrix would be memory that loading does not need.
+# Rows that are tiled at a time, so that loading needs no converted copy of a whole matrix.
 TILED = 16 * ROWS
 
 
@@ -33,7 +33,7 @@ class Arranged(NamedTuple):
 
 
 def form_of(role: Role) -> str:
-    """The form of the tensors of a role where kernels read them."""
+    """The form in which kernels read the tensors of a role."""
     return {Role.MATRIX: "tiles", Role.SPARSE_MATRIX: "input_major"}.get(role, "rows")
 
 
@@ -46,13 +46,16 @@ def arranged_shape(form: str, shape: tuple[int, ...], weights: WeightFormat) -> 
 
 
 def arrange(stored: Tensor, form: str, weights: WeightFormat, scales: Tensor | None = None) -> Arranged:
-    """Copies, even where nothing changes: the file may be replaced or truncated while the model runs.
+    """Copies a tensor into a form and number format.
+
+    It copies even if nothing changes, because the file may be truncated while the model runs.
 
     Args:
-        stored: row after row; quantised if there are `scales`.
-        form: as `form_of` tells.
-        weights: the format wanted; quantises where it is not a float, but what is quantised already keeps its numbers.
-        scales: of `stored`.
+        stored: the tensor, row-major; quantised if `scales` is given.
+        form: a form that `form_of` returns.
+        weights: the number format. If it is not a float, the tensor is quantised; one that is quantised already is
+            copied unchanged.
+        scales: the scales of `stored`.
     """
     if weights.is_float:
         stored, scales = in_floats(stored, scales), None

@@ -1,4 +1,4 @@
-"""From what kernels read back to plain matrices, which have gradients and the names of a checkpoint."""
+"""Converts matrices from the kernels' memory layouts back to row-major parameters, for training and state dicts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from rwkv_engine.models.weights import Dense, InputMajor, Tiled
 
 
 def make_dense(model: Model, copies: bool = False) -> None:
-    """Replaces the matrices of a model, in place and one at a time, so there never is a second copy of the whole.
-
-    The numbers stay the same, bit for bit.
+    """Replaces the matrices of a model by row-major ones with the same bits, in place and one at a time.
 
     Args:
-        model: placed; its parameters have no gradients, and get none by this.
-        copies: copy what is a parameter already, too: what lies in a mapped file may not be written to.
+        model: a placed model; the new parameters do not require gradients.
+        copies: whether to copy all other parameters too, because those that are views of a mapped file cannot be
+            written to.
 
     Raises:
-        StrategyError: it holds int8 weights.
+        StrategyError: the model has int8 weights.
     """
     if is_quantized(model):
         raise StrategyError(
@@ -38,10 +37,10 @@ def make_dense(model: Model, copies: bool = False) -> None:
 
 
 def dense_of(matrix: Tiled | InputMajor) -> Dense:
-    """The same numbers row after row, a copy; int8 ones in float32."""
+    """A row-major copy of a matrix; int8 weights are converted to float32."""
     weight = matrix.weight.clone(memory_format=torch.contiguous_format)
     outputs, inputs = weight.shape
-    with torch.device("meta"):  # no random numbers for what is replaced at once
+    with torch.device("meta"):  # avoids random initialisation of a weight that is replaced at once
         dense = Dense(inputs, outputs)
     dense.weight = nn.Parameter(weight, requires_grad=False)
     return dense
@@ -53,14 +52,14 @@ def is_quantized(model: Model) -> bool:
 
 
 def checkpoint_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a placed model by their original names, as a checkpoint has them, matrices one copy at a time."""
+    """The tensors of a placed model with their original names, row-major; matrices are copied one at a time."""
     for name in model.config.tensors():
         path, _, attribute = name.rpartition(".")
         yield name, getattr(model.get_submodule(path), attribute).detach()
 
 
 def checkpoint_dtypes(model: Model) -> dict[str, torch.dtype]:
-    """Of the same tensors, none of them made."""
+    """The dtypes of the tensors that `checkpoint_tensors` yields, without copying them."""
     dtypes = {}
     for name in model.config.tensors():
         path, _, attribute = name.rpartition(".")

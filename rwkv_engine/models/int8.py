@@ -1,4 +1,4 @@
-"""Rounding a matrix to int8, with a scale for each row and each column, see `ops.int8`.
+"""Quantises a matrix to int8, with a scale for each row and each column, see `ops.int8`.
 
 With R[n] the root mean square of row n, and rint rounding halves to even:
 
@@ -6,13 +6,13 @@ With R[n] the root mean square of row n, and rint rounding halves to even:
     rows[n]    = max over k of |W[n, k] / columns[k]| / 127
     q[n, k]    = rint(W[n, k] / columns[k] / rows[n])                       W[n, k] ~ rows[n] q[n, k] columns[k]
 
-A column's scale keeps an input that is large, or whose weights are, from taking the digits of all others; it counts
-what is usual in the column, each row for as much as every other. A scale is 1 where all weights are zero. So no weight
-is off by more than half of rows[n] columns[k]; zeros are exact, and matrices of constant columns but for what float32
-rounds.
+The column scales prevent inputs with unusually large weights from reducing the precision of all others; dividing by
+R[n] gives every row the same influence on them. A scale is 1 where all weights are zero. The error of a weight is at
+most half of rows[n] columns[k]. Zeros are exact, and so are, up to float32 rounding, matrices whose columns are
+constant.
 
-The same weights give the same bits whatever the processor and the number of threads: sums are made by halves, out of
-element-wise operations, for torch's own add up in an order that depends on both.
+The result has the same bits on every processor and for any number of threads: sums are computed by pairwise halving
+with element-wise operations, because the order of additions in torch's own sums depends on both.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import torch
 from torch import Tensor
 
 LARGEST = 127
-# Rows looked at together: a float32 copy of a whole matrix would be memory that loading does not need.
+# Rows that are processed at a time, so that loading needs no float32 copy of a whole matrix.
 PIECE = 128
-_SMALLEST = torch.finfo(torch.float32).tiny  # of scales: below, float32 loses digits
+_SMALLEST = torch.finfo(torch.float32).tiny  # the smallest scale: smaller float32 numbers are denormal
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounds a matrix.
+    """Quantises a matrix.
 
     Args:
-        weight: W (N, K), finite, of any floating dtype, at any strides.
+        weight: W (N, K), finite, of any floating-point dtype and any strides.
 
     Returns:
         q (N, K) int8 in [-127, 127], and the scales (N + K,) float32: of the rows, then of the columns. Scales are
-        positive, and infinite where weights come near the largest float32 there is.
+        positive; they are infinite if weights are close to the largest float32.
     """
     n, k = weight.shape
     q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
@@ -50,7 +50,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _column_scales(weight: Tensor) -> Tensor:
-    """In float64, whose range holds the squares of all float32 numbers."""
+    """The scales of the columns (K,), computed in float64, whose range includes the squares of all float32 numbers."""
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
     for part in weight.split(PIECE):
         squares = part.double().square()
@@ -65,7 +65,7 @@ def _positive(scales: Tensor) -> Tensor:
 
 
 def _summed(x: Tensor, dim: int) -> Tensor:
-    """Sum over a dimension of `x`, whose memory is used up."""
+    """The sum over a dimension of `x`, which is overwritten."""
     while (size := x.shape[dim]) > 1:
         if size % 2:
             x.select(dim, 0).add_(x.select(dim, size - 1))

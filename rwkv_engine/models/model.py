@@ -1,9 +1,9 @@
-"""What all RWKV versions share: an embedding, layers that carry a state, an output LayerNorm and a head.
+"""The structure that all RWKV versions share: an embedding, layers with a state, an output LayerNorm and a head.
 
-Modules carry the tensor names of the original checkpoints (`blocks.0.att.time_decay`, ...), so a state dict is a
+Modules have the tensor names of the original checkpoints (`blocks.0.att.time_decay`, ...), so a state dict is a
 checkpoint, unless matrices are packed for the kernels (`weights.Tiled`). Only matrices, low-rank factors and the
-embedding may be stored in half precision: residual stream, LayerNorm, recurrence and state are float32 in every
-strategy.
+embedding may have 16-bit or quantised formats; the residual stream, LayerNorms, the recurrence and the state are
+float32 in every strategy.
 
 Shapes: B sequences, T tokens, C = n_embd, V = n_vocab.
 """
@@ -26,10 +26,10 @@ from rwkv_engine.ops.slots import replace_rows, rows_of
 
 
 class Block(nn.Module):
-    """One layer. Block 0 also owns ln0, which normalises the embedding.
+    """One layer. The first layer also has ln0, which normalises the embedding.
 
-    A version subclasses it, calls `__init__` with its config and the layer's index, and implements `forward`. A fused
-    `step` for packed weights is worth adding.
+    Each RWKV version derives a class from it that calls `__init__` with its config and the layer's index, and that
+    implements `forward`. A fused `step` for packed weights makes decoding faster.
 
     Attributes:
         watched: the modules whose outputs `verify` reports besides the residual stream, by their names in the report.
@@ -49,13 +49,13 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, state: LayerState, first: Tensor | None = None
     ) -> tuple[Tensor, LayerState, Tensor | None]:
-        """Many tokens, with gradients where autograd is on.
+        """Processes T tokens of each of B sequences, with gradients if autograd is enabled.
 
         Args:
             x: the residual stream, (B, T, C) float32.
-            state: of this layer; not modified.
-            first: what layer 0 handed on, (B, T, ...), on this layer's device; None in layer 0, and in versions whose
-                layer 0 hands nothing on.
+            state: the state of this layer; not modified.
+            first: the tensor that layer 0 passes to all later layers, (B, T, ...), on this layer's device; None in
+                layer 0, and in versions that pass nothing.
 
         Returns:
             The residual stream (B, T, C), the new state, and `first` for the layers after this one.
@@ -65,12 +65,12 @@ class Block(nn.Module):
     def step(
         self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """One token of each of B sequences, without gradients.
+        """Processes one token of each of B sequences, without gradients.
 
         Args:
             x: the residual stream, (B, C) float32.
-            state: (S, ...) of this layer; the rows `slots` are replaced in place.
-            slots: (B,) int64 on this layer's device, see `ops.TimeMixing4Step`; None: S = B, in the same order.
+            state: the state of this layer, (S, ...); the rows `slots` are replaced in place.
+            slots: (B,) int64 on this layer's device, see `ops.TimeMixing4Step`; None means S = B, in the same order.
             first: as for `forward`, (B, ...).
 
         Returns:
@@ -84,28 +84,28 @@ class Block(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether its matrices are in the forms that the kernels of `step` read."""
+        """Whether the matrices have the memory layouts that the kernels of `step` read."""
         return any(isinstance(module, Tiled | InputMajor) for module in self.modules())
 
     @property
     def device(self) -> torch.device:
-        """Where this layer runs."""
+        """The device of this layer."""
         return self.ln1.weight.device
 
     def forget(self) -> None:
-        """Drops what was computed from parameters, which have been replaced or moved."""
+        """Drops tensors that were computed from parameters; to be called after parameters were replaced or moved."""
 
 
 class Model(nn.Module):
-    """Token ids and a state in, logits and a new state out.
+    """An RWKV model: maps token ids and a state to logits and a new state.
 
-    Layers may be on several devices. The residual stream goes from one to the next; ids and states are taken from any
-    device; logits and new states are on the head's, which is where a token is sampled.
+    Layers may be on several devices; the residual stream is copied from one to the next. Ids and states may be on any
+    device; logits and new states are on that of the head, where tokens are sampled.
 
     Attributes:
         block: the class of the version's layers.
         config: the model's sizes.
-        fingerprint: identifies the weights; states carry it.
+        fingerprint: identifies the weights, see `Checkpoint.fingerprint`; it becomes part of every new state.
     """
 
     block: ClassVar[type[Block]]
@@ -128,30 +128,30 @@ class Model(nn.Module):
 
     @cached_property
     def device_map(self) -> DeviceMap:
-        """Where the layers are; they stay there once the model has run, until `forget` is called."""
+        """The devices of the layers; cached until `forget` is called."""
         return DeviceMap(tuple(block.device for block in self.layers), self.ln_out.weight.device)
 
     def forget(self) -> None:
-        """Drops what was computed from parameters; to be called when parameters have been replaced or moved."""
+        """Drops what was computed from parameters; to be called after parameters were replaced or moved."""
         self.__dict__.pop("device_map", None)
         for block in self.layers:
             block.forget()
 
     @staticmethod
     def are_few(tokens: Tensor) -> bool:
-        """Whether tokens (B, T) are few enough to be read by `step`. This is the one place that decides it."""
+        """Whether tokens (B, T) are few enough for `step`. No other place decides this."""
         return tokens.shape[1] == 1 and len(tokens) <= MOST_ROWS
 
     def forward(self, tokens: Tensor, state: State, full_output: bool = False) -> tuple[Tensor, State]:
-        """Reads T tokens of each of B sequences.
+        """Processes T tokens of each of B sequences.
 
         Args:
             tokens: (B, T) int64, T >= 1, each in [0, V).
-            state: of the same B sequences; not modified.
-            full_output: logits for every token instead of the last one.
+            state: the state of the same B sequences; not modified.
+            full_output: whether to return logits for every token instead of the last one only.
 
         Returns:
-            Logits (B, V), or (B, T, V) with `full_output`; and the state after the last token.
+            Logits (B, V) float32, or (B, T, V) with `full_output`; and the state after the last token.
         """
         if self.are_few(tokens) and self.layers[0].is_packed:
             parts = self.device_map.spread(state, copy=True)
@@ -162,12 +162,12 @@ class Model(nn.Module):
         return self.head(self.ln_out(x if full_output else x[:, -1])), state
 
     def read(self, tokens: Tensor, state: State, after: list[Tensor] | None = None) -> tuple[Tensor, State]:
-        """The same up to the last LayerNorm, which is `ln_out`.
+        """As `forward`, without the output LayerNorm `ln_out` and the head.
 
         Args:
             tokens: (B, T) int64, T >= 1, each in [0, V).
-            state: of the same B sequences; not modified.
-            after: the residual stream after each layer is appended, (B, T, C), where the layer is.
+            state: the state of the same B sequences; not modified.
+            after: a list to which the residual stream after each layer is appended, (B, T, C) on the layer's device.
 
         Returns:
             The residual stream after the last layer, (B, T, C), on the head's device; and the new state.
@@ -185,13 +185,13 @@ class Model(nn.Module):
         return x.to(self.device_map.home), self.device_map.collect(layers, position, self.fingerprint)
 
     def step(self, tokens: Tensor, layers: Sequence[LayerState], slots: Tensor | None = None) -> Tensor:
-        """Reads one token of each of B sequences.
+        """Processes one token of each of B sequences.
 
         Args:
             tokens: (B,) int64, each in [0, V).
             layers: the states of all layers, each on its layer's device; replaced in place.
-            slots: (B,) int64, which of the states' rows are those of the B sequences, see `ops.TimeMixing4Step`; None
-                where they have B rows in the same order.
+            slots: (B,) int64, the state's row for each of the B sequences, see `ops.TimeMixing4Step`; None if the
+                states have B rows in the same order.
 
         Returns:
             Logits (B, V).
@@ -205,13 +205,13 @@ class Model(nn.Module):
         return self.head(self.ln_out(x.to(self.device_map.home)))
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        """(...) -> (..., C), normalised: the table stays as it is in the file."""
+        """The normalised embeddings of ids: (...) -> (..., C). LayerNorm is applied after the lookup."""
         norm = self.layers[0].ln0
         return norm(self.emb(tokens.to(self.emb.weight.device)).to(norm.weight.dtype))
 
 
 def float32_norm(width: int, eps: float = 1e-5) -> nn.LayerNorm:
-    """A LayerNorm whose parameters are float32 whatever torch's default dtype is."""
+    """A LayerNorm with float32 parameters, whatever torch's default dtype is."""
     return nn.LayerNorm(width, eps, dtype=torch.float32)
 
 

@@ -1,7 +1,7 @@
 """RWKV-4: time mixing and channel mixing (Peng et al. 2023, arXiv:2305.13048, section 3).
 
-Many tokens are read by unfused operators, with gradients; one token of each sequence, with packed weights, by the fused
-steps: two calls a layer.
+Many tokens are processed by unfused operators, with gradients; one token of each sequence, with packed weights, by the
+fused steps, two calls per layer.
 
 Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V = n_vocab.
 """
@@ -32,7 +32,7 @@ from rwkv_engine.ops import (
 
 
 class TimeMixing(nn.Module):
-    """r, k, v from a mix of this token and the last; wkv; the gated output."""
+    """Time mixing: r, k and v of a mix of this token and the last, the wkv recurrence, and the gated output."""
 
     def __init__(self, config: Rwkv4Config):
         super().__init__()
@@ -48,7 +48,7 @@ class TimeMixing(nn.Module):
         self.output = Dense(a, c)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
-        """T tokens with their LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `att_shift, wkv_*`."""
+        """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `att_shift` and `wkv_*`."""
         mixes = torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r])
         (k_in, v_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["att_shift"])
         k, v, r = self.key(k_in), self.value(v_in), self.receptance(r_in)
@@ -59,7 +59,7 @@ class TimeMixing(nn.Module):
 
     @cached_property
     def _decay(self) -> Tensor:
-        """For `step`: a packed model is not trained, so it stays, and on a GPU is no kernel of its own every time."""
+        """-exp(time_decay), cached for `step`; packed models are not trained, so it does not change."""
         return -torch.exp(self.time_decay)
 
     def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
@@ -91,7 +91,7 @@ class TimeMixing(nn.Module):
 
 
 class ChannelMixing(nn.Module):
-    """sigmoid(r) * V relu(K x)^2 over a mix of this token and the last."""
+    """Channel mixing: sigmoid(r) * V relu(K x)^2, where r and x are computed from a mix of this token and the last."""
 
     def __init__(self, config: Rwkv4Config):
         super().__init__()
@@ -103,7 +103,7 @@ class ChannelMixing(nn.Module):
         self.value = Dense(f, c)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
-        """T tokens with their LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `ffn_shift`."""
+        """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `ffn_shift`."""
         mixes = torch.stack([self.time_mix_k, self.time_mix_r])
         (k_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["ffn_shift"])
         v = self.value(squared_relu(self.key(k_in)))
@@ -132,7 +132,7 @@ class ChannelMixing(nn.Module):
 
 
 class Rwkv4Block(Block):
-    """One layer of an RWKV-4; its layer 0 hands nothing on."""
+    """One layer of an RWKV-4, whose layer 0 passes nothing to later layers."""
 
     watched = MappingProxyType({"att k": "att.key", "ffn k": "ffn.key"})
 
@@ -144,7 +144,7 @@ class Rwkv4Block(Block):
     def forward(
         self, x: Tensor, state: LayerState, first: Tensor | None = None
     ) -> tuple[Tensor, LayerState, Tensor | None]:
-        """Many tokens, see `Block.forward`."""
+        """Processes many tokens, see `Block.forward`."""
         x, att_state = self.att(x, self.ln1, state)
         x, ffn_state = self.ffn(x, self.ln2, state)
         return x, {**att_state, **ffn_state}, None
@@ -152,7 +152,7 @@ class Rwkv4Block(Block):
     def step(
         self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """One token of each sequence, see `Block.step`; packed, by two fused operators."""
+        """Processes one token of each sequence, see `Block.step`; with packed weights by two fused operators."""
         if not self.is_packed:
             return super().step(x, state, slots, first)
         x = self.att.step(x, self.ln1, state, slots)
@@ -160,15 +160,15 @@ class Rwkv4Block(Block):
 
     @property
     def is_packed(self) -> bool:
-        """Whether its matrices are in the forms that the kernels of `step` read."""
+        """Whether the matrices have the memory layouts that the kernels of `step` read."""
         return isinstance(self.ffn.value, InputMajor)
 
     def forget(self) -> None:
-        """Drops what was computed from parameters."""
+        """Drops tensors that were computed from parameters."""
         self.att.__dict__.pop("_decay", None)
 
 
 class Rwkv4(Model):
-    """The model."""
+    """An RWKV-4 model."""
 
     block = Rwkv4Block

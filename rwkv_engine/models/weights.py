@@ -1,6 +1,6 @@
-"""Matrices of a model, by how their weights are stored. Activations come and go in float32.
+"""The matrices of a model, one class for each memory layout. Inputs and outputs are float32.
 
-Each multiplies (B, K) rows, one token of each of B sequences, or (B, T, K), many tokens.
+An input (B, K) is one token of each of B sequences; (B, T, K) is many tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rwkv_engine.ops.linear_many import dense_product
 
 
 class Dense(nn.Linear):
-    """y = x W^T with W row after row, in float32, bfloat16 or float16; for training, and where there are no kernels."""
+    """y = x W^T with W row-major, in float32, bfloat16 or float16; for training, and without compiled kernels."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False, dtype=torch.float32)
@@ -26,10 +26,10 @@ class Dense(nn.Linear):
 
 
 class Tiled(nn.Module):
-    """The same with W in tiles, see `ops.tiles`."""
+    """y = x W^T with W in tiles, see `ops.tiles`."""
 
     def __init__(self, tiles: Tensor, outputs: int, inputs: int, scales: Tensor | None = None):
-        """`tiles`: of W (outputs, inputs); a part of a mapped file, perhaps. `scales`: of int8 ones, see `ops.int8`."""
+        """`tiles`: of W (outputs, inputs), perhaps a view of a file; `scales`: for int8 weights, see `ops.int8`."""
         super().__init__()
         self.out_features, self.in_features = outputs, inputs
         self.tiles = nn.Parameter(tiles, requires_grad=False)
@@ -37,12 +37,12 @@ class Tiled(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, inputs), a copy; int8 weights in float32."""
+        """W (outputs, inputs), a row-major copy; int8 weights are converted to float32."""
         return in_floats(untile(self.tiles, self.out_features, self.in_features), self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
-        # Few tokens of a long text are many: their bits must not depend on where a chunk of it ends.
+        # A short chunk (B, T, K) of a long text also counts as many tokens: results must not depend on the chunks.
         few = x.ndim == 2 and len(x) <= MOST_ROWS
         product = linear if few else linear_many
         rows = product(x.reshape(-1, self.in_features), self.tiles, self.out_features, self.scales)
@@ -50,17 +50,17 @@ class Tiled(nn.Module):
 
 
 class InputMajor(nn.Module):
-    """The same with W^T row after row: what one input adds to the outputs lies together, so inputs can be skipped."""
+    """y = x W^T with W^T row-major, so that the weights of one input are contiguous and zero inputs can be skipped."""
 
     def __init__(self, rows: Tensor, scales: Tensor | None = None):
-        """`rows`: W^T (inputs, outputs); a part of a mapped file, perhaps. `scales`: of int8 ones, see `ops.int8`."""
+        """`rows`: W^T (inputs, outputs), perhaps a view of a file; `scales`: for int8 weights, see `ops.int8`."""
         super().__init__()
         self.rows = nn.Parameter(rows, requires_grad=False)
         self.scales = None if scales is None else nn.Parameter(scales, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, inputs), a view; int8 weights in float32."""
+        """W (outputs, inputs), a view; int8 weights are converted to a float32 copy."""
         return in_floats(self.rows.t(), self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,5 +70,5 @@ class InputMajor(nn.Module):
 
 
 def scales_of(*matrices: Tiled | InputMajor) -> list[Tensor]:
-    """As the fused steps take them: of int8 weights, else none."""
+    """The scales of int8 matrices, as the fused steps take them; empty for float weights."""
     return [matrix.scales for matrix in matrices if matrix.scales is not None]

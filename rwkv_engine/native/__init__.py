@@ -1,1 +1,1 @@
-"""Compiled kernels: building, finding and opening them."""
+"""Builds, finds and loads the compiled kernels."""

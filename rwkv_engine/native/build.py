@@ -1,8 +1,8 @@
-"""The single answer to: which sources, which flags, which hash, for the CPU's library and for CUDA's.
+"""The sources, compiler flags and hashes of the CPU library and the CUDA library.
 
-`setup.py` (ahead of time), `cpu_kernels` and `cuda_kernels` (just in time), CMake (C++ tests) and
-`tools/check_cuda.py` all ask this module, so they cannot drift apart. Only the standard library is imported at the
-top: `setup.py` reads this file where torch may be absent.
+`setup.py` (ahead of time), `cpu_kernels` and `cuda_kernels` (just in time), CMake (C++ tests) and `tools/check_cuda.py`
+all use this module, so that they cannot disagree. At the top it imports only the standard library, because `setup.py`
+also runs where torch is not installed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
-# Instruction levels are build variants of the same sources, best first. A processor runs its own level and all below.
+# Instruction set levels are build variants of the same sources, best first. A processor runs its own level and all that
+# follow it.
 LEVELS: dict[str, tuple[str, ...]] = (
     {
         "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"),
@@ -29,12 +30,12 @@ LEVELS: dict[str, tuple[str, ...]] = (
     else {"portable": ()}
 )
 
-# The language standard is named because older releases of torch (2.11 among them) choose C++17 where no flag does.
+# The language standard is explicit because some releases of torch (such as 2.11) otherwise choose C++17.
 STANDARD = "-std=c++20"
 
-# No fast-math: these two only drop errno and floating-point traps, which nothing here reads, so that loops vectorise.
-# Without -fopenmp torch's parallel_for header silently runs on one thread. -Wno-psabi: vectors wider than a level's
-# registers never cross a function that is not inlined.
+# These are not fast-math: -fno-math-errno and -fno-trapping-math only give up errno and floating-point traps, which
+# nothing here uses, so that loops can be vectorised. Without -fopenmp torch's parallel_for header silently runs on one
+# thread. -Wno-psabi is safe because functions that are not inlined never pass vectors wider than a level's registers.
 COMPILE_FLAGS = (
     STANDARD,
     "-O3",
@@ -46,12 +47,12 @@ COMPILE_FLAGS = (
     "-Wno-psabi",
 )
 
-# GPUs a library is built for where nobody says which: Turing, Ampere, Hopper. Newer minor versions run the code of
-# older ones, later generations the PTX of the newest.
+# The architectures for which a library is built by default: Turing, Ampere, Hopper. GPUs of a newer minor version run
+# the code of an older one, and later generations the PTX of the newest.
 ARCHITECTURES = (75, 80, 90)
-# No --use_fast_math; and multiplications and additions are fused where the source says so (fmaf) and nowhere else, or a
-# row's bits could depend on which of the kernels for 1, 2, 4, 8 or 16 rows it goes through. A launch on the default
-# stream is an error: kernels run on torch's current one.
+# There is no --use_fast_math, and -fmad=false fuses multiplications and additions only where the source says so (fmaf):
+# otherwise a row's bits could depend on whether the kernel for 1, 2, 4, 8 or 16 rows computes it. A launch on the
+# default stream is an error, because kernels must run on torch's current stream.
 NVCC_FLAGS = (
     STANDARD,
     "-O3",
@@ -63,7 +64,7 @@ CUDA_BINDING_FLAGS = (STANDARD, "-O3", "-Wall", "-Wextra")
 
 
 def source_root() -> Path:
-    """The `csrc` folder: inside an installed package, beside it in a checkout or an editable install."""
+    """The `csrc` folder: inside an installed package, next to it in a checkout or an editable install."""
     for candidate in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):
         if candidate.is_dir():
             return candidate
@@ -71,37 +72,37 @@ def source_root() -> Path:
 
 
 def has_python_headers() -> bool:
-    """Whether `Python.h` is here; some systems keep it in a package of its own."""
+    """Whether `Python.h` is installed; some systems have it in a separate package."""
     return Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def sources() -> list[Path]:
-    """Translation units of the CPU library. The bindings of operators do not need `Python.h`, those of pybind11 do."""
+    """Translation units of the CPU library. Only the bindings with pybind11 need `Python.h`."""
     root = source_root()
     modules = root.glob("bindings/*_pybind.cpp") if has_python_headers() else ()
     return sorted([*root.glob("kernels/cpu/*.cpp"), *root.glob("bindings/*_cpu.cpp"), *modules])
 
 
 def cuda_sources() -> list[Path]:
-    """Translation units of the CUDA library: kernels, for nvcc, which see no torch; bindings, for the C++ compiler."""
+    """Translation units of the CUDA library: kernels without torch, for nvcc, and bindings, for the C++ compiler."""
     root = source_root()
     return sorted([*root.glob("kernels/cuda/*.cu"), *root.glob("bindings/*_cuda.cpp")])
 
 
 def compile_flags(level: str) -> list[str]:
-    """Compiler flags for one instruction level, a key of `LEVELS`; `source_root()` is on the include path besides."""
+    """Compiler flags for one instruction set level, a key of `LEVELS`, without the include path `source_root()`."""
     return [*COMPILE_FLAGS, *LEVELS[level]]
 
 
 def nvcc_flags(architectures: Sequence[int]) -> list[str]:
-    """nvcc's flags for these architectures (90 is sm_90), the newest as PTX besides."""
+    """nvcc's flags for machine code of these architectures (90 is sm_90) and PTX of the newest."""
     code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     newest = max(architectures)
     return [*NVCC_FLAGS, *code, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
 def schemas() -> list[str]:
-    """The operator schemas of `ops/`: module constants named `*SCHEMA`, read without importing anything."""
+    """The operator schemas of `ops/`: module constants named `*SCHEMA`, read without importing the modules."""
     found = []
     for path in sorted((PACKAGE / "ops").glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -111,11 +112,11 @@ def schemas() -> list[str]:
 
 
 def library_key(flags: Sequence[str]) -> str:
-    """Hash of all that must agree between a compiled library and this package: a library with another key is stale.
+    """A hash of everything that must agree between a compiled library and this package; another key means stale.
 
-    A C++ signature that disagrees with a Python schema aborts the process when the library is opened, so the key is
-    part of the file name and is compared before opening. The compilers and `Python.h` are not part of it (a machine
-    without them must still recognise a prebuilt library); the just-in-time cache adds them.
+    A C++ signature that disagrees with a Python schema aborts the process when the library is loaded, so the key is
+    part of the file name and is compared before loading. It does not cover the compilers and `Python.h`, because a
+    machine without them must still recognise a prebuilt library; the just-in-time cache adds them.
     """
     import torch
 
@@ -141,5 +142,5 @@ def cuda_library_name(architectures: Sequence[int]) -> str:
     return f"kernels_cuda_{'_'.join(map(str, architectures))}_{key}"
 
 
-if __name__ == "__main__":  # CMake asks for the flags of a level: python build.py x86-64-v3
+if __name__ == "__main__":  # for CMake, which needs the flags of a level: python build.py x86-64-v3
     print(";".join(compile_flags(sys.argv[1])))

@@ -1,6 +1,6 @@
-"""The folder that keeps just-in-time builds: `$XDG_CACHE_HOME/rwkv_engine`, else `~/.cache/rwkv_engine`.
+"""The folder for just-in-time builds: `$XDG_CACHE_HOME/rwkv_engine`, by default `~/.cache/rwkv_engine`.
 
-Where that cannot be written, a folder for temporary files that belongs to the user alone takes its place.
+If it is not writable, a private folder in the system's directory for temporary files is used.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rwkv_engine.notices import log
 ADVICE = (
     "set XDG_CACHE_HOME to a folder that can be written, or build when installing (pip install --no-build-isolation)"
 )
-STALE_SECONDS = 3600  # a build folder without a lock file is of an earlier release; no build takes so long
+STALE_SECONDS = 3600  # a build folder without a lock file is from an earlier release; no build takes this long
 
 
 def cache_folder() -> Path:
-    """Where just-in-time builds are kept, whether it exists or not."""
+    """The folder for just-in-time builds, which may not exist yet."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rwkv_engine"
     except RuntimeError:  # neither HOME nor the system names a home
@@ -32,10 +32,10 @@ def cache_folder() -> Path:
 
 
 def writable_folder() -> Path:
-    """The cache folder, made if absent; where it cannot be written, a temporary folder of the user's, with a notice.
+    """The cache folder, created if absent; if it is not writable, a private temporary folder, with a notice.
 
     Raises:
-        ExtensionError: neither can be written.
+        ExtensionError: neither folder is writable.
     """
     folder, instead = cache_folder(), _temporary_folder()
     try:
@@ -73,17 +73,17 @@ def locked(library: Path) -> Iterator[None]:
 
 
 def build_folder(library: Path) -> Path:
-    """Where a library is built, by whoever holds its lock."""
+    """The folder in which a library is built, by the process that holds its lock."""
     return library.with_name(f"build_{library.stem}")
 
 
 def remove_abandoned_builds(folder: Path) -> None:
-    """Deletes the folders of builds that were killed: those whose lock nobody holds."""
+    """Deletes the folders of builds that were killed, whose locks no process holds."""
     import fcntl
 
     for abandoned in folder.glob("build_*"):
         lock = abandoned.with_name(f"{abandoned.name.removeprefix('build_')}.lock")
-        with suppress(OSError):  # somebody holds the lock, or removed the folder first
+        with suppress(OSError):  # another process holds the lock, or has removed the folder
             if lock.exists():
                 with open(lock, "w") as held:
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +97,7 @@ def _temporary_folder() -> Path:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether only this user can have put files there, since libraries are loaded from it."""
+    """Whether only this user can have written to a folder; libraries are loaded from it."""
     try:
         found = folder.lstat()
     except OSError:

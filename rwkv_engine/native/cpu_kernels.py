@@ -1,9 +1,9 @@
-"""Finds the CPU's compiled kernels: a prebuilt library, else one built just in time, else the torch references.
+"""Finds the CPU's compiled kernels: a prebuilt library, otherwise one built just in time, otherwise torch references.
 
-Nothing happens at import. The first operator call decides once per process; `status()` tells what was decided and why.
-From then on, processes forked from this one run kernels and torch on one thread.
-`RWKV_ENGINE_KERNELS` forces the choice: `reference` uses no compiled code, an instruction level (`portable`,
-`x86-64-v3`, ...) builds and loads that level and fails if it cannot.
+The first operator call decides, once per process; importing does nothing. `status()` returns the decision and its
+reason. From then on, processes forked from this one run kernels and torch on one thread. `RWKV_ENGINE_KERNELS` forces
+the choice: `reference` uses no compiled code, and an instruction set level (`portable`, `x86-64-v3`, ...) builds and
+loads that level, or fails.
 """
 
 from __future__ import annotations
@@ -36,25 +36,32 @@ VARIABLE = "RWKV_ENGINE_KERNELS"
 
 @dataclass(frozen=True)
 class Status:
-    """What serves the operators on one kind of device."""
+    """Which implementation of the operators is in use on one type of device.
 
-    kind: str  # "prebuilt", "jit" or "reference"
-    level: str | None  # what the library is for: an instruction level, or architectures of GPUs
-    path: Path | None  # the library
-    reason: str  # why this and nothing better
+    Attributes:
+        kind: "prebuilt", "jit" or "reference".
+        level: the library's instruction set level, or its GPU architectures; None without a library.
+        path: the library; None without one.
+        reason: how the library came to be, or why there is none.
+    """
+
+    kind: str
+    level: str | None
+    path: Path | None
+    reason: str
 
 
 def ensure_loaded() -> None:
-    """Loads the kernels on the first call; later calls cost a cached look-up."""
+    """Loads the kernels on the first call; later calls only look up the cached result."""
     status()
 
 
 @functools.cache
 def status() -> Status:
-    """What serves the operators on the CPU; decided on the first call.
+    """The implementation of the operators on the CPU; decided on the first call.
 
     Raises:
-        ExtensionError: `RWKV_ENGINE_KERNELS` asks for what cannot be had.
+        ExtensionError: `RWKV_ENGINE_KERNELS` is invalid, or names a level that cannot be built or loaded.
     """
     if hasattr(os, "register_at_fork"):
         # A forked process has none of its parent's threads, and OpenMP's first parallel loop would wait for them.
@@ -76,7 +83,7 @@ def status() -> Status:
 
 @functools.cache
 def python_module(name: str) -> ModuleType | None:
-    """The pybind11 module `name` inside the library; None where there is no library, or it was built without them."""
+    """The pybind11 module `name` inside the library; None without a library, or if it was built without pybind11."""
     path = status().path
     if path is None:
         return None
@@ -93,7 +100,7 @@ def python_module(name: str) -> ModuleType | None:
 
 
 def processor_level() -> str:
-    """The best instruction level this processor (as torch sees it) can run."""
+    """The best instruction set level that this processor can run, as torch detects it."""
     best = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
     if best == "x86-64-v4" and {"avx512_bf16", "avx512_vnni"} <= _processor_flags():
         best = "x86-64-v4-bf16"
@@ -101,7 +108,7 @@ def processor_level() -> str:
 
 
 def _processor_flags() -> set[str]:
-    """Instruction sets by the names Linux gives them; none elsewhere."""
+    """The processor's instruction sets by their names in Linux; empty on other systems."""
     with suppress(OSError), open("/proc/cpuinfo") as cpuinfo:
         return set(next((line for line in cpuinfo if line.startswith("flags")), "").split())
     return set()
@@ -128,7 +135,7 @@ def _just_in_time(level: str) -> Status:
     try:
         compiler = _compiler()
     except ExtensionError as error:
-        # The compiler is part of the name so that another one builds afresh; without one, any library will do.
+        # The file name contains the compiler, so that another compiler builds again. Without one, any library is used.
         library = open_earlier(f"{build.library_name(level)}_*", str(error))
         return Status("jit", level, library, f"built here earlier; {error}")
     path, reason = build_once(
@@ -165,7 +172,7 @@ def _compiler() -> _Compiler:
 
 
 def openmp_runtimes() -> list[str]:
-    """File names of the OpenMP runtimes loaded in this process; more than one would fight over the cores."""
+    """File names of the OpenMP runtimes in this process; several of them would compete for the cores."""
     try:
         mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:

@@ -1,6 +1,6 @@
-"""Finds the compiled CUDA kernels, as `cpu_kernels` does the CPU's; loading a model on a GPU asks for them first.
+"""Finds the compiled CUDA kernels, as `cpu_kernels` does those of the CPU. Loading a model on a GPU triggers it.
 
-`RWKV_ENGINE_KERNELS=reference` switches them off too.
+`RWKV_ENGINE_KERNELS=reference` disables them too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rwkv_engine.notices import log
 
 @functools.cache
 def status() -> Status:
-    """What serves the operators on GPUs; decided on the first call."""
+    """The implementation of the operators on GPUs; decided on the first call."""
     if os.environ.get(VARIABLE) == "reference":
         return Status("reference", None, None, f"{VARIABLE}=reference")
     try:
@@ -72,7 +72,11 @@ def _just_in_time(machine: Machine) -> Status:
 
 
 def _built_earlier(gpus: Sequence[int], problem: str) -> Status:
-    """A library of the cache that runs on these GPUs, where none can be built now."""
+    """The status with a cached library that runs on these GPUs, for use if none can be built now.
+
+    Raises:
+        ExtensionError: there is none; the message is `problem`.
+    """
     for path in cache.kept("kernels_cuda_*.so"):
         found = re.fullmatch(r"kernels_cuda_((?:\d+_)+)[0-9a-f]{16}_[0-9a-f]{8}", path.stem)
         built_for = [int(word) for word in found[1].split("_")[:-1]] if found else []
@@ -95,7 +99,10 @@ def _host_compilers() -> str:
 
 @contextmanager
 def _torch_builds_with(toolkit: Path) -> Iterator[None]:
-    """torch looks for the toolkit once, at import, and takes the folder of a link to nvcc, or of a script, for it."""
+    """Makes torch build with this toolkit.
+
+    torch searches for the toolkit once, at import. If nvcc is a link or a script, it takes the wrong folder.
+    """
     from torch.utils import cpp_extension
 
     before = cpp_extension.CUDA_HOME

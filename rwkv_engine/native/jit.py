@@ -1,4 +1,4 @@
-"""Builds a library of kernels just in time, once per machine, and opens it."""
+"""Builds a library of kernels just in time, once per machine, and loads it."""
 
 from __future__ import annotations
 
@@ -21,32 +21,31 @@ from rwkv_engine.native import build, cache
 from rwkv_engine.native.toolkit import cxx_command
 from rwkv_engine.notices import log
 
-# Failures that another attempt may not meet again: memory, disks, processes that were killed.
+# Failures that may not occur in another attempt: too little memory or disk space, killed processes.
 PASSING = re.compile(r"No space left|Disk quota|Read-only file|Input/output error|[Kk]illed|[Mm]emory|memory exhausted")
-
 LONGEST = 300  # characters of a compiler's line in a message
 
 
 def build_once(
     name: str, what: str, compiler: str, advice: Callable[[str], str] = lambda log: "", **arguments: Any
 ) -> tuple[Path, str]:
-    """Opens a library of the cache; builds it first if it is not there, or waits for the process that is at it.
+    """Loads a library from the cache. If it is missing, builds it, or waits for another process that is building it.
 
-    A build that the compiler rejects is remembered, so that not every process repeats it: `name` covers all that its
-    outcome depends on, except packages installed later, so the message says how to try again.
+    A build that the compiler rejects is remembered, so that other processes do not repeat it. The outcome depends only
+    on what `name` identifies and on packages that may be installed later, so the message says how to try again.
 
     Args:
-        name: of the file, without extension; it covers all that the library depends on.
-        what: is built, and how long that takes, for the person who waits.
-        compiler: what builds it, for messages.
-        advice: what to add to the message of a failed build, by what the compilers printed.
-        **arguments: of `torch.utils.cpp_extension.load`: sources and flags.
+        name: the file's name without extension; it identifies everything that the library depends on.
+        what: what is built and how long that takes, for the notice.
+        compiler: the compiler, for messages.
+        advice: returns what to add to the message of a failed build, given the compilers' output.
+        **arguments: the sources and flags for `torch.utils.cpp_extension.load`.
 
     Returns:
-        The library's path, and how it came to be.
+        The library's path, and when and by which compiler it was built.
 
     Raises:
-        ExtensionError: it cannot be built or opened.
+        ExtensionError: the library cannot be built or loaded.
     """
     for path in cache.kept(f"{name}.so"):  # needs no lock and no permission to write
         open_library(path)
@@ -79,14 +78,14 @@ def build_once(
 
 
 def open_earlier(pattern: str, problem: str) -> Path:
-    """Opens the newest library of an earlier build where none can be built now.
+    """Loads the newest library of an earlier build, for use if none can be built now.
 
     Args:
-        pattern: of the file's name, without extension.
+        pattern: a glob pattern of the file's name, without extension.
         problem: why none can be built, for the message.
 
     Raises:
-        ExtensionError: there is none that opens; the message is `problem`.
+        ExtensionError: none can be loaded; the message is `problem`.
     """
     for path in cache.kept(f"{pattern}.so"):
         try:
@@ -120,7 +119,7 @@ def _build_and_open(path: Path, arguments: dict[str, Any]) -> None:
 
 @contextmanager
 def _one_word_compiler(folder: Path) -> Iterator[None]:
-    """CXX as torch can take it: one program without arguments, here a script where there are several words."""
+    """Sets CXX to a program without arguments, as torch requires; if CXX has arguments, to a script that adds them."""
     before = os.environ.get("CXX")
     command = cxx_command()
     if len(command) > 1:
@@ -139,10 +138,10 @@ def _one_word_compiler(folder: Path) -> Iterator[None]:
 
 
 def open_library(path: Path) -> None:
-    """Opens a library, whose operators register themselves.
+    """Loads a library, which registers its operators.
 
     Raises:
-        ExtensionError: it cannot be opened.
+        ExtensionError: the library cannot be loaded.
     """
     try:
         torch.ops.load_library(str(path))
@@ -152,7 +151,7 @@ def open_library(path: Path) -> None:
 
 @contextmanager
 def search_path() -> Iterator[None]:
-    """ninja comes as a Python package, whose folder is not on PATH in an environment that was not activated."""
+    """Adds Python's folder to PATH, where ninja is if it was installed as a Python package."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([before, str(Path(sys.executable).parent)])
     try:
@@ -162,12 +161,12 @@ def search_path() -> Iterator[None]:
 
 
 def _text(error: Exception) -> str:
-    """With what the linker said, which torch keeps apart."""
+    """The error's message with that of its cause, in which torch keeps the dynamic linker's."""
     return f"{error}: {error.__cause__}" if isinstance(error, OSError) and error.__cause__ else str(error)
 
 
 def _reason(output: str, advice: Callable[[str], str]) -> str:
-    """The first line that says what is wrong, cut if it is long, and what to do about it where that is known."""
+    """The first line of the compilers' output that reports an error, cut if it is long, followed by the advice."""
     lines = [line.strip() for line in output.splitlines()] or ["no message"]
     # ninja writes FAILED, then the command, then what the command said.
     after = next((i + 2 for i, line in enumerate(lines[:-2]) if line.startswith("FAILED:")), 0)

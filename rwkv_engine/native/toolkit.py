@@ -1,7 +1,7 @@
-"""What a build of the CUDA kernels needs, whether this machine has it, and what to do where it has not.
+"""Finds what a build of the CUDA kernels needs, and says what to do if this machine lacks it.
 
-`machine()` collects the facts, everything else is a function of them. Only the standard library is imported at the
-top: `setup.py` reads this file by its path.
+`machine()` collects the facts about the machine, and all decisions are functions of them. At the top this file imports
+only the standard library, because `setup.py` loads it by its path.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-OLDEST = 75  # Turing: the oldest that CUDA 13 and torch's builds for it know
+OLDEST = 75  # Turing: the oldest architecture that CUDA 13, and torch's builds for it, support
 SYSTEM_TOOLKIT = Path("/usr/local/cuda")
 NVCC_PLACES = "CUDA_HOME, on PATH, in /usr/local/cuda or in a Python package of NVIDIA's"  # where nvcc is looked for
 
-# Names that TORCH_CUDA_ARCH_LIST may hold, as in torch, as far as the kernels run there.
+# The names of architectures in TORCH_CUDA_ARCH_LIST, as in torch, of those on which the kernels run.
 GENERATIONS = {
     "turing": (75,),
     "ampere": (80, 86),
@@ -52,18 +52,18 @@ class Nvcc:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a build depends on."""
+    """The facts about a machine on which a build depends."""
 
-    torch: str
-    torch_cuda: str | None  # the CUDA that torch is built for
+    torch: str  # the version
+    torch_cuda: str | None  # the CUDA version that torch is built for
     gpus: tuple[int, ...]  # architectures of the GPUs that torch sees, each once
-    no_gpu: str  # why it sees none
+    no_gpu: str  # why torch sees no GPU; empty if it sees one
     nvcc: Nvcc | None
     missing: tuple[str, ...]  # programs that are not on PATH
 
 
 def machine() -> Machine:
-    """The facts of this machine."""
+    """The facts about this machine."""
     import torch
 
     problem = gpu_problem()
@@ -96,7 +96,7 @@ def _without_cuda(version: str) -> str:
 
 
 def find_nvcc() -> Nvcc | None:
-    """The compiler of CUDA_HOME or CUDA_PATH, else that on PATH, of /usr/local/cuda, or of NVIDIA's Python packages."""
+    """The first nvcc in CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda and NVIDIA's Python packages; None if none."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     chosen = [shutil.which("nvcc", path=str(Path(home, "bin"))) for home in homes]
     elsewhere = [SYSTEM_TOOLKIT / "bin", *packaged_toolkits()]
@@ -106,7 +106,7 @@ def find_nvcc() -> Nvcc | None:
 
 
 def packaged_toolkits() -> list[Path]:
-    """Where pip puts nvcc: nvidia/cu13/bin, the newest CUDA first, or for CUDA 12 nvidia/cuda_nvcc/bin."""
+    """The folders in which pip installs nvcc: nvidia/cu13/bin, newest CUDA first; for CUDA 12 nvidia/cuda_nvcc/bin."""
     roots = [Path(folder, "nvidia") for folder in sys.path if folder]
     numbered = [path for root in roots for path in root.glob("cu[0-9]*/bin")]
     numbered.sort(key=lambda path: int(re.sub(r"\D", "", path.parent.name)), reverse=True)
@@ -124,35 +124,35 @@ def _describe(path: Path) -> Nvcc:
     banner = ask("--version")
     version = re.search(r"\bV(\d+\.\d+\.\d+)", banner)
     architectures = sorted({int(n) for n in re.findall(r"compute_(\d+)\b", ask("--list-gpu-arch"))})
-    # Where nvcc is a script or a link into the toolkit, only nvcc itself knows where that is.
+    # If nvcc is a script or a link into the toolkit, only nvcc itself knows the toolkit's folder.
     top = re.search(r"^#\$ TOP=(.+)$", ask("--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull), re.MULTILINE)
     root = Path(top[1].strip()).resolve() if top else path.resolve().parent.parent
     return Nvcc(path, root, version[1] if version else banner.strip().partition("\n")[0], tuple(architectures))
 
 
 def cxx_command() -> list[str]:
-    """The C++ compiler and its first arguments, as CXX names them ("ccache g++"); c++ where it is unset or blank."""
+    """The C++ compiler and its first arguments, from CXX (such as "ccache g++"); c++ if CXX is unset or blank."""
     value = os.environ.get("CXX", "")
     try:
         return shlex.split(value) or ["c++"]
-    except ValueError:  # a quotation that does not end: no program has this name, which the message then quotes
+    except ValueError:  # an unclosed quotation mark; no program has this name, so a later message quotes it
         return [value]
 
 
 def missing_programs() -> tuple[str, ...]:
-    """What a build runs besides nvcc and is not on PATH; ninja may lie beside Python."""
+    """The programs other than nvcc that a build needs and that are not on PATH or in Python's folder."""
     path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-    # nvcc takes g++ for what runs on the host; torch's build hands it CC.
+    # nvcc compiles host code with g++, or with CC, which torch's build passes to it.
     programs = [cxx_command()[0], os.environ.get("CC") or "g++", "ninja"]
     return tuple(program for program in programs if not shutil.which(program, path=path))
 
 
 def why_not(machine: Machine, for_gpus: bool = True) -> str | None:
-    """What stands in the way of a build, with the fix; None if nothing does.
+    """Why the kernels cannot be built, and what to do; None if they can be.
 
     Args:
-        machine: the facts.
-        for_gpus: False if it is to be built for GPUs that are elsewhere.
+        machine: the facts about the machine.
+        for_gpus: whether the build is for the GPUs of this machine.
     """
     nvcc = machine.nvcc
     if machine.torch_cuda is None:
@@ -180,17 +180,18 @@ def why_not(machine: Machine, for_gpus: bool = True) -> str | None:
 
 
 def architecture_for(gpu: int, nvcc: Nvcc) -> int | None:
-    """The newest architecture that nvcc knows and the GPU can run, its machine code or its PTX."""
+    """The newest architecture that nvcc compiles for and whose machine code or PTX the GPU can run; None if none."""
     return max((a for a in nvcc.architectures if a <= gpu), default=None)
 
 
 def chosen_architectures(nvcc: Nvcc, gpus: Sequence[int], wanted: str = "") -> tuple[list[int], list[str]]:
-    """What to build for, and which of the wanted architectures are left out because they cannot be built for.
+    """The architectures to build for, and those words of `wanted` that had to be left out.
 
     Args:
         nvcc: the compiler.
-        gpus: architectures of the GPUs here, built for where nothing is wanted, as far as nvcc knows them.
-        wanted: like torch's TORCH_CUDA_ARCH_LIST: "8.0;9.0+PTX", names as "Hopper", "All", or "Native" (GPUs here).
+        gpus: the architectures of this machine's GPUs, which are the default, as far as nvcc supports them.
+        wanted: as torch's TORCH_CUDA_ARCH_LIST: "8.0;9.0+PTX", names such as "Hopper", "All", or "Native" (the GPUs of
+            this machine).
     """
     here = {a for a in (architecture_for(gpu, nvcc) for gpu in gpus) if a}
     chosen: set[int] = set()
@@ -214,16 +215,19 @@ def chosen_architectures(nvcc: Nvcc, gpus: Sequence[int], wanted: str = "") -> t
 
 
 def covers(architectures: Sequence[int], gpu: int) -> bool:
-    """Whether a library for these, the newest as PTX besides, runs on a GPU: machine code within one generation."""
+    """Whether a library with machine code for these architectures and PTX of the newest runs on a GPU.
+
+    Machine code runs on GPUs of the same generation with the same or a newer minor version.
+    """
     return gpu >= max(architectures) or any(a // 10 == gpu // 10 and a <= gpu for a in architectures)
 
 
 def advice(log: str) -> str:
-    """What to do about a build that failed, by what the compilers said; empty if that is not known."""
+    """What to do about a failed build, given the compilers' output; empty if unknown."""
     if re.search(r"unsupported (GNU|clang) version", log):
-        return "; this nvcc does not know so new a C++ compiler: install an older one and name it, CC=g++-13 CXX=g++-13"
+        return "; this nvcc does not support so new a C++ compiler: install an older one and set CC=g++-13 CXX=g++-13"
     if "cannot find -lcudart" in log or re.search(r"cuda_runtime(_api)?\.h: No such file", log):
-        return "; the CUDA toolkit is not whole: install its headers and libcudart (cuda-cudart-dev)"
+        return "; the CUDA toolkit is incomplete: install its headers and libcudart (cuda-cudart-dev)"
     if re.search(r"[Uu]nsupported gpu architecture", log):
         return "; this nvcc does not compile for this GPU: install another CUDA toolkit"
     return ""

@@ -1,4 +1,4 @@
-"""Operators: schema, equation and torch reference. Compiled kernels take over when loaded."""
+"""The operators: schema, equation, torch reference and public function of each. Compiled kernels replace references."""
 
 from rwkv_engine.ops.channel_mixing4_step import ChannelMixing4Step, channel_mixing4_step
 from rwkv_engine.ops.gate_residual import gate_residual

@@ -1,4 +1,4 @@
-"""The operator library: schemas live in Python beside their references, kernels register under them by device."""
+"""The operator library: Python defines each schema with its reference; compiled kernels register for their device."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Registers one operator with its torch reference and the shapes of what it returns.
+    """Registers one operator with its torch reference, and a function that returns empty results of the right shapes.
 
-    The reference is CompositeExplicitAutograd, so it serves every device until a compiled kernel for that device
-    registers itself under the same name and takes over. `fake` gives `torch.compile` the shapes without running a loop.
+    The reference is CompositeExplicitAutograd, so it runs on every device for which no compiled kernel is registered
+    under the same name. `fake` gives `torch.compile` the shapes without computing anything.
     """
     name = schema.split("(", 1)[0]
     _library.define(schema)
@@ -30,20 +30,20 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
 
 
 def wants_gradient(*arguments: object) -> bool:
-    """Whether autograd would follow one of the arguments."""
+    """Whether autograd is enabled and one of the arguments requires a gradient."""
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
 def refuse_gradients(*arguments: object) -> None:
-    """For operators without a derivative: torch would drop it silently.
+    """Refuses arguments that require a gradient, for operators without one: torch would silently return none.
 
     Raises:
-        RuntimeError: an argument wants one.
+        RuntimeError: autograd is enabled and an argument requires a gradient.
     """
     if wants_gradient(*arguments):
         raise RuntimeError("a mixing step has no gradient; load the model with trainable=True, or use torch.no_grad()")
 
 
 def kernels_serve(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether an operator without a derivative may be called, or its torch reference, which also takes float64."""
+    """Whether to call the operator: the inputs are float32 and need no gradient. Otherwise the torch reference runs."""
     return x.dtype == torch.float32 and not wants_gradient(x, *others)

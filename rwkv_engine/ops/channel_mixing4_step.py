@@ -1,12 +1,12 @@
 """channel_mixing4_step: channel mixing of one token in each of B sequences, with LayerNorm and residual, in one call.
 
-With ln = LayerNorm(x) and mix_m(ln) = m ln + (1 - m) shift, where `shift` is ln at the token before, which is replaced
-in place:
+With ln = LayerNorm(x) and mix_m(ln) = m ln + (1 - m) shift, where `shift` is ln of the previous token and is replaced
+in place (Peng et al. 2023, arXiv:2305.13048, section 3):
 
     r, k = Wr mix_r(ln), Wk mix_k(ln);   y = x + sigmoid(r) Wv relu(k)^2
 
-Activations and sums are float32 beside float weights, so relu(k)^2 cannot overflow; beside int8 ones the inputs of
-products are as in `ops.linear`. Zeros of relu(k)^2 are skipped, which changes no bit.
+With float weights, activations and sums are float32, so relu(k)^2 does not overflow; with int8 weights the inputs of
+products are quantised as in `ops.linear`. Zeros of relu(k)^2 are skipped, which does not change the result.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ChannelMixing4Step(NamedTuple):
         eps: epsilon of the LayerNorm.
         key: (F, C) in tiles.
         receptance: (C, C) in tiles.
-        value: (F, C), not in tiles: row f is what input f adds to the outputs.
-        shift: (S, C) float32, rows may be any distance apart; replaced in place by ln of this token.
+        value: (F, C), W^T row-major instead of tiles: row f has the weights of input f.
+        shift: (S, C) float32, with any stride between rows; replaced in place by ln of this token.
         slots: (B,) int64 or None, as in `TimeMixing4Step`.
         scales: for int8 matrices, the scales of key, receptance and value, see `ops.int8`; empty otherwise.
     """
@@ -70,7 +70,7 @@ def channel_mixing4_step(step: ChannelMixing4Step) -> Tensor:
         (B, C) float32.
 
     Raises:
-        RuntimeError: shapes or dtypes do not match, or an argument requires a gradient: the step has none.
+        RuntimeError: shapes or dtypes do not match, or an argument requires a gradient, which the step does not have.
     """
     cpu_kernels.ensure_loaded()
     refuse_gradients(*step)

@@ -1,4 +1,4 @@
-"""gate_residual: x + sigmoid(r) y, how the receptance lets a product into the residual stream."""
+"""gate_residual: x + sigmoid(r) y, adds a product gated by the receptance to the residual stream."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ GATE_RESIDUAL_SCHEMA = "gate_residual(Tensor? x, Tensor r, Tensor y) -> Tensor"
 
 
 def gate_residual(x: Tensor | None, r: Tensor, y: Tensor) -> Tensor:
-    """x + sigmoid(r) y, or the gate alone. float64 and gradients run the torch reference.
+    """x + sigmoid(r) y, or without x sigmoid(r) y. The torch reference runs for float64 and if a gradient is needed.
 
     Args:
-        x: of the shape of r, float32; None for nothing to add to.
-        r, y: of one shape, float32.
+        x: the residual stream, float32 of the shape of r; None to add nothing.
+        r, y: float32, both of the same shape.
+
+    Returns:
+        Float32 of the shape of r.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit.
+        RuntimeError: shapes or dtypes do not match.
     """
     if not kernels_serve(r, y, x):
         return gate_residual_reference(x, r, y)

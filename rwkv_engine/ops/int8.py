@@ -1,8 +1,9 @@
-"""int8 weights: whole numbers q (N, K), and in one tensor the scales of their N rows, then of their K columns.
+"""int8 weights: integers q (N, K) and one tensor of scales (N + K,), first those of the rows, then of the columns.
 
     W[n, k] = rows[n] q[n, k] columns[k]
 
-The rows' scales are taken out of the sum and the columns' belong to the activations, so kernels multiply whole numbers.
+A product multiplies the activations by the column scales before the sum and the sum by the row scales, so that
+kernels can multiply integers.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from torch import Tensor
 
 
 def in_floats(weight: Tensor, scales: Tensor | None) -> Tensor:
-    """W (N, K) in float32 from int8, in the dtype of the scales; float weights, without scales, as they are.
+    """W (N, K) from int8 weights, in the dtype of their scales (float32); float weights are returned unchanged.
 
     Raises:
-        RuntimeError: int8 without scales or scales without int8, or scales of another shape than (N + K,).
+        RuntimeError: int8 weights have no scales, float weights have some, or their shape is not (N + K,).
     """
     if weight.dtype.is_floating_point and scales is None:
         return weight
     if weight.dtype.is_floating_point or scales is None:
-        raise RuntimeError(f"int8 weights need scales, others have none, got {weight.dtype} and {type(scales)}")
+        raise RuntimeError(f"int8 weights need scales, float ones have none; got {weight.dtype} and {type(scales)}")
     rows, columns = scales.split(list(weight.shape))
     return weight * columns * rows.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""linear: y = x W^T for a few rows x, with W in tiles."""
+"""linear: y = x W^T for few rows x, with W in tiles."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.tiles import untile_reference
 
 LINEAR_SCHEMA = "linear(Tensor x, Tensor tiles, int outputs, Tensor? scales=None) -> Tensor"
-# More rows than this are better multiplied as a matrix.
+# For more rows than this, `linear_many` is faster.
 MOST_ROWS = 16
 
 
 def linear(x: Tensor, tiles: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:
-    """Multiplies a few rows; a row's bits do not depend on how many there are.
+    """y = x W^T for few rows x. The bits of a row of y do not depend on the number of rows.
 
-    Activations and sums are float32 beside float weights, and beside all on GPUs. Beside int8 weights on the CPU,
-    activations times their column's scale become whole numbers of 16 bits in groups of 256 inputs, the largest of a
-    group 32767: each is off by at most 2^-16 of that largest, and sums in a group are exact.
+    With float weights, and on GPUs with all weights, activations and sums are float32. With int8 weights on the CPU,
+    the activations times their column's scale are quantised to 16-bit integers in groups of 256 inputs, so that the
+    largest of a group becomes 32767. The error of an activation is at most 2^-16 of that largest, and sums within a
+    group are exact.
 
     Args:
         x: (B, K) float32.
-        tiles: W (N, K) as `ops.tiles.tile` returns it.
+        tiles: W (N, K) as `ops.tiles.tile` writes it.
         outputs: N.
-        scales: of int8 weights, (N + K,) float32, see `ops.int8`.
+        scales: the scales of int8 weights, (N + K,) float32, see `ops.int8`; None for float weights.
 
     Returns:
         (B, N) float32.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit.
+        RuntimeError: shapes or dtypes do not match.
     """
     cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.linear(x, tiles, outputs, scales)

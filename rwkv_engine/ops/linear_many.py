@@ -1,4 +1,4 @@
-"""linear_many: y = x W^T for many rows x, with W as the decode steps read it."""
+"""linear_many: y = x W^T for many rows x, with W in the memory layouts that decoding uses."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ LINEAR_MANY_SCHEMA = "linear_many(Tensor x, Tensor weight, int outputs, Tensor? 
 
 
 def linear_many(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:
-    """Multiplies rows as a matrix; on the CPU a row's bits do not depend on how many there are.
+    """y = x W^T for many rows x. On the CPU the bits of a row of y do not depend on the number of rows.
 
-    Sums are float32. Activations become what the weights are where that pays: beside bfloat16 weights on processors
-    that multiply pairs of them, and in the torch reference, see `dense_product`, which serves every device without a
-    kernel of its own. Beside int8 weights they become whole numbers, as for `ops.linear`, and on GPUs float16, see
-    `int8_product`. Else they stay float32.
+    Sums are float32. The dtype of the activations in the product depends on the weights. With bfloat16 weights they
+    are rounded to bfloat16 on processors with bfloat16 dot products. With int8 weights they are quantised as in
+    `ops.linear`, and on GPUs rounded to float16, see `int8_product`. The torch reference, which runs on every device
+    without a kernel of its own, rounds them to the dtype of 16-bit weights, see `dense_product`. Otherwise they stay
+    float32.
 
     Args:
         x: (M, K) float32.
-        weight: W (N, K) as `ops.tiles.tile` returns it, or W^T row after row (K, N); float32, bfloat16, float16
-            or int8.
+        weight: W (N, K) as `ops.tiles.tile` writes it, or W^T (K, N) row-major; float32, bfloat16, float16 or int8.
         outputs: N.
-        scales: of int8 weights, (N + K,) float32, see `ops.int8`.
+        scales: the scales of int8 weights, (N + K,) float32, see `ops.int8`; None for float weights.
 
     Returns:
         (M, N) float32.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit.
+        RuntimeError: shapes or dtypes do not match.
     """
     cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.linear_many(x, weight, outputs, scales)
@@ -48,13 +48,13 @@ def linear_many_reference(x: Tensor, weight: Tensor, outputs: int, scales: Tenso
 
 
 def dense_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., K) float32 times W^T, W (N, K) in any floating dtype -> (..., N) in the dtype of x; has a gradient.
+    """x (..., K) float32 times W^T, with W (N, K) of any floating-point dtype -> (..., N) in the dtype of x.
 
-    Beside 16-bit weights activations are rounded to their type: torch's own products want both alike. Each row of a
-    float16 product is brought below 1 by a power of two first: relu(k)^2 may pass 65504.
+    It has a gradient. With 16-bit weights, the activations are rounded to the same dtype, as torch's products require.
+    For float16, each row is first scaled below 1 by a power of two, because relu(k)^2 can exceed 65504.
     """
     if weight.dtype == x.dtype:
-        return F.linear(x, weight).to(x.dtype)  # autocast multiplies in, and returns, a type of its own
+        return F.linear(x, weight).to(x.dtype)  # under autocast the product has another dtype
     if weight.dtype == torch.bfloat16:
         return _rounded_product(x, weight)
     x, exponent = _below_one(x)
@@ -62,15 +62,17 @@ def dense_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def int8_product(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
-    """x (M, K) float32 times W^T -> (M, N) float32, with W as in `ops.int8`, as GPUs multiply it: in float16.
+    """x (M, K) float32 times W^T -> (M, N) float32 on a GPU, with int8 weights W as in `ops.int8`, in float16.
 
-    It holds q exactly, at half the memory of a float32 copy of W. An activation, times its column's scale and brought
-    below 1 by a power of two for each row, is off by at most 2^-11 of itself or 2^-25. Sums are float32.
+    float16 represents q exactly, and takes half the memory of a float32 copy of W. Each row of activations is
+    multiplied by the column scales, scaled below 1 by a power of two, and rounded to float16; the error of an
+    activation is at most 2^-11 of itself or 2^-25. Sums are float32.
     """
     rows, columns = scales.split(list(q.shape))
     x, exponent = _below_one(x * columns)
     halves, weight = x.half(), q.half()
-    # A sum may pass 65504. Where torch has no float32 results of float16 products, the same numbers in float32 do.
+    # Sums can exceed 65504, so the result must be float32. Where torch cannot return float32 from a float16 product,
+    # the same numbers are multiplied in float32.
     sums = (
         torch.mm(halves, weight.t(), out_dtype=torch.float32) if x.is_cuda else F.linear(halves.float(), weight.float())
     )
@@ -78,7 +80,7 @@ def int8_product(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 
 
 def _below_one(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of x divided by powers of two, which costs no digit, and the exponents of these."""
+    """The rows of x divided by powers of two, which is exact, and the exponents of these powers."""
     _, exponent = torch.frexp(x.abs().amax(dim=-1, keepdim=True))
     return _times_power(x, -exponent), exponent
 

@@ -1,8 +1,8 @@
-"""ln_shift: LayerNorm and token shift, the inputs of the products of one half of a layer.
+"""ln_shift: LayerNorm and token shift, which give the inputs of the matrix products of time or channel mixing.
 
     ln_t = LayerNorm(x_t);   mixed_{m,t} = mix_m ln_t + (1 - mix_m) ln_{t-1}
 
-where ln before the first token comes from the state.
+where ln before the first token is part of the state (Peng et al. 2023, arXiv:2305.13048, section 3).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ LN_SHIFT_SCHEMA = (
 def ln_shift(
     x: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, mixes: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm and token shift of T tokens. Its gradient is that of the torch reference.
+    """LayerNorm and token shift of T tokens. The torch reference runs for float64 and if a gradient is needed.
 
     Args:
-        x: (B, T, C) float32, T >= 1; float64 runs the reference.
-        ln_weight, ln_bias: (C,).
-        eps: of the LayerNorm.
-        mixes: (M, C), of each product the share of the token itself.
-        shift: (B, C), LayerNorm of the token before the first.
+        x: (B, T, C) float32, T >= 1, the residual stream.
+        ln_weight, ln_bias: (C,), the parameters of the LayerNorm.
+        eps: epsilon of the LayerNorm.
+        mixes: (M, C), for each of M products the weight of the current token.
+        shift: (B, C), the LayerNorm of the token before the first.
 
     Returns:
         The inputs of the products (M, B, T, C), and the LayerNorm of the last token (B, C).
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit.
+        RuntimeError: shapes or dtypes do not match.
     """
     if not kernels_serve(x, ln_weight, ln_bias, mixes, shift):
         return ln_shift_reference(x, ln_weight, ln_bias, eps, mixes, shift)

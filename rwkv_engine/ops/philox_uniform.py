@@ -1,8 +1,8 @@
-"""philox_uniform: the one source of randomness, u = Philox(seed, sample, position).
+"""philox_uniform: the random numbers of sampling, u = Philox(seed, sample, position).
 
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a pure function of a key and a
-counter, so a draw does not depend on the device, on the batch, nor on what was drawn before. The seed is the key, the
-counter is (position, sample), all with the lower half first; u is made of the first two of its four words.
+counter, so a random number does not depend on the device, the batch or earlier numbers. The seed is the key and
+(position, sample) the counter, each with its lower 32 bits first; u consists of bits of the first two output words.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ _WORD = 0xFFFFFFFF
 
 
 def philox_uniform(seeds: Tensor, samples: Tensor, positions: Tensor) -> Tensor:
-    """Numbers in [0, 1) with 53 random bits, the same on every device.
+    """Uniform random numbers in [0, 1) with 53 random bits, the same on every device.
 
     Args:
-        seeds: (B,) int64 that carry 64 bits, see `as_int64`; as the others.
-        samples: which of several samples of one prompt.
-        positions: how many tokens come before the one to be drawn.
+        seeds: (B,) int64, whose 64 bits are the seed, see `as_int64`.
+        samples: (B,) int64, the index among several samples of one prompt.
+        positions: (B,) int64, the number of tokens before the one to be sampled.
 
     Returns:
         (B,) float64.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit.
+        RuntimeError: shapes, dtypes or devices do not match.
     """
     cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.philox_uniform(seeds, samples, positions)
 
 
 def as_int64(bits: int) -> int:
-    """The signed number with the same 64 bits."""
+    """The signed integer with the same 64 bits as an unsigned one."""
     return bits - (bits >> 63 << 64)
 
 
@@ -57,7 +57,7 @@ def _words(bits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The upper and the lower word of a times b. By halves of b: 64 bits without a sign do not fit into int64."""
+    """The upper and the lower 32 bits of a times b, computed by halves of b: the unsigned product overflows int64."""
     low = a * (b & 0xFFFF)
     high = a * (b >> 16) + (low >> 16)
     return high >> 16, (high & 0xFFFF) << 16 | (low & 0xFFFF)

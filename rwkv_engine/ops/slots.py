@@ -1,4 +1,4 @@
-"""The rows of a state that a batch uses: all in order, or those in `slots`."""
+"""Reads and replaces the rows of a state that a batch uses: all of them in order, or those in `slots`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def rows_of(state: Tensor, slots: Tensor | None) -> Tensor:
-    """The row of each row of the batch, (S, width) -> (B, width)."""
+    """The state's row for each row of the batch: (S, ...) -> (B, ...)."""
     return state if slots is None else state.index_select(0, slots)
 
 
 def replace_rows(state: Tensor, slots: Tensor | None, new: Tensor) -> None:
-    """Writes the rows that `rows_of` read; where several share one, any of them."""
+    """Replaces the rows that `rows_of` reads. If several rows of the batch share a slot, one of them is written."""
     if slots is None:
         state.copy_(new)
     else:

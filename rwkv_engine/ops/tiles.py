@@ -1,8 +1,9 @@
-"""tile, untile: a matrix in the order in which kernels read it, and back.
+"""tile, untile: convert a matrix to the memory layout of the kernels, and back.
 
-The layout, version 1, is the same for every instruction level and device (`csrc/kernels/tiles.h`): blocks of 16
-outputs; along the inputs tiles of 64 bytes a row; in a tile 16 groups, each with the next 4 bytes, P = 4 / itemsize
-inputs, of the 16 rows in turn. W[16 i + r, 16 P j + P g + p] is at [i, j, g, r, p]. Zeros fill up N and K.
+The layout, version 1, is the same for every instruction set level and device (`csrc/kernels/tiles.h`). The N outputs
+are divided into blocks of 16 rows, and a block into tiles of 64 bytes per row along the inputs. A tile consists of 16
+groups; each has the next 4 bytes, which are P = 4 / itemsize inputs, of all 16 rows. W[16 i + r, 16 P j + P g + p] is
+at [i, j, g, r, p]. N and K are padded with zeros.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROWS = GROUPS = 16
 
 
 def tile(weight: Tensor, tiles: Tensor) -> None:
-    """Writes a matrix (N, K), float32, bfloat16 or float16, into tiles of `tiled_shape` and the same dtype."""
+    """Writes a matrix (N, K), float32, bfloat16, float16 or int8, to `tiles`, of shape `tiled_shape` and its dtype."""
     cpu_kernels.ensure_loaded()
     torch.ops.rwkv_engine.tile(weight, tiles)
 
@@ -32,7 +33,7 @@ def tiled_shape(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[int, int
 
 
 def untile(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
-    """What `tile` was given: (outputs, inputs)."""
+    """The row-major matrix (outputs, inputs) of these tiles, a copy."""
     cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.untile(tiles, outputs, inputs)
 

@@ -1,11 +1,12 @@
 """time_mixing4_step: time mixing of one token in each of B sequences, with LayerNorm and residual, in one call.
 
-With ln = LayerNorm(x) and mix_m(ln) = m ln + (1 - m) shift, where `shift` is ln at the token before, and wkv that of
-`ops.wkv4`, whose state is replaced in place:
+With ln = LayerNorm(x) and mix_m(ln) = m ln + (1 - m) shift, where `shift` is ln of the previous token, and wkv the
+recurrence of `ops.wkv4` (Peng et al. 2023, arXiv:2305.13048, section 3); `shift` and its state are replaced in place:
 
     r, k, v = Wr mix_r(ln), Wk mix_k(ln), Wv mix_v(ln);   y = x + Wo (sigmoid(r) wkv(k, v))
 
-Activations and sums are float32 beside float weights; beside int8 ones the inputs of products are as in `ops.linear`.
+With float weights, activations and sums are float32; with int8 weights the inputs of products are quantised as in
+`ops.linear`.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class TimeMixing4Step(NamedTuple):
         decay, first: (A,) float32, -exp(time_decay) and time_first.
         key, value, receptance: (A, C) in tiles.
         output: (C, A) in tiles.
-        shift: (S, C) float32, rows may be any distance apart; replaced in place by ln of this token.
-        num, den, max: (S, A) float32, whose rows are equally far apart; replaced in place.
+        shift: (S, C) float32, with any stride between rows; replaced in place by ln of this token.
+        num, den, max: (S, A) float32, all with the same stride between rows; replaced in place.
         slots: (B,) int64 on x's device, the state's row for each row of x; other rows are left unchanged. Slots are
             distinct, except that rows whose result is discarded may share one. None: S = B, in the same order.
         scales: for int8 matrices, the scales of key, value, receptance and output, see `ops.int8`; empty otherwise.
@@ -79,7 +80,7 @@ def time_mixing4_step(step: TimeMixing4Step) -> Tensor:
         (B, C) float32.
 
     Raises:
-        RuntimeError: shapes or dtypes do not match, or an argument requires a gradient: the step has none.
+        RuntimeError: shapes or dtypes do not match, or an argument requires a gradient, which the step does not have.
     """
     cpu_kernels.ensure_loaded()
     refuse_gradients(*step)

@@ -5,7 +5,7 @@ With w = decay = -exp(time_decay) and u = first = time_first, per channel (Peng 
     wkv_t = (A_{t-1} + e^{u + k_t} v_t) / (B_{t-1} + e^{u + k_t})
     A_t = e^w A_{t-1} + e^{k_t} v_t          B_t = e^w B_{t-1} + e^{k_t}
 
-A and B are kept as A = num e^max, B = den e^max, with max the largest exponent so far, so nothing overflows.
+The state represents A = num e^max and B = den e^max, where max is the largest exponent so far, to prevent overflow.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def wkv4(
         decay: (C,), w = -exp(time_decay).
         first: (C,), u = time_first.
         k, v: (B, T, C), T >= 1.
-        num, den, max: (B, C), the state before the first token; at the beginning of a text 0, 0, -1e30.
-            All float32 (or all float64), on one device.
+        num, den, max: (B, C), the state before the first token; at the beginning of a text 0, 0 and -1e30.
+            All arguments are float32, or all are float64, on one device.
 
     Returns:
         y (B, T, C) and the new num, den, max (B, C). The arguments are not modified.
 
     Raises:
-        RuntimeError: an argument's shape, dtype or device does not fit k's.
+        RuntimeError: the shape, dtype or device of an argument does not match that of k.
     """
     cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.wkv4(decay, first, k, v, num, den, max)
@@ -87,8 +87,8 @@ def wkv4_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the seven arguments of `wkv4` in plain torch: the chain rule, last token first.
 
-    The output does not depend on its q (numerator and denominator scale alike); the state does, through the maximum,
-    whose gradient is halved at a tie.
+    The output does not depend on its q, which scales numerator and denominator equally. The new state depends on q
+    through the maximum, whose gradient is divided equally at a tie.
     """
     before = []
     state = (num, den, max)
@@ -149,11 +149,11 @@ def _backward(ctx, *grads):  # type: ignore[no-untyped-def]
 
 
 def _no_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
-    raise RuntimeError("rwkv_engine::wkv4 has first derivatives only; create_graph=True cannot go through it")
+    raise RuntimeError("rwkv_engine::wkv4 has first derivatives only; do not use create_graph=True")
 
 
 define(WKV4_SCHEMA, wkv4_reference, _wkv4_fake)
 define(WKV4_BACKWARD_SCHEMA, wkv4_backward_reference, _wkv4_backward_fake)
 register_gradient("wkv4", _backward, _setup_context)
-# Without a formula of its own an operator yields zeros, silently.
+# Without a registered derivative, torch would silently return zeros.
 register_gradient("wkv4_backward", _no_second_derivative, _setup_context)

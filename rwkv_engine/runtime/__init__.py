@@ -1,4 +1,4 @@
-"""A checkpoint becomes a placed model, a placed model reads tokens."""
+"""Loads checkpoints onto devices, and runs models: prefill, decoding, the state pool and CUDA graphs."""
 
 from rwkv_engine.runtime.decoder import Decoder
 from rwkv_engine.runtime.engine import Engine

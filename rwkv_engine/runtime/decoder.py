@@ -1,4 +1,4 @@
-"""Decode over a pool of states: one token of a few sequences at a time, recorded where that can be."""
+"""Decoding over a pool of states: one token of up to 16 sequences per step, as a CUDA graph where possible."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
+from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
 from rwkv_engine.runtime.turns import Turns
 
-# A batch is filled up to one of these sizes, each recorded once, whatever is drawn from its logits.
-BUCKETS = (1, 2, 4, 8, 16)
+# A batch is padded to one of these sizes. Each size is captured once, independently of how tokens are sampled.
+BUCKETS = (1, 2, 4, 8, MOST_ROWS)
 
-# (logits (B, V), positions (B,), seeds (B,), samples (B,)) -> ids (B,), without asking the host for anything; negative
-# where there is nothing to draw from. Equal ones draw alike.
+# A sampling function: (logits (B, V), positions (B,), seeds (B,), samples (B,)) -> ids (B,) int64, negative where no
+# token can be sampled. It must not synchronise with the host.
 Draw = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Decoder:
-    """Reads one token of up to 16 sequences at a time, whose states are in slots of `pool`.
+    """Decodes up to 16 sequences at a time, one token per step; their states are in slots of `pool`.
 
-    Any number of threads may call its methods: calls take turns, since they share one set of buffers.
+    Its methods can be called from several threads. They share one set of buffers, so one call runs after the other.
     """
 
     def __init__(self, model: Model, slots: int = BUCKETS[-1], capture: Capture | None = None):
-        """`capture`: how steps are recorded; by default as a CUDA graph where the model is on one CUDA device."""
+        """Creates the pool.
+
+        Args:
+            model: a placed model.
+            slots: the number of sequences in the pool.
+            capture: how steps are captured; by default as CUDA graphs if the whole model is on one CUDA device.
+        """
         self.pool = StatePool(model, slots)
         self._model = model
         self._capture = capture or _capture_for(model)
@@ -37,7 +44,18 @@ class Decoder:
         self._turns = Turns({*model.device_map.devices, model.device_map.home})
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token of each sequence of a state, which is not modified: tokens (B,) -> logits (B, V), the new state."""
+        """Processes one token of each of B sequences, B from 1 to 16.
+
+        Args:
+            tokens: (B,) int64, each in [0, V).
+            state: of the same B sequences; not modified.
+
+        Returns:
+            Logits (B, V) float32 and the new state, on the head's device.
+
+        Raises:
+            RequestError: the pool has too few free slots, or the state belongs to another model.
+        """
         with self._turns.take():
             slots = self.pool.take(state)
             try:
@@ -46,17 +64,17 @@ class Decoder:
                 self.pool.free(slots)
 
     def step(self, tokens: Tensor, slots: Sequence[int]) -> Tensor:
-        """Reads one token in each slot.
+        """Processes one token in each slot.
 
         Args:
             tokens: (B,) int64, B from 1 to 16, each in [0, V).
-            slots: B of the pool, no two the same.
+            slots: B different slots of the pool.
 
         Returns:
             Logits (B, V) float32 on the head's device.
 
         Raises:
-            RequestError: B is not from 1 to 16, or slots of the pool are not all different.
+            RequestError: B is not from 1 to 16, or `slots` are not B different slots of the pool.
         """
         with self._turns.take():
             return self._step(tokens, slots)
@@ -71,16 +89,16 @@ class Decoder:
         seeds: Tensor | None = None,
         samples: Tensor | None = None,
     ) -> Tensor:
-        """Reads one token in each slot, draws the next ones, reads these, `n` times over, without waiting for any.
+        """Alternately processes one token in each slot and samples the next, `n` times, without synchronising.
 
         Args:
             tokens, slots: as for `step`.
-            n: tokens to draw for each sequence, at least 1; the last one is not read.
-            draw: makes logits ids, behind the recorded step.
-            seeds, samples: (B,) int64, given to `draw`; None: zeros.
+            n: the number of tokens to sample for each sequence, at least 1; the last one is not processed.
+            draw: samples ids from logits; it runs after the captured step.
+            seeds, samples: (B,) int64, passed to `draw`; None means zeros.
 
         Returns:
-            Ids (B, n), on the first layer's device, negative from where there was nothing to draw from.
+            Ids (B, n) int64 on the first layer's device; negative from the first token on that could not be sampled.
 
         Raises:
             RequestError: as for `step`.
@@ -119,14 +137,14 @@ class Decoder:
 
 
 class Bucket:
-    """One step of a batch of one size, on tensors that stay where they are, which is all that a recording knows.
+    """One decoding step for one batch size n, with inputs and outputs at fixed addresses, as a CUDA graph needs.
 
     Attributes:
-        tokens: (n,) int64 on the first layer's device, to be read; a negative one, which stands for no token, reads
-            token 0.
+        tokens: (n,) int64 on the first layer's device, the tokens to process; a negative id, which means that none
+            could be sampled, counts as token 0.
         logits: (n, V) float32 on the head's device.
-        positions: (n,) int64 on the head's device, tokens read in each sequence so far.
-        advance: reads the tokens, in the slots that were loaded.
+        positions: (n,) int64 on the head's device, the number of tokens that each sequence has processed.
+        advance: processes the tokens in the slots that were loaded.
     """
 
     def __init__(self, model: Model, pool: StatePool, size: int, capture: Capture):
@@ -135,25 +153,25 @@ class Bucket:
         self.tokens = torch.zeros(size, dtype=torch.int64, device=first)
         self.logits = torch.zeros(size, model.config.n_vocab, dtype=torch.float32, device=home)
         self.positions = torch.zeros(size, dtype=torch.int64, device=home)
-        # All on the dummy slot for now: recording runs the step, and must leave the others as they are.
+        # Capturing runs the step, which must not change the states of sequences, so all rows use the dummy slot.
         self._slots = torch.full((size,), pool.dummy, dtype=torch.int64, device=first)
         self.advance = capture(self._advance)
 
     def load(self, tokens: Tensor, slots: Sequence[int]) -> None:
-        """What comes next; rows that fill up the batch read token 0 in the dummy slot."""
+        """Sets the tokens and slots of the next step; padding rows process token 0 in the dummy slot."""
         n = len(slots)
         self.tokens.zero_()[:n].copy_(tokens)
         self._slots.fill_(self._pool.dummy)[:n].copy_(self._pool.index(tuple(slots), self._slots.device))
 
     @torch.no_grad()
     def _advance(self) -> None:
-        # What a draw could not make an id of would be an address outside the embedding.
+        # A negative id, where no token could be sampled, would index outside the embedding.
         self.logits.copy_(self._model.step(self.tokens.clamp(min=0), self._pool.layers, self._slots))
         self.positions.copy_(self._pool.advance(self._slots.to(self.logits.device)))
 
 
 def recordable(model: Model) -> torch.device | None:
-    """The one CUDA device that all of a model is on; several devices, or the CPU, cannot be recorded."""
+    """The CUDA device of a model whose steps can be captured as a CUDA graph; None if it is not on one such device."""
     devices = {*model.device_map.devices, model.device_map.home}
     return model.device_map.home if len(devices) == 1 and model.device_map.home.type == "cuda" else None
 

@@ -1,4 +1,4 @@
-"""When to read many tokens at once and when one: prefill in chunks, then decode."""
+"""Runs a model over token ids: prefill in chunks for many tokens, a decoding step for one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
 from rwkv_engine.runtime.decoder import Decoder, recordable
 
-# Long enough for matrix x matrix products to pay, short enough that activations stay small: memory does not grow with
-# the length of a text.
+# Long enough for efficient matrix-matrix products, short enough to keep activations small: the memory of a prefill does
+# not grow with the length of its text.
 CHUNK = 256
 _making_decoder = threading.Lock()  # two threads would make two, each with a pool of its own
 
 
 class Engine:
-    """Runs a placed model over token ids without gradients.
+    """Runs a placed model over token ids, without gradients.
 
     Attributes:
-        chunk: tokens read at once at most, or one more.
-        pooled: whether single tokens are read by `decoder`, as on a GPU that can record its steps. Elsewhere copying
-            states in and out would gain nothing.
+        model: the model.
+        chunk: the number of tokens that a prefill processes at once; the last chunk may have one more.
+        pooled: whether `decoder` processes single tokens. This is so where decoding steps are CUDA graphs; elsewhere
+            the pool would only add copies of states.
     """
 
     def __init__(self, model: Model, chunk: int = CHUNK):
@@ -35,32 +36,33 @@ class Engine:
 
     @property
     def decoder(self) -> Decoder:
-        """Decode over a pool of states that only this engine knows; made when it is first needed, and only once."""
+        """The decoder of this engine, with a pool of its own, created at its first use."""
         with _making_decoder:
             if self._decoder is None:
                 self._decoder = Decoder(self.model)
             return self._decoder
 
     def initial_state(self, batch: int = 1) -> State:
-        """The state before the first token of `batch` sequences."""
+        """The state before the first token of `batch` sequences, on the device of the model's head."""
         return State.initial(self.model.config, batch).to(self.model.device_map.home)
 
-    @torch.inference_mode(False)  # what is made here outlives the call: pools and states, which others change in place
+    @torch.inference_mode(False)  # pools and states outlive the call, and are later modified in place
     @torch.no_grad()
     def forward(self, tokens: Tensor, state: State | None = None, full_output: bool = False) -> tuple[Tensor, State]:
-        """Reads tokens, continuing from `state`, which is not modified.
+        """Runs the model over T tokens of each of B sequences, continuing from `state`.
 
         Args:
-            tokens: (B, T) int64, on any device.
-            state: of the same B sequences and the same model, on any device; None begins new texts.
-            full_output: logits for every token instead of the last one.
+            tokens: (B, T) int64, T >= 1, on any device.
+            state: the state of the same B sequences, on any device; not modified. None starts new sequences.
+            full_output: whether to return logits for every token instead of the last one only.
 
         Returns:
             Logits float32 (B, V), or (B, T, V) with `full_output`; and the state after the last token. Both are on the
             device of the model's head.
 
         Raises:
-            RequestError: no tokens, an id outside the vocabulary, a foreign state.
+            RequestError: there are no tokens, an id is outside the vocabulary, or the state belongs to another model or
+                batch size.
         """
         check_tokens(tokens, self.model.config.n_vocab)
         state = state or self.initial_state(len(tokens))
@@ -75,7 +77,11 @@ class Engine:
         return (torch.cat(outputs, dim=1) if full_output else outputs[-1]), state
 
     def _chunks(self, n: int) -> list[int]:
-        """Sizes that sum to n. One token alone goes another way through the model, so none is left over."""
+        """The sizes of the chunks of a prefill of n tokens.
+
+        A remainder of one token is added to the last chunk, because single tokens are processed by a decoding step,
+        whose results can differ in the last bits.
+        """
         whole, rest = divmod(n, self.chunk)
         sizes = [self.chunk] * whole
         if rest == 1 and sizes:
@@ -86,10 +92,10 @@ class Engine:
 
 
 def check_tokens(tokens: Tensor, n_vocab: int) -> None:
-    """Refuses what are no ids (B, T) of a vocabulary.
+    """Refuses tokens that are not ids (B, T) of a vocabulary.
 
     Raises:
-        RequestError: with what was found.
+        RequestError: the message says what was found.
     """
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise RequestError(f"tokens: got shape {tuple(tokens.shape)}, expected (B, T) with at least one token each")

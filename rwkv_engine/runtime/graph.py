@@ -1,4 +1,4 @@
-"""Recording a function's kernels once, to launch all of them at once ever after."""
+"""Captures the kernels that a function launches as a CUDA graph, which then launches all of them at once."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 
 import torch
 
-# A function that only works on tensors which stay where they are -> the same, perhaps recorded. Calling what it returns
-# does what calling the function would do; making it may call the function any number of times.
+# Takes a function that works on tensors at fixed addresses, and returns one with the same effect, perhaps a CUDA graph.
+# Capturing may call the given function any number of times.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
-WARM_UPS = 3  # libraries allocate and choose algorithms in their first calls, which cannot be recorded
+WARM_UPS = 3  # in their first calls libraries allocate memory and choose algorithms, which a graph cannot capture
 
 
 def eager(function: Callable[[], None]) -> Callable[[], None]:
-    """No recording."""
+    """The `Capture` that captures nothing."""
     return function
 
 
 def cuda_graph(device: torch.device) -> Capture:
-    """Recording in a CUDA graph, whose replay runs on the device's current stream.
+    """A `Capture` that makes a CUDA graph, which is replayed on the device's current stream.
 
-    As the notes on CUDA semantics of torch ask: warmed up on a side stream, and then the default pool of memory is left
-    alone, since what the function allocates is the graph's own. All recordings of one `Capture` allocate from one pool,
-    so they must not run at the same time, and results go into tensors made outside. While one thread records, others
-    may allocate.
+    As torch's notes on CUDA semantics require, the function is warmed up on a side stream, and the memory that it
+    allocates while it is captured belongs to the graph. All graphs of one `Capture` share a memory pool, so two of
+    them must not run at the same time, and results must be written to tensors allocated outside. Other threads may
+    allocate memory during a capture.
     """
-    memory: list[Any] = []  # the pool of all recordings, once there is one
+    memory: list[Any] = []  # the memory pool of all graphs, after the first capture
 
     def capture(function: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.device(device):

@@ -1,4 +1,4 @@
-"""A checkpoint and a strategy become a placed model."""
+"""Loads a checkpoint under a strategy."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ from rwkv_engine.runtime.plan import TensorPlan, plan_tensors
 def load_model(
     checkpoint: Checkpoint, strategy: Strategy, progress: Progress | None = None, trainable: bool = False
 ) -> Model:
-    """Copies the tensors, one at a time, to where the strategy wants them; a packed file's are used where they lie.
+    """Copies a checkpoint's tensors to their devices, one at a time, converting and quantising them as needed.
 
-    Weights that the strategy wants quantised are rounded on the way.
+    The tensors of a packed file are used as views of the mapped file where the strategy allows it.
 
     Args:
         checkpoint: an opened checkpoint.
         strategy: a parsed strategy.
         progress: called after each tensor with the parameters placed so far and in all.
-        trainable: keep matrices as training wants them, with gradients; else as kernels read them, without.
+        trainable: whether to keep row-major matrices with gradients, for training; otherwise matrices have the memory
+            layout of the kernels, and no gradients.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for the strategy.
+        CheckpointError: the file is damaged, or contains NaN, infinity or numbers too large for the strategy.
         OutOfMemoryError: there is not enough memory for the strategy; the message names one that would fit.
-        StrategyError: it does not fit the model, or would train quantised weights.
+        StrategyError: the strategy does not fit the model, or asks to train quantised weights.
     """
     config = checkpoint.config
     placements = strategy.place(config)
@@ -57,8 +58,8 @@ def load_model(
         log.warning(divided_note(checkpoint))
     with torch.device("meta"):
         model = MODELS[type(config)](config, fingerprint)
-    # Without kernels tiles are only in the way, except for quantised weights, which lie in them. Asking loads the
-    # kernels of a GPU, of which training wants wkv4's too.
+    # Without compiled kernels tiles only cost time, except for quantised weights, which are always in tiles.
+    # `has_kernels` also loads the kernels of a GPU; training needs that of wkv4.
     kernels = {device: has_kernels(device) for device in {p.device for p in placements}}
     said, done = False, 0
     for name, plan in plan_tensors(config, placements).items():
@@ -68,7 +69,7 @@ def load_model(
             plan = replace(plan, form="rows")
         ready = None if trainable else _ready(checkpoint, name, plan, placement)
         if ready is not None:
-            # Its numbers were looked at when it was packed; doing so again would read the whole file.
+            # Packing has checked that it is finite; checking it again would read the whole file.
             placed = _moved(checkpoint, ready, plan.device)
         else:
             if checkpoint.packing and not said:
@@ -85,23 +86,23 @@ def load_model(
 
 
 def rounding_note(checkpoint: Checkpoint, placements: Sequence[Placement]) -> str:
-    """What is to be said where a quantised file's weights become floats, which look better than they are."""
+    """The end of a notice where quantised weights are converted to floats, which does not restore their precision."""
     quantised = checkpoint.packing is not None and checkpoint.packing.is_quantised
     lost = quantised and any(p.weight_format == "dense" for p in placements)
-    return "; its int8 weights are rounded already, and stay so" if lost else ""
+    return "; its int8 weights keep their rounding errors" if lost else ""
 
 
 def has_kernels(device: str) -> bool:
-    """Whether compiled kernels serve a device; asking loads them."""
+    """Whether there are compiled kernels for a device; loads them."""
     kernels = cuda_kernels if device.startswith("cuda") else cpu_kernels
     return kernels.status().kind != "reference"
 
 
 def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
-    """One tensor as it is wanted, copied out of the file.
+    """One tensor, copied from the file to the device, memory layout and number format of its plan.
 
     Raises:
-        CheckpointError: the file is damaged, or holds NaN, infinity or numbers too large for the format.
+        CheckpointError: the file is damaged, or contains NaN, infinity or numbers too large for the format.
     """
     stored, scales = checkpoint.read(name), checkpoint.read_scales(name)
     what = f"{checkpoint.path}: {name}"
@@ -116,26 +117,26 @@ def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
 
 
 def _ready(checkpoint: Checkpoint, name: str, plan: TensorPlan, placement: Placement) -> Arranged | None:
-    """A packed file's tensor, if it lies there as it is wanted; a view of the mapped file."""
+    """A view of a tensor in a packed file, if the file stores it as planned; otherwise None."""
     values = checkpoint.read_arranged(name, plan.form)
     if values is None:
         return None
     stored, wanted = values.dtype, plan.weights.storage
     if stored != wanted:
-        # Beside quantised matrices an embedding of any float will do that takes no more memory: what is looked up in
-        # it becomes float32.
+        # With quantised matrices, an embedding in any float format that takes no more memory is accepted; rows that are
+        # looked up are converted to float32 anyway.
         is_quantised = placement.weight_format != "dense" and stored.is_floating_point
         if not (plan.spec.role is Role.EMBEDDING and is_quantised and stored.itemsize <= wanted.itemsize):
             return None
     elif tuple(values.shape) != plan.shape:
         return None
     ready = Arranged(values, checkpoint.read_scales(name))
-    # Another program may have written it anew.
+    # Another program may have rewritten the file without the alignment.
     return ready if all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in ready) else None
 
 
 def _moved(checkpoint: Checkpoint, ready: Arranged, device: str) -> Arranged:
-    """To where it is wanted; there, nothing of the file is kept."""
+    """The tensor on a device; if that takes a copy, the file's pages are released."""
     moved = Arranged(ready.values.to(device), None if ready.scales is None else ready.scales.to(device))
     if moved.values is not ready.values:
         checkpoint.release(ready.values)
@@ -143,7 +144,10 @@ def _moved(checkpoint: Checkpoint, ready: Arranged, device: str) -> Arranged:
 
 
 def put(model: Model, name: str, spec: TensorSpec, form: str, placed: Arranged) -> None:
-    """Gives a model a tensor by its original name; what was there must be as `Model` makes it, or of the same form."""
+    """Sets a model's tensor by its original name, in one of the forms of `models.arrange`.
+
+    The module to replace must be as `Model.__init__` creates it, or have the same form.
+    """
     path, _, attribute = name.rpartition(".")
     values, scales = placed
     if form == "tiles":
@@ -156,9 +160,13 @@ def put(model: Model, name: str, spec: TensorSpec, form: str, placed: Arranged) 
 
 
 def check_finite(what: str, stored: Tensor, dtype: torch.dtype) -> None:
-    """Refuses NaN and infinity, whether the file has them or the conversion to a floating-point dtype would make them.
+    """Refuses a tensor with NaN or infinity, or with numbers that would become infinite in a floating-point dtype.
 
-    The smallest and the largest number tell (a NaN is both): one pass, a tenth of the copy's time, and no memory.
+    Only the minimum and the maximum are checked, both of which are NaN if any element is. That takes one pass, a tenth
+    of the time of the copy, and no memory.
+
+    Raises:
+        CheckpointError: the message begins with `what`.
     """
     extremes = torch.stack(stored.aminmax())
     if extremes.to(dtype).isfinite().all():

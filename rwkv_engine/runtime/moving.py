@@ -1,4 +1,4 @@
-"""A placed model to other devices or dtypes, in the form that kernels there read."""
+"""Moves a placed model to other devices or dtypes, and converts its matrices to the kernels' memory layout there."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Matrix = Dense | Tiled | InputMajor
 
 
 def move_model(model: Model, to: Callable[[Tensor], Tensor]) -> None:
-    """Moves a model that is not trained, in place, one tensor at a time.
+    """Moves a model that is not trainable, in place, one tensor at a time.
 
-    Quantised matrices and vectors keep their type.
+    Quantised matrices and vectors keep their dtype.
 
     Args:
-        model: placed.
-        to: what `nn.Module.to` and its kin do with a tensor: another device, another floating dtype, or both.
+        model: a placed model.
+        to: maps a tensor to another device, another floating-point dtype, or both, as `nn.Module.to` does.
 
     Raises:
-        CheckpointError: weights too large for the dtype; nothing has been moved then.
+        CheckpointError: weights are too large for the dtype; nothing has been moved then.
     """
     specs = model.config.tensors()
     for name, spec in specs.items():
         parameter = _parameter_of(model, name)
         _, dtype = _target(parameter, to)
         if spec.role is not Role.VECTOR and dtype != parameter.dtype:
-            # The smallest and the largest number tell whatever the form; zeros that fill up tiles are neither.
+            # This is correct in every form: the zeros that pad tiles do not make the extremes larger.
             check_finite(name, parameter.detach(), dtype)
     for name, spec in specs.items():
         parameter = _parameter_of(model, name)
@@ -50,7 +50,7 @@ def move_model(model: Model, to: Callable[[Tensor], Tensor]) -> None:
 
 
 def stays(model: Model, to: Callable[[Tensor], Tensor]) -> bool:
-    """Whether `to` would change no tensor's device or dtype."""
+    """Whether `to` leaves the device and dtype of every tensor as they are."""
     wanted = (name for name, spec in model.config.tensors().items() if spec.role is not Role.VECTOR)
     return all(_target(p, to) == (p.device, p.dtype) for p in (_parameter_of(model, name) for name in wanted))
 
@@ -63,7 +63,7 @@ def _move_matrix(model: Model, name: str, spec: TensorSpec, device: torch.device
     matrix = cast(Matrix, model.get_submodule(path))
     form = form_of(spec.role)
     scales = None if isinstance(matrix, Dense) else matrix.scales
-    if scales is not None:  # tiles are the same everywhere, and int8 lies in them even where there are no kernels
+    if scales is not None:  # int8 matrices have the same layout on every device, with or without kernels
         put(model, name, spec, form, Arranged(held.detach().to(device), scales.detach().to(device)))
         return
     dense = matrix if isinstance(matrix, Dense) else dense_of(matrix)
@@ -75,7 +75,7 @@ def _move_matrix(model: Model, name: str, spec: TensorSpec, device: torch.device
 
 
 def _parameter_of(model: Model, name: str) -> nn.Parameter:
-    """That which holds a tensor's numbers, in whatever form."""
+    """The parameter that holds a tensor, in any form."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     if isinstance(module, Tiled):
@@ -84,6 +84,6 @@ def _parameter_of(model: Model, name: str) -> nn.Parameter:
 
 
 def _target(tensor: Tensor, to: Callable[[Tensor], Tensor]) -> tuple[torch.device, torch.dtype]:
-    """Where `to` brings a tensor of this device and dtype."""
+    """The device and dtype to which `to` moves this tensor."""
     moved = to(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
     return moved.device, moved.dtype

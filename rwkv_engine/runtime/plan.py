@@ -1,4 +1,4 @@
-"""The plan of every tensor of a model: where it goes, in which format and form."""
+"""The plan of every tensor of a model: its device, number format and memory layout (form)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rwkv_engine.models.arrange import arranged_shape, form_of
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What one tensor becomes.
+    """The plan of one tensor.
 
     Attributes:
         spec: the tensor in the checkpoint.
-        weights: its format.
-        form: its form where kernels read it, see `models.arrange`.
-        device: a name torch knows.
+        weights: its number format.
+        form: its memory layout, see `models.arrange`.
+        device: the device's name in torch.
     """
 
     spec: TensorSpec
@@ -29,12 +29,12 @@ class TensorPlan:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor in its form."""
+        """The shape of the tensor in its form."""
         return arranged_shape(self.form, self.spec.shape, self.weights)
 
     @property
     def nbytes(self) -> int:
-        """Bytes with scales, without the padding of a matrix to whole tiles."""
+        """Bytes with scales, without the padding of a matrix to full tiles."""
         return self.weights.nbytes(self.spec.shape)
 
 
@@ -42,7 +42,7 @@ def plan_tensors(config: ModelConfig, placements: Sequence[Placement]) -> dict[s
     """The plan of every tensor by its original name, in the order of `ModelConfig.tensors`.
 
     Args:
-        config: of the model.
+        config: the model's sizes.
         placements: one for each layer and a last one for the head, as `Strategy.place` returns them.
     """
     plans = {}

@@ -1,4 +1,4 @@
-"""States of many sequences at addresses that stay."""
+"""A pool of states at fixed addresses, as CUDA graphs need them."""
 
 from __future__ import annotations
 
@@ -15,48 +15,50 @@ from rwkv_engine.models import Model
 
 
 class StatePool:
-    """One state of S sequences on each device of a model, with the layers of that device; a sequence has a slot in all.
+    """The states of S sequences. A sequence has one slot, which is the index of its row in every tensor.
 
     Attributes:
-        index: slots as a tensor on a device.
-        layers: the states of all layers, first layer first: views (S, ...), rows one slot apart.
-        positions: (S,) int64 on the head's device, tokens read in each slot.
-        dummy: the last slot, never handed out: rows that fill up a batch work on it.
+        index: converts slots to an index tensor on a device; cached.
+        layers: the states of all layers, first layer first, each on its layer's device: views (S, ...).
+        positions: (S,) int64 on the head's device, the number of tokens processed in each slot.
+        dummy: the last slot, which `take` never returns; the padding rows of a batch use it.
     """
 
     def __init__(self, model: Model, slots: int):
-        """`slots`: sequences at a time."""
+        """Allocates a pool for up to `slots` sequences at a time, and the dummy slot."""
         self._config, self._fingerprint, self._device_map = model.config, model.fingerprint, model.device_map
         self._parts = self._device_map.spread(State.initial(self._config, slots + 1), copy=True)
         self.layers = self._device_map.layers(self._parts)
         self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=self._device_map.home)
         self.dummy = slots
         self._free = list(range(slots))
-        # Copying a handful of numbers to a GPU takes as long as launching several kernels.
+        # Copying even a few numbers to a GPU takes as long as launching several kernels.
         self.index: Callable[[tuple[int, ...], torch.device], Tensor] = lru_cache(maxsize=64)(_index)
 
     def take(self, state: State) -> list[int]:
-        """Slots for the sequences of a state, holding it.
+        """Allocates a slot for each sequence of a state, and copies the state there.
 
         Raises:
-            RequestError: there are not so many free ones, or it is a state of another model.
+            RequestError: there are too few free slots, or the state belongs to another model.
         """
         if state.batch > len(self._free):
-            raise RequestError(f"{state.batch} slots for states asked for, {len(self._free)} of {self.dummy} are free")
+            raise RequestError(
+                f"state: needs {state.batch} slots of the pool, but {len(self._free)} of {self.dummy} are free"
+            )
         slots = self._free[: state.batch]
         self.load(slots, state)
         del self._free[: state.batch]
         return slots
 
     def free(self, slots: Sequence[int]) -> None:
-        """Gives slots back."""
+        """Returns slots to the pool."""
         self._free.extend(slots)
 
     def load(self, slots: Sequence[int], state: State) -> None:
-        """Replaces what is in slots.
+        """Copies a state into slots, one for each of its sequences.
 
         Raises:
-            RequestError: it is a state of another model, or not of as many sequences.
+            RequestError: the state belongs to another model, or has another number of sequences.
         """
         state.check(self._config, self._fingerprint, len(slots))
         for device, part in self._device_map.spread(state).items():
@@ -67,7 +69,7 @@ class StatePool:
         self.positions.index_copy_(0, self.index(tuple(slots), home), state.position.to(home))
 
     def read(self, slots: Sequence[int]) -> State:
-        """What is in slots, as a value."""
+        """A copy of the states in these slots, on the head's device."""
         parts = {}
         for device, part in self._parts.items():
             rows = self.index(tuple(slots), device)
@@ -77,7 +79,7 @@ class StatePool:
         return self._device_map.gather(parts, position, self._fingerprint)
 
     def advance(self, slots: Tensor) -> Tensor:
-        """Counts one token more in each slot, (B,) int64 on the head's device; returns their positions (B,)."""
+        """Increments the positions of `slots`, (B,) int64 on the head's device, and returns the new ones (B,)."""
         self.positions.index_add_(0, slots, torch.ones_like(slots))
         return self.positions.index_select(0, slots)
 

@@ -1,4 +1,4 @@
-"""Texts of different lengths as one batch, with nothing padded: a text leaves the batch where it ends."""
+"""Prefills texts of different lengths as one batch without padding: a text leaves the batch at its end."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Read = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 def read_ragged(read: Read, texts: Sequence[Tensor], state: State) -> tuple[list[Tensor], State]:
-    """Reads B texts of different lengths.
+    """Runs a model over B texts of different lengths.
 
     Args:
-        read: reads ids (N, T) from N states; returns outputs (N, T, ...) or, of the last token alone, (N, ...), and N
-            new states, as `Model.forward`, `Model.read` and `Engine.forward` do.
-        texts: the ids of each, (T_i,) int64, T_i >= 1.
-        state: of B sequences; not modified.
+        read: runs a model over ids (N, T) from the state of N sequences, as `Model.forward`, `Model.read` and
+            `Engine.forward` do; returns outputs (N, T, ...), or (N, ...) for the last token only, and the new state.
+        texts: the ids of each text, (T_i,) int64, T_i >= 1.
+        state: the state of the B sequences; not modified.
 
     Returns:
-        The outputs of each text, (T_i, ...), or (...) where `read` returns those of the last token; and the states
-        after the last token of each.
+        The outputs of each text, (T_i, ...), or (...) if `read` returns only the last token's; and the state after the
+        last token of each text.
     """
     longest_first = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     running = state.rows(torch.tensor(longest_first, device=state.position.device))

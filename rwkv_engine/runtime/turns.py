@@ -1,4 +1,4 @@
-"""Buffers that several threads share: one user at a time, on the host and on the streams of GPUs."""
+"""Mutual exclusion for buffers that several threads share, on the host and on the streams of GPUs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import torch
 
 
 class Turns:
-    """Threads wait for one another; and since a GPU still works when a call returns, streams wait for streams."""
+    """A lock for buffers on GPUs.
+
+    A lock alone is not enough: when a call returns, the GPU may still be working on the buffers, so the next user's
+    stream waits for the last user's work.
+    """
 
     def __init__(self, devices: Collection[torch.device]):
-        """`devices`: where the buffers are; those that are not CUDA devices need no more than the lock."""
+        """`devices`: the devices of the buffers; devices other than CUDA need only the lock."""
         self._lock = Lock()
         self._devices = sorted({device for device in devices if device.type == "cuda"}, key=str)
-        self._done: dict[torch.device, torch.cuda.Event] = {}  # when the last user's work on a device is done
+        self._done: dict[torch.device, torch.cuda.Event] = {}  # marks the end of the last user's work
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Holds the buffers for the work that the body puts on the current streams."""
+        """Reserves the buffers for the work that the block submits to the current streams."""
         with self._lock:
             for device, done in self._done.items():
                 torch.cuda.current_stream(device).wait_event(done)

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and mapped."""
+"""Atomic replacement of files and directories, memory-mapped files, and JSON files."""

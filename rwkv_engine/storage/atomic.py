@@ -47,12 +47,12 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary = Path(folder) / target.name
         yield temporary
         temporary.chmod(mode)  # some writers make files that only their owner can read
-        _mode_of_file(path)  # it may have become something else meanwhile
+        _mode_of_file(path)  # checks again, because something else may be there now
         os.replace(temporary, target)
 
 
 def file_problem(path: Path) -> str | None:
-    """Why `replace_atomically` would refuse `path`, to be said before long work begins; None if it would not."""
+    """Why `replace_atomically` would refuse `path`, for a check before a long computation; None if it would not."""
     try:
         _mode_of_file(path)
     except OSError as error:
@@ -61,7 +61,7 @@ def file_problem(path: Path) -> str | None:
 
 
 def _mode_of_file(path: Path) -> int:
-    """Permissions of the regular file at `path`, or those of a new file if there is none."""
+    """The permissions of the regular file at `path`, or those that a new file would get."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -89,11 +89,11 @@ def replace_directory_atomically(path: Path, is_replaced: Callable[[str], bool])
 
     Args:
         path: a directory, or nothing yet; missing parents are made, and removed again if the block fails.
-        is_replaced: for a name in the old directory, whether it goes away even if nothing new has that name.
+        is_replaced: says for a name in the old directory whether it is removed even if no new file has that name.
 
     Raises:
-        OSError: nothing can be written there, `path` is a file, or a device, pipe, socket or directory has the name of
-            a file that is to be replaced.
+        OSError: nothing can be written there; `path` is a file; or a device, pipe, socket or directory has the name of
+            a file to be replaced.
     """
     path = Path(os.path.realpath(path))  # of a symbolic link the target is replaced, and the link stays
     made = [folder for folder in path.parents if not folder.exists()]
@@ -164,11 +164,12 @@ def _sync_names(folder: Path) -> None:
 def _exchange(new: Path, path: Path) -> None:
     """Swaps two directories in one step, so `path` exists at every moment.
 
-    Where the system cannot do that (anything but Linux, some network file systems) these are two renames. A process
-    that is killed between them leaves nothing at `path`, and the complete old directory next to `new` as `NAME.old`.
+    Where the system cannot do that (systems other than Linux, some network file systems), these are two renames. If the
+    process is killed between them, there is nothing at `path`, and the complete old directory is next to `new` as
+    `NAME.old`.
 
     Raises:
-        OSError: neither works; both are as they were.
+        OSError: neither works; both directories are unchanged.
     """
     if _renameat2 is not None:
         if _renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0:
@@ -192,12 +193,12 @@ if _renameat2 is not None:
 
 @contextmanager
 def _workplace(path: Path) -> Iterator[Path]:
-    """Yields an empty folder next to `path` and removes it at the end; also removes those that killed processes left.
+    """Yields an empty folder next to `path` and removes it at the end; also removes those of killed processes.
 
-    A process holds a lock on its folder. The lock ends with the process, so a locked folder is left alone.
+    A process holds a lock on its folder, which the system releases when the process ends. Locked folders are kept.
 
     Raises:
-        OSError: no folder can be made there.
+        OSError: no folder can be created there.
     """
     prefix = f".{path.name}.unfinished-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):

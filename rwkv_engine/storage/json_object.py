@@ -1,4 +1,4 @@
-"""The one reader of JSON files that hold an object."""
+"""Reads JSON files that contain an object."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def read_json(path: Path, *, missing_ok: bool = False, error: type[RwkvError] = 
 
     Args:
         path: the file, in UTF-8.
-        missing_ok: whether a file that does not exist counts as an empty object.
-        error: the class of the error raised.
+        missing_ok: whether to return an empty object if the file does not exist.
+        error: the class of the error to raise.
 
     Raises:
-        RwkvError: of class `error`: the file cannot be read, is not JSON, or holds no object.
+        RwkvError: of class `error`: the file cannot be read, is not JSON, or does not contain an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

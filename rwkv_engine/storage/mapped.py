@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def release_pages(tensor: Tensor) -> None:
-    """Drops the resident pages that lie wholly inside `tensor`, if they belong to a mapped file.
+    """Drops the resident pages that lie completely inside `tensor`, if they belong to a mapped file.
 
-    A later access reads them from the file again. Other memory is not touched, because its contents would be lost. This
-    works on Linux, which shows what memory belongs to a file; elsewhere it does nothing.
+    A later access reads them from the file again. Memory that does not belong to a file is left unchanged, because its
+    contents would be lost. On systems other than Linux, which do not tell the two apart, nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return

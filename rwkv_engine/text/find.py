@@ -73,7 +73,7 @@ def tokenizer_for(path: Path, n_vocab: int, given: str | Path | None) -> Tokeniz
         found = find_tokenizer(path, n_vocab)
         if found is not None:
             return found
-        looked = "no tokenizer beside the model or in the hub cache"
+        looked = "no tokenizer next to the model or in the hub cache"
         return TokenizerError(f"{path}: {looked} fits its vocabulary of {n_vocab} ({KINDS}); {advice}")
     except TokenizerError as error:
         return TokenizerError(f"{error}; {advice}")

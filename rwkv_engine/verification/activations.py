@@ -19,7 +19,7 @@ LARGEST_K = 255.9
 
 
 class Activations:
-    """Statistics for each layer, the first layer first.
+    """Statistics of each layer, the first layer first.
 
     Attributes:
         zeros: for each layer and token the share of exact zeros in the input of its sparse matrix, a squared ReLU.

@@ -1,4 +1,4 @@
-"""Whether other programs compute the same logits from a checkpoint."""
+"""Checks whether other programs compute the same logits from a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rwkv_engine.verification.baselines import is_installed, load_rwkv, rwkv_ten
 from rwkv_engine.verification.check import Check, judged, relative_difference
 from rwkv_engine.verification.memory import peak_memory
 
-# Logits (T, V), and the peak memory of the process in bytes where that is known.
+# Logits (T, V), and the peak memory of the process in bytes, if known.
 Answer = tuple[np.ndarray, int | None]
 
 
@@ -33,9 +33,9 @@ def check_baseline(
     Args:
         name: a key of `RUNNERS`.
         path: the checkpoint.
-        config: its sizes.
+        config: the model's sizes.
         ids: T tokens, a prompt and its greedy continuation.
-        logits: (T, V), ours.
+        logits: (T, V), those of this package.
         n_prompt: the number of tokens in the prompt.
         tolerance: the largest difference allowed, relative to the largest logit.
     """
@@ -78,13 +78,13 @@ def _unsuitable(name: str, path: Path, config: ModelConfig) -> str | None:
 
 
 def _transformers(path: Path, ids: list[int]) -> Answer:
-    """Reads a Hugging Face directory as transformers does; runs in the baseline's process."""
+    """Runs transformers on a Hugging Face directory; called in the baseline's process."""
 
     def run() -> Tensor:
         package: Any = import_module("transformers")
         package.logging.set_verbosity_error()
         package.logging.disable_progress_bar()
-        # Rescaling is for float16; in float32 it would only round.
+        # Rescaling prevents overflow in float16; in float32 it would only add rounding errors.
         model = package.RwkvForCausalLM.from_pretrained(
             path, dtype=torch.float32, rescale_every=0, local_files_only=True
         )
@@ -94,11 +94,11 @@ def _transformers(path: Path, ids: list[int]) -> Answer:
 
 
 def _rwkv(path: Path, ids: list[int]) -> Answer:
-    """Reads any checkpoint on `cpu fp32`; runs in the baseline's process."""
+    """Runs the rwkv package on any checkpoint with `cpu fp32`; called in the baseline's process."""
 
     def run() -> Tensor:
         tensors = rwkv_tensors(path)
-        # Whatever the strategy, the package normalises the embedding in the file's own type.
+        # The package normalises the embedding in the file's dtype, whatever the strategy.
         for name in ("emb.weight", "blocks.0.ln0.weight", "blocks.0.ln0.bias"):
             tensors[name] = tensors[name].float()
         model = load_rwkv(path, tensors, "cpu fp32", RWKV_JIT_ON="0", RWKV_RESCALE_LAYER="0")

@@ -27,7 +27,7 @@ BASELINES = ("rwkv", "transformers")
 
 
 def is_installed(name: str) -> bool:
-    """Whether a baseline can be imported; it is not imported for that."""
+    """Whether a baseline can be imported, without importing it."""
     return find_spec(name) is not None
 
 
@@ -59,7 +59,8 @@ def load_rwkv(path: Path, tensors: dict[str, Tensor], strategy: str, **environme
         path: where the tensors are from, for the package's messages.
         tensors: by their original names.
         strategy: in the package's grammar.
-        environment: variables it reads when imported, such as RWKV_JIT_ON="0"; without RWKV_CUDA_ON it builds nothing.
+        environment: environment variables that the package reads when it is imported, such as RWKV_JIT_ON="0"; unless
+            RWKV_CUDA_ON is given, it builds no kernel.
     """
     os.environ.update({"RWKV_CUDA_ON": "0", "RWKV_V7_ON": "0"} | environment)
     package: Any = import_module("rwkv.model")
@@ -72,9 +73,9 @@ def load_rwkv(path: Path, tensors: dict[str, Tensor], strategy: str, **environme
 
 
 def _build_kernel() -> bool:
-    """Whether the `rwkv` package has its CUDA kernel; it compiles that when imported, once for all strategies."""
+    """Whether the `rwkv` package has its CUDA kernel, which it compiles when it is imported."""
     if nvcc := find_nvcc():
-        os.environ["CUDA_HOME"] = str(nvcc.root)  # torch alone does not find the headers where nvcc is a script
+        os.environ["CUDA_HOME"] = str(nvcc.root)  # without it torch does not find the headers if nvcc is a script
     if "rwkv.model" not in sys.modules:
         os.environ.update(RWKV_CUDA_ON="1", RWKV_JIT_ON="1", RWKV_V7_ON="0")
         try:
@@ -87,12 +88,12 @@ def _build_kernel() -> bool:
 
 
 class RwkvPackage:
-    """The `rwkv` package at its best: with TorchScript, and on a GPU with its own kernel if that can be compiled."""
+    """The `rwkv` package in its fastest setting: TorchScript, and on a GPU its own kernel if it can be compiled."""
 
     def __init__(self, path: Path, strategy: str):
-        """Loads any checkpoint; the strategy is in the grammar that both programs share."""
+        """Loads any checkpoint. Both programs have the same grammar of strategies."""
         kernel = "cuda" in strategy and _build_kernel()
-        # Mapped tensors are copied: the package reads its own files into memory too.
+        # Mapped tensors are copied, because the package reads its own files into memory too.
         tensors = {name: t if path.suffix == ".pth" else t.clone() for name, t in rwkv_tensors(path).items()}
         self.model = load_rwkv(path, tensors, strategy, RWKV_JIT_ON="1", RWKV_CUDA_ON=str(int(kernel)))
         self.about = {"version": version("rwkv")} | (
@@ -115,11 +116,11 @@ class Transformers:
     """`RwkvForCausalLM` of transformers, on one device."""
 
     def __init__(self, path: Path, strategy: str):
-        """Loads any checkpoint tensor by tensor, so that it is in memory once; the strategy has one dense segment."""
+        """Loads any checkpoint tensor by tensor, to hold it in memory only once; the strategy has one dense segment."""
         package: Any = import_module("transformers")
         checkpoint = Checkpoint.open(path)
         [segment] = Strategy.parse(strategy).segments
-        # Rescaling is for float16 and would divide the weights again at every load; random weights do not overflow.
+        # Rescaling would divide the weights. It prevents overflow in float16, which random weights do not cause.
         settings = package.RwkvConfig(**checkpoint.config.settings(), rescale_every=0)
         with torch.device("meta"):
             self.model = package.RwkvForCausalLM(settings)

@@ -1,4 +1,4 @@
-"""The result of one check, and how far numbers may lie apart."""
+"""The result of one check, and the tolerances of comparisons."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 Verdict = Literal["ok", "FAILED", "skipped", "info"]
 
-# How far logits and states from two computations of the same thing may lie apart, relative to their largest number.
-# Rounding adds up over the layers: a small model stays a factor of ten below these limits, and a fault (a wrong tensor,
-# a wrong sign, a shift by one token) lies far above. int8 weights are as inexact as bfloat16 weights.
+# The largest difference allowed between two computations of the same logits or states, relative to their largest
+# number. Rounding errors accumulate over the layers. In a small model they stay a factor of ten below these limits,
+# while a fault (a wrong tensor, a wrong sign, a shift by one token) is far above them. int8 weights are as inexact as
+# bfloat16 weights.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.int8: 1e-1}
 
 

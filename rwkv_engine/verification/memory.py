@@ -1,4 +1,4 @@
-"""The memory of this process: now, and at its peak."""
+"""The current and the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from contextlib import suppress
 
 
 def peak_memory() -> int | None:
-    """The largest number of bytes that were resident at once, mapped files included; None outside Linux.
+    """The peak of the resident memory in bytes, including mapped files; None on systems other than Linux.
 
-    `getrusage` is not used: with it a process begins with the peak of its parent.
+    `getrusage` is not used, because it starts a process with the peak of its parent.
     """
     with suppress(OSError), open("/proc/self/status") as status:
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -16,7 +16,7 @@ def peak_memory() -> int | None:
 
 
 def resident_memory() -> tuple[int, int] | None:
-    """The resident bytes: the process's own, and those of mapped files; None outside Linux."""
+    """The resident bytes of the process's own memory and of mapped files; None on systems other than Linux."""
     with suppress(OSError), open("/proc/self/status") as status:
         sizes = dict(line.split(":", 1) for line in status)
         own, file = (1024 * int(sizes[name].split()[0]) for name in ("RssAnon", "RssFile"))

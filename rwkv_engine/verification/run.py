@@ -1,4 +1,4 @@
-"""All checks of a checkpoint, in the order in which they are reported."""
+"""Runs all checks of a checkpoint, in the order in which they are reported."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ class Generated:
 def verify(
     path: Path, strategy: str = "cpu fp32", tokenizer: str | Path | None = None, progress: StageProgress | None = None
 ) -> Iterator[Check]:
-    """Reads a checkpoint, runs it, and yields each check as it finishes.
+    """Opens and runs a checkpoint, and yields each check as it finishes.
 
-    A program that calls this needs `if __name__ == "__main__":`, because other programs are compared in processes
-    spawned from it.
+    A script that calls this needs `if __name__ == "__main__":`, because other programs run in processes spawned from
+    it.
 
     Args:
         path: a file or directory, see `Checkpoint`.
-        strategy: where the model runs; other programs always run in float32 on the CPU.
-        tokenizer: the path of a tokenizer file; by default it is looked for next to the model and in the hub cache.
-        progress: called with the current stage and how far it is, see `StageProgress`.
+        strategy: the strategy of this package; other programs always run in float32 on the CPU.
+        tokenizer: the path of a tokenizer file; by default it is searched for next to the model and in the hub cache.
+        progress: called with the current stage and its progress, see `StageProgress`.
 
     Yields:
-        Checks. If one about the file or its tensors has failed, it is the last.
+        The checks. If one of the file or its tensors fails, it is the last.
 
     Raises:
         StrategyError: the strategy is malformed, or cannot run on this machine or with this model.

@@ -136,7 +136,7 @@ def test_a_parametrized_matrix_is_saved_as_it_is_used(folder, tmp_path):
         assert difference(ours(tmp_path / "out")(ids).logits, 2 * ours(folder)(ids).logits) < 1e-5
 
 
-def test_a_wide_time_mixing_that_transformers_cannot_run_is_said(tmp_path, caplog):
+def test_a_wide_time_mixing_that_transformers_cannot_run_gives_a_notice(tmp_path, caplog):
     """Written by `save_pretrained` or by a conversion, it is one line; and transformers does fail."""
     narrow = Shape(n_layer=2, n_embd=32, n_att=48, n_ffn=128, n_vocab=50)
     folder = folder_of(tmp_path, narrow)
@@ -152,7 +152,7 @@ def test_a_wide_time_mixing_that_transformers_cannot_run_is_said(tmp_path, caplo
     assert ours(tmp_path / "out").generate(random_ids(1, 3), max_new_tokens=2).shape == (1, 5)
 
 
-def test_nothing_is_said_of_a_model_that_transformers_can_run(folder, tmp_path, caplog):
+def test_there_is_no_notice_for_models_that_transformers_can_run(folder, tmp_path, caplog):
     ours(folder).save_pretrained(tmp_path / "out")
     to_hugging_face(folder, tmp_path / "converted")
     assert not caplog.records

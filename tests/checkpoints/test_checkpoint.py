@@ -162,7 +162,7 @@ def test_parameters_and_strided_tensors_are_read(weights, tmp_path):
         np.testing.assert_array_equal(checkpoint.read(name).numpy(), weights[name].squeeze())
 
 
-def test_a_zip_that_was_compressed_again_is_read_not_mapped(weights, tmp_path):
+def test_a_compressed_zip_is_read_instead_of_mapped(weights, tmp_path):
     stored, packed = save_pth(weights, tmp_path / "stored.pth"), tmp_path / "packed.pth"
     with zipfile.ZipFile(stored) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for member in old.infolist():

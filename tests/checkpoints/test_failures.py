@@ -190,7 +190,7 @@ def test_an_interrupt_that_became_another_error_is_an_interrupt(error, tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_that_raises_nothing_is_left_to_its_work(tmp_path):
+def test_a_handler_that_raises_nothing_is_called_normally(tmp_path):
     calls = []
     before = signal.signal(signal.SIGINT, lambda *arguments: calls.append(1))
     try:

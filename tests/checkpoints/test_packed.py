@@ -125,7 +125,7 @@ def test_without_a_strategy_matrices_stay_in_their_type(dtype, weights, tmp_path
         "cpu bf16i8 *1 -> cpu fp16 *1 -> cpu fp32i8",
     ],
 )
-def test_every_tensor_is_used_where_it_lies(strategy, source, capfd):
+def test_every_tensor_is_a_view_of_the_file(strategy, source, capfd):
     path = packed(source, strategy)
     model = RWKV.from_pretrained(path, strategy)
     assert mapped_files(model.engine.model) == {str(path)}
@@ -139,7 +139,7 @@ def test_every_tensor_is_used_where_it_lies(strategy, source, capfd):
     ("stored", "base", "is_mapped"),
     [("bf16", "fp32", True), ("fp16", "bf16", True), ("fp32", "bf16", False), ("bf16", "bf16", True)],
 )
-def test_beside_int8_an_embedding_that_is_no_larger_is_used_as_it_lies(stored, base, is_mapped, source, capfd):
+def test_with_int8_an_embedding_that_is_not_larger_is_a_view_of_the_file(stored, base, is_mapped, source, capfd):
     """It is only looked up, so it need not be of the strategy's type; but fp32 would be more than was asked for."""
     path = packed(source, f"cpu {stored}i8")
     model = RWKV.from_pretrained(path, f"cpu {base}i8").engine.model
@@ -219,14 +219,14 @@ def test_packing_packed_files(source):
 
 
 @pytest.mark.parametrize("base", DTYPES)
-def test_packing_what_is_quantised_does_not_quantise_it_again(base, source, capfd):
+def test_packing_a_quantised_file_does_not_quantise_it_again(base, source, capfd):
     first = packed(source, f"cpu {base}i8", "first.safetensors")
     assert packed(first, None, "again.safetensors").read_bytes() == first.read_bytes()
     assert packed(first, "cpu fp32i8").read_bytes()[-64:] == first.read_bytes()[-64:]
     assert capfd.readouterr().err == ""
     as_floats = packed(first, "cpu fp32", "floats.safetensors")
     [line] = capfd.readouterr().err.splitlines()
-    said = f"packed, {base}, i8 in tiles.1; its int8 weights are rounded already, and stay so"
+    said = f"packed, {base}, i8 in tiles.1; its int8 weights keep their rounding errors"
     assert line == f"rwkv_engine: {first}: {said}"
     expected, got = (Checkpoint.open(path) for path in (first, as_floats))
     for name in expected.names:
@@ -337,7 +337,7 @@ def test_reading_int8_gives_numbers_and_scales(weights, source):
             assert all(torch.equal(t, u) for t, u in zip((got, scales), quantized(expected), strict=True)), name
 
 
-def test_another_precision_is_converted_aloud(weights, source, capfd):
+def test_another_precision_is_converted_with_a_notice(weights, source, capfd):
     path = packed(source, "cpu bf16")
     rounded = {n: t.bfloat16() if t.ndim == 2 else t for n, t in as_torch(weights).items()}
     torch.save(rounded, source.with_name("rounded.pth"))
@@ -403,7 +403,7 @@ def test_without_compiled_kernels(source, run_python):
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_a_layout_nobody_knows_is_put_back_by_its_axes(weights, source, capfd):
+def test_an_unknown_layout_is_converted_by_its_axes(weights, source, capfd):
     """Tiles of 8 inputs x 4 outputs, the inputs outside: a matrix of (K / 8, N / 4, 8, 4), filled up with ones."""
     tensors, shapes, matrices = [], {}, {}
     for name, value in as_torch(weights).items():
@@ -473,7 +473,7 @@ def test_the_file_may_be_replaced_while_it_is_mapped(source):
     assert torch.equal(read_and_write(model), expected)
 
 
-def test_the_tokenizer_is_looked_for_beside_it(tales, tmp_path):
+def test_the_tokenizer_is_searched_for_next_to_the_file(tales, tmp_path):
     shutil.copy(tales.source / "tokenizer.json", tmp_path)
     path = tmp_path / "p.safetensors"
     pack(tales.source, path, "cpu fp32")
@@ -503,7 +503,7 @@ def test_int4_is_refused(source):
         packed(source, "cpu bf16i8 *1 -> cpu bf16i4")
 
 
-def test_a_writer_that_does_not_keep_its_word_leaves_nothing(source):
+def test_a_writer_with_wrong_tensors_leaves_nothing(source):
     checkpoint = Checkpoint.open(source)
     packing = Packing(checkpoint.fingerprint(), checkpoint.config.settings(), {}, 4)
     for tensors in ([torch.zeros(17)], [torch.zeros(80)], []):
@@ -512,7 +512,7 @@ def test_a_writer_that_does_not_keep_its_word_leaves_nothing(source):
     assert list(source.parent.iterdir()) == [source]
 
 
-def test_int8_in_a_layout_nobody_knows_keeps_its_numbers(source, capfd):
+def test_int8_in_an_unknown_layout_keeps_its_numbers(source, capfd):
     """Tiles side by side over each other, and rows before groups of inputs."""
     path = packed(source, "cpu fp32i8")
     with safe_open(path, framework="pt") as file:

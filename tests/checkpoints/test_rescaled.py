@@ -88,7 +88,7 @@ def test_the_staircase_is_measured_independently_of_the_curve():
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("every", [2, 3, 6])
-def test_random_weights_are_told_apart(seed, every, tmp_path):
+def test_divided_random_weights_are_recognised(seed, every, tmp_path):
     """Each layer's matrices larger or smaller by up to a fifth."""
     rng = np.random.default_rng(seed)
     weights = {
@@ -120,7 +120,7 @@ def test_zero_matrices_count_as_not_divided(tmp_path):
 
 @pytest.mark.parametrize("every", ["6", 1.5, [6], None])
 def test_an_invalid_rescale_every_is_refused(every, tmp_path):
-    with pytest.raises(CheckpointError, match=r"rescale_every: got .*, expected a whole number"):
+    with pytest.raises(CheckpointError, match=r"rescale_every: got .*, expected an integer"):
         Checkpoint.open(directory(oracle.random_weights(SHAPE), tmp_path / "hf", every))
 
 

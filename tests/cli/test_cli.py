@@ -76,7 +76,7 @@ def test_a_wrong_strategy_is_shown_with_a_caret(call):
     assert shown[caret.index("^") :].startswith("gpu")
 
 
-def test_json_lines_tell_all_about_a_text(call, tales):
+def test_json_lines_contain_everything_about_a_text(call, tales):
     code, text, errors = call("generate", "Once", "--json", "--logprobs", "2", "--max-new-tokens", "6", "--seed", "1")
     assert code == 0, errors
     record = json.loads(text)
@@ -160,7 +160,7 @@ def test_wrong_usage_is_exit_code_2(arguments, call):
 
 
 @pytest.mark.slow
-def test_errors_of_a_real_process_are_no_traceback(tmp_path):
+def test_errors_of_a_real_process_show_no_traceback(tmp_path):
     path = save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth")
     result = run("generate", "x", "--model", str(path))
     assert (result.returncode, result.stdout) == (1, "")
@@ -169,7 +169,7 @@ def test_errors_of_a_real_process_are_no_traceback(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_said_about_kernels_does_not_fall_into_the_text(tmp_path):
+def test_notices_about_kernels_do_not_interrupt_the_text(tmp_path):
     """As a terminal shows it, both streams together, on the first run of a machine without a compiler."""
     environment = os.environ | {"CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "rwkv_engine", "generate", "Once", "--max-new-tokens", "5"]
@@ -182,7 +182,7 @@ def test_what_is_said_about_kernels_does_not_fall_into_the_text(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_is_no_traceback():
+def test_a_closed_pipe_shows_no_traceback():
     command = [sys.executable, "-m", "rwkv_engine", "generate", "x", "--max-new-tokens", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.read(1) == "x"
@@ -203,7 +203,7 @@ def test_ctrl_c_is_exit_code_130_and_no_traceback():
     assert "Traceback" not in errors
 
 
-def test_info_tells_what_is_in_use_and_why(call):
+def test_info_shows_the_kernels_in_use_and_the_reason(call):
     code, text, _ = call("info")
     assert code == 0
     for name in ("rwkv_engine", "torch", "kernels", "why", "library", "processor", "threads"):
@@ -220,7 +220,7 @@ def test_info_without_a_gpu_says_why(call, monkeypatch):
     assert "cuda kernels" not in text
 
 
-def test_info_tells_of_gpus_and_of_what_was_built_for_them(call, monkeypatch, tmp_path):
+def test_info_shows_gpus_and_their_kernels(call, monkeypatch, tmp_path):
     """Two GPUs of different ages, and an nvcc of another CUDA than torch's."""
     monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path, "12.8.93").parent.parent))
     monkeypatch.setattr(torch.version, "cuda", "13.0")

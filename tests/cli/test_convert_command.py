@@ -95,7 +95,7 @@ def uploads(monkeypatch):
     return sent
 
 
-def test_what_was_written_is_uploaded_and_nothing_else(call, source, uploads):
+def test_only_the_written_files_are_uploaded(call, source, uploads):
     folder = source.parent / "hf"
     folder.mkdir()
     (folder / "diary.txt").write_text("mine")
@@ -269,7 +269,7 @@ def test_a_bar_is_shown_at_a_terminal(source, run_python):
     assert result.stdout.split() == ["0", "True", "True"], result.stderr
 
 
-def test_help_tells_of_every_option(call):
+def test_help_describes_every_option(call):
     code, text, _ = call("convert", "--help")
     assert code == 0
     for option in ("repo-id", "checkpoint-file", "output-dir", "output-file", "size", "push-to-hub", "undo-rescale"):

@@ -143,7 +143,7 @@ def test_a_users_mistake_is_one_line_and_leaves_no_file(content, arguments, mess
     assert list(tmp_path.iterdir()) == ([path] if content is not None else [])
 
 
-def test_a_folder_is_no_output(call, file, tmp_path):
+def test_a_folder_is_refused_as_output(call, file, tmp_path):
     (tmp_path / "out.npy").mkdir()
     code, _, errors = call("embed", "tales", file, "-o", str(tmp_path / "out.npy"))
     assert (code, errors) == (

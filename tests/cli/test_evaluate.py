@@ -65,7 +65,7 @@ def test_a_strategy_against_another_over_what_the_reference_writes(call, tales, 
     assert re.search(rf"^mean KL +{report['mean_kl']:.4g}$", text, re.MULTILINE)
 
 
-def test_one_strategy_twice_is_no_divergence_and_needs_no_tokenizer(call, tmp_path):
+def test_the_same_strategy_twice_has_no_divergence_and_needs_no_tokenizer(call, tmp_path):
     path = str(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
     code, text, _ = call("eval", "--model", path, "--against", "cpu fp32", "--self", "300", "--json")
     report = json.loads(text)

@@ -59,7 +59,7 @@ def test_a_file_that_is_there_is_replaced_even_the_source(call, source):
     [
         (
             ["{source}", "-o", "{folder}/p.bin"],
-            "p.bin: packed files are known by their name; expected one that ends in",
+            "p.bin: expected a name that ends in .safetensors, by which packed files are recognised",
         ),
         (["{source}", "-o", "{folder}/nowhere/p.safetensors"], "cannot be written: No such file or directory"),
         (["{source}", "-o", "{folder}/d.safetensors"], "d.safetensors: is a directory, not a regular file; nothing"),

@@ -83,7 +83,7 @@ def test_a_file_that_is_there_is_replaced_even_the_source(call, source):
     [
         (
             ["{source}", "-o", "{folder}/q.bin"],
-            "q.bin: packed files are known by their name; expected one that ends in",
+            "q.bin: expected a name that ends in .safetensors, by which packed files are recognised",
         ),
         (["{source}", "-o", "{folder}/nowhere/q.safetensors"], "cannot be written: No such file or directory"),
         (["{source}", "-o", "{folder}/d.safetensors"], "d.safetensors: is a directory, not a regular file; nothing"),
@@ -102,14 +102,14 @@ def test_a_users_mistake_is_an_error_and_leaves_nothing(arguments, message, call
 
 
 @pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu fp32 *2 -> cpu fp32i8"])
-def test_what_is_quantised_already_is_refused(strategy, call, source):
+def test_quantised_models_are_refused(strategy, call, source):
     path = source.with_name("p.safetensors")
     assert call("pack", str(source), "-o", str(path), "--strategy", strategy)[0] == 0
     before = path.read_bytes()
     for name in ("p.safetensors", "q.safetensors"):
         _, code, text, errors = quantize(call, path, name=name)
         assert (code, text) == (1, "")
-        said = "is quantised already (fp32, i8 in tiles.1), and would lose by being rounded twice; give the model"
+        said = "is quantised already (fp32, i8 in tiles.1), and quantising it twice would add errors; give the model"
         assert errors.startswith(f"rwkv-engine: error: {path}: {said} it was made from")
         assert len(errors.splitlines()) == 1
     assert path.read_bytes() == before

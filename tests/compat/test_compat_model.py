@@ -229,7 +229,7 @@ def test_weights_are_elsewhere(model):
         model.w["emb.weight"]
 
 
-def test_verbose_tells_what_runs_where(path, capsys):
+def test_verbose_shows_the_plan(path, capsys):
     RWKV(str(path), "cpu fp32 *2 -> cpu bf16")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("RWKV-4, 3 layers and the head, 0.1 M parameters")

@@ -201,7 +201,7 @@ def test_the_last_token_is_not_prefilled_when_its_logits_are_unused(world):
     assert len(model.chunks) == 3
 
 
-def test_the_prompt_is_read_in_chunks(world):
+def test_the_prompt_is_prefilled_in_chunks(world):
     model = Scripted(ids(b"ab"))
     model.prompts = 3
     assert PIPELINE(model, world).generate("12345", 2, PIPELINE_ARGS(chunk_len=2)) == "ab"

@@ -29,7 +29,7 @@ def rows(n=6, size=3000, seed=0):
 @pytest.mark.parametrize("temperature", [0, 0.4, 1.0, 1.8])
 @pytest.mark.parametrize("top_p", [0, 0.3, 0.85, 1.0])
 @pytest.mark.parametrize("top_k", [0, 1, 7, 5000])
-def test_exact_draws_are_the_packages(temperature, top_p, top_k, theirs):
+def test_exact_sampling_equals_the_package(temperature, top_p, top_k, theirs):
     ours = bare(PIPELINE, exact=True)
     ties = rows()
     ties[:, 1::2] = ties[:, ::2]
@@ -43,7 +43,7 @@ def test_exact_draws_are_the_packages(temperature, top_p, top_k, theirs):
 
 
 @pytest.mark.parametrize("how", [(1.0, 0.85, 0), (0.7, 0.9, 40), (0, 0.5, 0)])
-def test_exact_draws_are_made_from_the_very_same_numbers(how, theirs, monkeypatch):
+def test_exact_sampling_uses_the_same_numbers(how, theirs, monkeypatch):
     seen = []
     monkeypatch.setattr(np.random, "choice", lambda a, p: seen.append((a, p.dtype, p.tobytes())) or 0)
     for logits in rows():
@@ -105,7 +105,7 @@ def test_greedy_sampling_uses_no_random_number(how):
     assert drawn == np.random.random()
 
 
-def test_a_seed_of_numpy_repeats_a_draw():
+def test_a_numpy_seed_repeats_the_samples():
     ours, logits = bare(PIPELINE), rows()[0]
 
     def draws(seed):

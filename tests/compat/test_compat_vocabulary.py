@@ -49,7 +49,7 @@ def test_a_file_of_the_tokenizers_library(exact, monkeypatch):
     assert ours.decode([0, *ids]) == TEXT
 
 
-def test_a_file_is_looked_for_here_and_beside_the_model(tmp_path, monkeypatch):
+def test_a_file_is_searched_for_here_and_next_to_the_model(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(TOKENIZER, tmp_path / "models" / "20B_tokenizer.json")
@@ -63,8 +63,8 @@ def test_a_file_is_looked_for_here_and_beside_the_model(tmp_path, monkeypatch):
         PIPELINE(model, "20B_tokenizer.json")
 
 
-def test_the_world_vocabulary_beside_the_model(tmp_path, nothing_elsewhere):
-    with pytest.raises(TokenizerError, match=r"rwkv_vocab_v20230424\.txt: not beside the model.*put it beside"):
+def test_the_world_vocabulary_next_to_the_model_is_used(tmp_path, nothing_elsewhere):
+    with pytest.raises(TokenizerError, match=r"rwkv_vocab_v20230424\.txt: not next to the model.*put it next to"):
         PIPELINE(model_of(tmp_path, 65536), WORLD)
     path = save_world(tmp_path / f"{WORLD}.txt")
     shutil.copy(TOKENIZER, tmp_path / "tokenizer.json")  # which another program may have put there

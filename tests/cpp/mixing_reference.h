@@ -76,8 +76,8 @@ inline Floats random_scales(int64_t n, double middle) {
   return scales;
 }
 
-// The step of each activation as kernels of the CPU take them beside int8 weights: times the scales of their columns
-// they are whole numbers up to 32767 in groups of 256.
+// The quantisation step of each activation in CPU kernels with int8 weights: activations times the scales of their
+// columns are quantised to integers up to 32767 in groups of 256.
 inline Doubles steps_of(const Doubles& x, const Floats& columns) {
   Doubles steps(x.size());
   for (size_t first = 0; first < x.size(); first += 256) {

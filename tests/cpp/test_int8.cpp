@@ -1,5 +1,5 @@
-// int8 weights where it is hardest for them, against the definitions in double precision over weights and scales, with
-// the bounds that follow from what activations become: whole numbers up to 32767 in groups of 256.
+// Hard cases for int8 weights, compared with the definitions in double precision of weights and scales. The tolerances
+// follow from the quantisation of activations to integers up to 32767 in groups of 256.
 #include "kernels/cpu/channel_mixing4_step.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_many.h"

@@ -67,7 +67,7 @@ LIMIT = 40  # of chi-square; at most 11 degrees of freedom: about 1 in 30,000 ab
     ],
     ids=str,
 )
-def test_draws_follow_the_documented_distribution(asked):
+def test_samples_follow_the_documented_distribution(asked):
     logits = torch.randn(12, generator=torch.Generator().manual_seed(3)) * 2
     names = {"logit_bias": "bias", "banned_tokens": "banned"}
     expected = expected_probabilities(logits.numpy(), **{names.get(name, name): value for name, value in asked.items()})
@@ -76,7 +76,7 @@ def test_draws_follow_the_documented_distribution(asked):
     assert chi_square(tokens, expected) < LIMIT
 
 
-def test_draws_follow_the_penalties():
+def test_samples_follow_the_penalties():
     """Tokens 3, 7 and 3 again were written; what an occurrence counts is halved by every token after it."""
     logits = torch.randn(12, generator=torch.Generator().manual_seed(3))
     params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.3, penalty_decay=0.5, temperature=0.8, seed=5)
@@ -154,13 +154,13 @@ def test_top_k_of_one_is_greedy():
     assert Sampler(SamplingParams(top_k=1, seed=1)).sample(logits, range(64), [0] * 64) == greedy
 
 
-def test_the_draw_cannot_fall_past_the_last_possible_id():
+def test_sampling_never_exceeds_the_last_possible_id():
     probs = torch.tensor([[0.3, 0.7, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
     assert inverse_cdf(probs, torch.tensor([1 - 2**-53] * 2, dtype=torch.float64)).tolist() == [1, 1]
     assert inverse_cdf(probs, torch.zeros(2, dtype=torch.float64)).tolist() == [0, 1]
 
 
-def test_whole_numbers_sum_exactly_and_leave_nothing_of_a_zero():
+def test_integers_sum_exactly_and_zeros_add_nothing():
     probs = torch.full((2, 2**17), 0.1, dtype=torch.float64)
     probs[1, ::2] = 0
     whole = whole_numbers(probs)

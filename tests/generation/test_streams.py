@@ -154,7 +154,7 @@ def test_random_stops_in_random_text_of_a_model_with_long_tokens(tales):
 
 
 @pytest.mark.parametrize("n_pieces", [0, 1, 2, 7])
-def test_a_reader_who_asks_for_no_more_has_the_state_of_what_was_shown(tales, n_pieces):
+def test_the_state_of_an_abandoned_stream_is_that_of_the_yielded_text(tales, n_pieces):
     stream = tales.stream("The king", 30, seed=3, stop=["\n\n\n"])
     shown = "".join(itertools.islice(stream, n_pieces))
     assert (stream.text, stream.finish_reason) == (shown, None)
@@ -198,7 +198,7 @@ def test_logprobs_come_with_the_tokens_of_the_text(tales):
         assert len(entry.top) == 3
 
 
-def test_seeds_are_told(tales):
+def test_seeds_are_reported(tales):
     stream = tales.stream("Once", 5)
     text = "".join(stream)
     assert tales.generate("Once", 5, seed=stream.seed) == text

@@ -1,6 +1,6 @@
 """int8 weights on the GPU: every operator that takes them, and the model. Activations of decoding are float32 there.
 
-On the CPU, which may stand in for it, they are whole numbers of 16 bits, so bounds are wider."""
+On the CPU, which can run these tests too, they are 16-bit integers, so the tolerances are larger."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_what_a_repository_does_not_have(server):
     assert server.fetched() == []
 
 
-def test_offline_what_is_not_in_the_cache_is_refused(server, monkeypatch):
+def test_files_missing_from_the_cache_are_refused_offline(server, monkeypatch):
     assert "not in the hub cache" in reason("someone/single", offline=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "run it once without offline=True" in reason("someone/single")
@@ -168,7 +168,7 @@ def test_no_server(server):
     assert "offline=True" in message
 
 
-def test_a_server_that_says_nothing_is_given_up(server, monkeypatch):
+def test_a_silent_server_times_out(server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
     server.delay = 1.0
     assert "cannot be reached" in reason("someone/single")
@@ -212,7 +212,7 @@ def test_what_has_arrived_is_kept_when_the_connection_is_lost(server):
         ),
     ],
 )
-def test_whatever_the_library_raises_is_one_line(failure, message, server, monkeypatch):
+def test_every_error_of_the_library_is_one_line(failure, message, server, monkeypatch):
     def fail(*arguments, **options):
         raise failure
 

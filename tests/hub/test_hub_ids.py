@@ -39,11 +39,11 @@ from rwkv_engine.hub.download import parse_id
         ],
     ],
 )
-def test_what_is_a_hub_id(model, parsed):
+def test_hub_ids_are_recognised(model, parsed):
     assert parse_id(model) == parsed
 
 
-def test_a_path_that_exists_is_no_hub_id(tmp_path, monkeypatch):
+def test_an_existing_path_is_not_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "HfApi", None)
     save_hugging_face(oracle.random_weights(Shape()), Shape(), tmp_path / "someone" / "single")

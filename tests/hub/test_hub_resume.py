@@ -132,7 +132,7 @@ def unreachable(server, monkeypatch, kind):
 
 @pytest.mark.parametrize("kind", ["stopped", "silent", 500, 503])
 @pytest.mark.parametrize("repository", ["single", "sharded"])
-def test_without_a_hub_the_cache_is_used_and_that_is_said(kind, repository, server, monkeypatch, capsys):
+def test_without_a_hub_the_cache_is_used_with_a_notice(kind, repository, server, monkeypatch, capsys):
     folder = download(f"someone/{repository}", revision="v1")
     assert capsys.readouterr().err == ""
     unreachable(server, monkeypatch, kind)
@@ -156,7 +156,7 @@ def test_a_hub_that_answers_no_is_heard(status, code, server):
     assert ranges(server) == [None]
 
 
-def test_without_a_hub_half_a_model_is_none(server, tmp_path):
+def test_an_incomplete_model_is_not_used_without_a_hub(server, tmp_path):
     download("someone/sharded")
     (shard,) = (tmp_path / "cache" / "models--someone--sharded" / "snapshots").glob(
         "*/model-00002-of-00003.safetensors"

@@ -159,7 +159,7 @@ def test_a_token_that_is_given_comes_before_that_of_the_login(server, folder, mo
     ],
     ids=lambda fault: f"{fault.path}, {fault.status or fault.cut or 'silence'}",
 )
-def test_what_goes_wrong_once_is_tried_again(fault, server, folder, monkeypatch):
+def test_temporary_failures_are_retried(fault, server, folder, monkeypatch):
     monkeypatch.setattr(hub_upload, "SILENCE", 0.5 if fault.silent else 60)
     server.faults = [fault := replace(fault)]
     upload(folder, REPOSITORY)

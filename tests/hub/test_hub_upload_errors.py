@@ -96,12 +96,12 @@ def test_no_network(server, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "some one/x", "-x/y", "a/..", "someone/new.git", "x" * 97, "someone/"])
-def test_what_is_no_name_of_a_repository(name, server, folder):
+def test_invalid_repository_names_are_refused(name, server, folder):
     assert "not a name of a repository; expected owner/name" in reason(folder, name)
     assert server.log == []
 
 
-def test_what_is_no_folder_of_files(server, tmp_path):
+def test_uploads_of_invalid_folders_are_refused(server, tmp_path):
     assert "not a folder; expected one with the files to upload" in reason(tmp_path / "none", REPOSITORY)
     (tmp_path / "empty").mkdir()
     assert "has no files to upload" in reason(tmp_path / "empty", REPOSITORY)
@@ -146,7 +146,7 @@ def test_a_card_that_the_hub_does_not_take(server, tmp_path):
 
 
 @pytest.mark.parametrize("token", ["hf_thatMayWrite\n", "hf_thatMay Write", "hf_thatMayWrit\u00e9"])
-def test_what_is_no_token_is_not_shown(token, server, folder):
+def test_an_invalid_token_is_not_shown(token, server, folder):
     said = reason(folder, REPOSITORY, token=token)
     assert "the given token is invalid: expected one word" in said
     assert "thatMay" not in said

@@ -177,7 +177,7 @@ def test_every_mix_decodes_over_a_pool(devices, home):
             assert layer["att_shift"].device == torch.device(device)
 
 
-def test_a_model_on_one_gpu_can_be_recorded_there():
+def test_a_model_on_one_gpu_can_be_captured():
     cpu, zero, one = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 
     def recorded(devices, home):

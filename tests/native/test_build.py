@@ -165,7 +165,7 @@ def test_one_openmp_runtime_and_it_is_named():
     assert len(cpu_kernels.openmp_runtimes()) == 1
 
 
-def test_sources_are_found_beside_the_package_and_inside_it():
+def test_sources_are_found_next_to_the_package_and_inside_it():
     assert build.source_root().name == "csrc"
     cpu, cuda = build.sources(), build.cuda_sources()
     assert {p.parent.name for p in cpu} == {"cpu", "bindings"}
@@ -186,6 +186,6 @@ def test_without_pythons_headers_only_the_python_modules_are_missing(tmp_path, m
 
 
 @needs_compiler
-def test_a_library_without_the_module_asked_for_says_what_to_do(capsys):
+def test_a_library_without_a_requested_module_says_what_to_do(capsys):
     assert cpu_kernels.python_module("no_such_module") is None
     assert "without the compiled no_such_module" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_compilers_of_no_word_and_of_several(compiler, folder, tmp_path, monkeyp
         ("env no-such", r"'env no-such' does not answer --version; set CXX to a C\+\+ compiler"),
     ],
 )
-def test_what_is_not_a_compiler_is_named(compiler, message, folder, monkeypatch):
+def test_a_program_that_is_not_a_compiler_is_named(compiler, message, folder, monkeypatch):
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(ExtensionError, match=message):
         cpu_kernels._compiler()
@@ -143,7 +143,7 @@ def test_a_program_that_is_not_a_compiler_is_quoted_without_its_command(folder, 
 
 
 @pytest.mark.parametrize("message", ["fatal error: Killed signal terminated", "fatal error: No space left on device"])
-def test_a_failure_that_may_pass_is_not_remembered_and_comes_with_advice(folder, tmp_path, message, monkeypatch):
+def test_a_temporary_failure_is_not_remembered_and_comes_with_advice(folder, tmp_path, message, monkeypatch):
     count = failing(tmp_path, message, monkeypatch)
     for _ in range(2):
         assert f"{message}; set XDG_CACHE_HOME to a folder" in attempt(tmp_path)

@@ -93,7 +93,7 @@ def test_it_is_built_once_with_the_flags_of_the_list_and_opened(machine, capsys)
             "x.cu(3): error: expected a ';'",
             "nvcc 13.0.88 could not build the kernels: x.cu(3): error: expected a ';' (",
         ),
-        ("h.h:1: error: #error -- unsupported GNU version!", "install an older one and name it, CC=g++-13"),
+        ("h.h:1: error: #error -- unsupported GNU version!", "install an older one and set CC=g++-13"),
         ("nvcc fatal   : Unsupported gpu architecture 'compute_90'", "install another CUDA toolkit"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_failed_build_is_quoted_and_the_reference_serves(said, expected, machi
         ("device_count", lambda: 0, "torch sees no GPU"),
     ],
 )
-def test_what_is_wrong_is_said_once_before_anything_is_compiled(name, value, expected, machine, monkeypatch, capsys):
+def test_problems_are_reported_once_before_compilation(name, value, expected, machine, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, name, value)
     status = decide()
     assert (status.kind, status.path) == ("reference", None)

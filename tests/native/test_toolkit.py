@@ -70,7 +70,7 @@ def test_a_library_runs_on_newer_gpus_of_a_generation_and_by_ptx_on_later_ones()
     assert toolkit.architecture_for(70, NVCC) is None
 
 
-def test_what_is_built_for():
+def test_architectures_to_build_for():
     assert chosen_architectures(NVCC, (80, 89, 86, 121)) == ([80, 86, 100], [])
     assert chosen_architectures(NVCC, ()) == ([], [])
 
@@ -101,8 +101,8 @@ def test_the_list_of_torch_is_followed_as_far_as_nvcc_goes(wanted, chosen, left_
         ("#error -- unsupported GNU version! gcc versions later than 15 are not supported!", "CC=g++-13"),
         ("#error -- unsupported clang version! ...", "CC=g++-13"),
         ("nvcc fatal   : Unsupported gpu architecture 'compute_75'", "another CUDA toolkit"),
-        ("/usr/bin/ld: cannot find -lcudart: No such file or directory", "not whole"),
-        ("fatal error: cuda_runtime_api.h: No such file or directory", "not whole"),
+        ("/usr/bin/ld: cannot find -lcudart: No such file or directory", "incomplete"),
+        ("fatal error: cuda_runtime_api.h: No such file or directory", "incomplete"),
     ],
 )
 def test_a_failed_build_comes_with_advice(log, expected):

@@ -16,7 +16,7 @@ from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.linear_many import linear_many_reference
 from rwkv_engine.ops.tiles import tile_reference, tiled_shape
 
-GROUP, LARGEST = 256, 32767  # of the whole numbers that activations become
+GROUP, LARGEST = 256, 32767  # of the integers to which activations are quantised
 SIZES = [(1, 1), (16, 64), (17, 65), (15, 63), (40, 300), (8, 2056), (33, 1100), (768, 3072)]  # N, K
 
 
@@ -85,7 +85,7 @@ def test_the_reference_keeps_activations_in_float32(size):
 
 
 def test_the_largest_sums_fit():
-    """All weights 127 and all activations equal are the largest whole numbers there can be."""
+    """Weights of 127 and equal activations give the largest integer sums that are possible."""
     q, x = torch.full((17, 4096), 127, dtype=torch.int8), torch.full((3, 4096), 5.0)
     matrix = Quantized(q, torch.ones(17 + 4096))
     for product in PRODUCTS.values():
@@ -106,7 +106,7 @@ def test_one_large_activation_leaves_digits_to_the_others():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_what_is_not_finite_stays_in_its_row_and_shows(product, value):
+def test_non_finite_values_stay_in_their_row_and_are_visible(product, value):
     matrix, x = Quantized.random(20, 300), numbers(1)(5, 300)
     clean = PRODUCTS[product](x, matrix)
     x[2, 280] = value
@@ -115,7 +115,7 @@ def test_what_is_not_finite_stays_in_its_row_and_shows(product, value):
     assert torch.equal(y[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
 
 
-def test_nothing_times_anything_is_nothing():
+def test_products_with_zeros_are_zero():
     matrix = Quantized.random(20, 300)
     nothing = Quantized(torch.zeros_like(matrix.q), matrix.scales)
     for product in PRODUCTS.values():
@@ -125,7 +125,7 @@ def test_nothing_times_anything_is_nothing():
 
 
 def test_one_token_and_many_have_the_same_bits():
-    """Sums of whole numbers have no order, so every kernel makes the same of a row, whatever its neighbours."""
+    """Integer sums do not depend on the order of additions, so the result of a row does not depend on the batch."""
     matrix, x = Quantized.random(77, 1100), numbers(1)(290, 1100)
     together = linear_many(x, matrix.tiles, 77, matrix.scales)
     assert torch.equal(linear_many(x, matrix.rows, 77, matrix.scales), together)
@@ -162,9 +162,9 @@ STEP_SIZES = [(8, 8, 8), (16, 64, 17), (40, 56, 300), (33, 17, 65), (2056, 8, 24
 @pytest.mark.parametrize("size", STEP_SIZES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_against_float32_activations(kind, size, batch):
-    """A float32 reference of which activations are the same whole numbers is not at hand: what rounding them to
-    2^-16 of their group's largest costs is bounded, relative to the largest output, by that times the root of a sum's
-    length, for each of the products an output has gone through."""
+    """The reference does not quantise activations. Their quantisation errors are at most 2^-16 of the largest of a
+    group; relative to the largest output, the tolerance is this times the square root of a sum's length, for each of
+    the products on the way to an output."""
     _, step, reference = KINDS[kind]
     half, scales = int8_half(kind, size, batch)
     (y, state), (exact_y, exact_state) = half.run(step, scales=scales), half.run(exactly(reference), scales=scales)

@@ -57,7 +57,7 @@ def test_linear_many_against_float64(size, dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_rows_bits_depend_on_nothing_but_the_row(dtype, layout):
+def test_the_bits_of_a_row_depend_only_on_that_row(dtype, layout):
     weight, x = LAYOUTS[layout](normal(77, 1100).to(dtype)), normal(290, 1100, seed=1)
     together = linear_many(x, weight, 77)
     for first, last in [(0, 1), (5, 6), (5, 19), (271, 290), (100, 290)]:

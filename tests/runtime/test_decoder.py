@@ -73,7 +73,7 @@ def test_other_slots_stay_as_they_are(engine, capture):
         assert not torch.equal(getattr(after, name)[[0, 2, 4]], getattr(state, name)[[0, 2, 4]])
 
 
-def test_nothing_is_left_of_what_a_bucket_did_before(engine):
+def test_a_bucket_keeps_nothing_from_its_last_step(engine):
     """Four rows, then three in the same buffers."""
     _, state = read(engine, 4)
     decoder, fresh = Decoder(engine.model), Decoder(engine.model)
@@ -110,7 +110,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("params", DRAWS.values(), ids=DRAWS)
-def test_a_run_draws_what_a_sampler_draws_step_by_step(engine, params, capture):
+def test_a_run_samples_the_same_tokens_as_a_sampler_step_by_step(engine, params, capture):
     sampler, samples = Sampler(params), [0, 2**64 - 1, 7]
     logits, state = read(engine, 3)
     first = torch.tensor(sampler.sample(logits, state.position, samples))
@@ -127,7 +127,7 @@ def test_a_run_draws_what_a_sampler_draws_step_by_step(engine, params, capture):
     assert_states_equal(decoder.pool.read(slots), state)
 
 
-def test_a_size_is_recorded_once_whatever_is_drawn(engine):
+def test_each_batch_size_is_captured_once_however_tokens_are_sampled(engine):
     recorded = []
 
     def counting(function):
@@ -214,7 +214,7 @@ def test_a_stream_waits_for_the_last_users_stream(monkeypatch):
     ]
 
 
-def test_logits_that_are_not_finite_draw_minus_one_and_harm_no_neighbour(engine):
+def test_non_finite_logits_give_minus_one_and_do_not_affect_other_rows(engine):
     _, state = read(engine, 2)
     damaged = state.clone()
     damaged.att_shift[1, 0, 0] = torch.nan
@@ -268,7 +268,7 @@ def test_no_chunk_of_one_token_is_left_over(engine, chunk):
         assert max(sizes) <= chunk + 1
 
 
-def test_a_graph_is_warmed_up_on_the_side_recorded_once_and_replayed(monkeypatch):
+def test_a_graph_is_warmed_up_on_a_side_stream_captured_once_and_replayed(monkeypatch):
     """The order of torch's calls, with CUDA replaced: what they do is for a GPU to show."""
     log = []
 

@@ -68,7 +68,7 @@ def test_extremes_miss_no_nan(size, data, dtype):
     assert all(extreme.isnan() for extreme in tensor.aminmax())
 
 
-def test_a_number_too_large_for_where_it_goes_is_no_damage(weights, tmp_path):
+def test_a_number_too_large_for_the_dtype_is_not_reported_as_damage(weights, tmp_path):
     tensors = as_torch(weights, torch.float64)
     tensors["ln_out.bias"][3] = -1e300
     torch.save(tensors, tmp_path / "m.pth")
@@ -139,7 +139,7 @@ def test_quantised_weights_are_not_trained(strategy, weights, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_what_float32_scales_cannot_hold_is_no_damage_but_refused(weights, tmp_path):
+def test_weights_too_large_for_float32_scales_are_refused(weights, tmp_path):
     weights["head.weight"][:] = 0
     weights["head.weight"][1:, 1], weights["head.weight"][0, 0] = 1, 3e38
     path = save_pth(weights, tmp_path / "m.pth")
@@ -149,14 +149,14 @@ def test_what_float32_scales_cannot_hold_is_no_damage_but_refused(weights, tmp_p
 
 
 @pytest.mark.parametrize("dtype", BASES)
-def test_a_quantised_file_becomes_floats_aloud(dtype, weights, tmp_path, capfd):
+def test_a_quantised_file_is_converted_to_floats_with_a_notice(dtype, weights, tmp_path, capfd):
     source, path = save_pth(weights, tmp_path / "m.pth"), tmp_path / "p.safetensors"
     pack(source, path, "cpu fp32i8")
     capfd.readouterr()
     model = RWKV.from_pretrained(path, f"cpu {dtype}")
     [line] = capfd.readouterr().err.splitlines()
     assert line.startswith(f"rwkv_engine: {path}: packed, fp32, i8 in tiles.1; converting it for ")
-    assert line.endswith("; its int8 weights are rounded already, and stay so")
+    assert line.endswith("; its int8 weights keep their rounding errors")
     for name, value in as_torch(weights).items():
         if value.squeeze().ndim == 2 and name != "emb.weight":
             got = placed(model, name)
@@ -169,7 +169,7 @@ def test_a_quantised_file_may_be_trained_as_floats(weights, tmp_path, capfd):
     pack(save_pth(weights, tmp_path / "m.pth"), path, "cpu fp32i8")
     checkpoint = Checkpoint.open(path)
     model = load_model(checkpoint, Strategy.parse("cpu fp32"), trainable=True)
-    assert "for training; its int8 weights are rounded already, and stay so" in capfd.readouterr().err
+    assert "for training; its int8 weights keep their rounding errors" in capfd.readouterr().err
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
     model(torch.tensor([[1, 2, 3]]), State.initial(checkpoint.config))[0].sum().backward()
     assert model.get_parameter("blocks.0.att.key.weight").grad.any()

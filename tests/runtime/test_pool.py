@@ -77,7 +77,7 @@ def test_the_addresses_stay_and_layers_are_views(model):
 def test_slots_run_out_and_come_back(model):
     pool = StatePool(model, 3)
     pool.take(random_state(model, 2))
-    with pytest.raises(RequestError, match="2 slots for states asked for, 1 of 3 are free"):
+    with pytest.raises(RequestError, match="needs 2 slots of the pool, but 1 of 3 are free"):
         pool.take(random_state(model, 2))
     pool.free([1])
     assert sorted(pool.take(random_state(model, 2))) == [1, 2]

@@ -33,7 +33,7 @@ def close(a, b):
 
 @pytest.mark.parametrize("full_output", [True, False])
 @pytest.mark.parametrize("begun", [False, True])
-def test_each_text_is_read_as_if_alone(full_output, begun, engine, texts):
+def test_each_text_gives_the_same_result_as_alone(full_output, begun, engine, texts):
     state = engine.initial_state(len(texts))
     if begun:
         _, state = engine.forward(torch.arange(12).view(6, 2), state)

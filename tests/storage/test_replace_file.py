@@ -125,7 +125,7 @@ def write(path, text="new"):
         temporary.write_text(text)
 
 
-def test_what_becomes_a_special_file_meanwhile_is_refused(tmp_path):
+def test_a_path_that_becomes_a_special_file_is_refused(tmp_path):
     path = tmp_path / "x"
 
     def change_while_writing():

@@ -55,18 +55,18 @@ def save_model(folder: Path, n_vocab: int) -> Path:
     return save_pth(oracle.random_weights(Shape(n_vocab=n_vocab)), folder / "m.pth")
 
 
-def test_the_name_tells_the_kind(tmp_path):
+def test_the_name_determines_the_kind(tmp_path):
     assert isinstance(load_tokenizer(save_world(tmp_path / "any.TXT")), WorldTokenizer)
     assert isinstance(load_tokenizer(str(save_bpe(tmp_path / "any.json", 9))), BpeTokenizer)
 
 
-def test_found_beside_the_file(tmp_path):
+def test_the_tokenizer_next_to_the_file_is_found(tmp_path):
     path = save_bpe(tmp_path / "20B_tokenizer.json", 50277)
     assert find_tokenizer(tmp_path / "model.pth", 50277).name == str(path)
     assert find_tokenizer(tmp_path, 50277).name == str(path)
 
 
-def test_a_world_model_finds_its_vocabulary_beside_the_file_and_writes_text(tmp_path):
+def test_a_world_model_finds_its_vocabulary_next_to_the_file_and_generates_text(tmp_path):
     path = save_world(tmp_path / WORLD_FILE)
     model = RWKV.from_pretrained(save_model(tmp_path, 65536))
     assert model.tokenizer.name == str(path)
@@ -75,7 +75,7 @@ def test_a_world_model_finds_its_vocabulary_beside_the_file_and_writes_text(tmp_
     assert isinstance(model.generate("the fox", max_new_tokens=3, seed=1), str)
 
 
-def test_of_several_beside_the_model_the_one_that_fits(tmp_path):
+def test_of_several_tokenizers_next_to_the_model_the_one_that_fits_is_used(tmp_path):
     save_bpe(tmp_path / "20B_tokenizer.json", 50277)
     save_world(tmp_path / WORLD_FILE)
     (tmp_path / "tokenizer.json").write_text("{")
@@ -127,7 +127,7 @@ def test_forward_works_without_a_tokenizer_and_text_calls_say_how_to_give_one(tm
 
 
 @pytest.mark.parametrize("content", [TALES, "{"], ids=["other", "damaged"])
-def test_a_useless_tokenizer_beside_the_model_only_stops_text(content, tmp_path):
+def test_a_useless_tokenizer_next_to_the_model_only_prevents_text(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content)
     model = RWKV.from_pretrained(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
     model.forward([1, 2])
@@ -160,7 +160,7 @@ def test_a_tokenizer_of_another_model_is_refused(save, n_tokens, n_vocab, tmp_pa
         RWKV.from_pretrained(save_model(tmp_path, n_vocab), tokenizer=given)
 
 
-def test_beside_the_model_a_tokenizer_of_another_only_stops_text(tmp_path):
+def test_a_tokenizer_of_another_model_next_to_the_model_only_prevents_text(tmp_path):
     save_bpe(tmp_path / "20B_tokenizer.json", 50277)
     model = RWKV.from_pretrained(save_model(tmp_path, 65536))
     model.forward([1, 2])

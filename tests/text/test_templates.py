@@ -62,7 +62,7 @@ def test_messages_cannot_end_their_turn_nor_fill_other_places():
     assert "a\n\nb" in TEMPLATES["instruction"].render("a\n\nb")
 
 
-def test_the_vocabulary_tells_the_template():
+def test_the_vocabulary_determines_the_template():
     assert template_for(65536).name == "world"
     assert template_for(50277).name == template_for(2048).name == "bob-alice"
 

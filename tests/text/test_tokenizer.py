@@ -88,14 +88,14 @@ def test_the_bytes_of_a_text_are_encoded_as_the_text(text):
         assert tokenizer.encode_bytes(text.encode()) == tokenizer.encode(text)
 
 
-def test_only_what_is_no_utf8_is_taken_byte_by_byte():
+def test_only_invalid_utf8_is_encoded_byte_by_byte():
     text = TALES.encode("Once upon a time é")
     tokens = TALES.encode_bytes("Once upon a time é".encode() + b"\xff\xe7" + "Once upon a time é".encode())
     assert tokens[: len(text)] == tokens[-len(text) :] == text
     assert [TALES.token_bytes(token) for token in tokens[len(text) : -len(text)]] == [b"\xff", b"\xe7"]
 
 
-def test_a_byte_that_is_no_token_is_refused(tmp_path):
+def test_bytes_without_a_token_are_refused(tmp_path):
     library = Library(models.BPE({"a": 0, "b": 1}, []))
     library.decoder = decoders.ByteLevel()
     library.save(str(tmp_path / "t.json"))
@@ -142,13 +142,13 @@ def test_a_tokenizer_files_own_limits_do_not_cut_a_prompt(tmp_path):
 
 
 @pytest.mark.parametrize("prompt", ["\udcff", 5, None, b"bytes"])
-def test_a_prompt_that_is_no_text_is_refused(prompt, tales):
+def test_a_prompt_that_is_not_text_is_refused(prompt, tales):
     with pytest.raises(RequestError, match="prompt: expected text"):
         tales.generate(prompt)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"decoder": {"type": "ByteLevel"}}', None])
-def test_what_is_no_tokenizer_is_refused(content, tmp_path):
+def test_invalid_tokenizers_are_refused(content, tmp_path):
     path = tmp_path / "t.json"
     if content is not None:
         path.write_text(content)

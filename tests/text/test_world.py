@@ -181,14 +181,14 @@ def test_the_file_is_never_evaluated(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n", "{}", b"\xff\xfe1\x00", "0 'a' 1\n", "1 'a' 1\n"], ids=repr)
-def test_what_is_no_vocabulary_is_refused(content, tmp_path):
+def test_invalid_vocabularies_are_refused(content, tmp_path):
     with pytest.raises(TokenizerError, match=r"v\.txt.*(no vocabulary|expected)"):
         load(tmp_path, content)
     with pytest.raises(TokenizerError, match=r"none\.txt: no vocabulary can be read here"):
         WorldTokenizer(tmp_path / "none.txt")
 
 
-def test_a_byte_that_is_no_token_would_stop_encoding_so_it_is_refused(tmp_path):
+def test_a_vocabulary_without_a_token_for_every_byte_is_refused(tmp_path):
     content = vocabulary("300 'qq' 2").replace("114 b'q' 1\n", "").replace("115 b'r' 1\n", "")
     with pytest.raises(TokenizerError, match=r"none for 2 of them, b'q' first"):
         load(tmp_path, content)
@@ -199,7 +199,7 @@ def test_a_lone_surrogate_is_refused_as_by_other_tokenizers(tmp_path):
         load(tmp_path, vocabulary()).encode("\udcff")
 
 
-def test_ids_up_to_the_padding_of_a_model_are_no_text_and_others_are_refused(tmp_path):
+def test_padding_ids_have_no_text_and_ids_above_them_are_refused(tmp_path):
     tokenizer = load(tmp_path, vocabulary("300 'the' 3"))
     assert tokenizer.decode([0, 299, 300, 301, 511]) == "the"
     for token in (-1, 512):

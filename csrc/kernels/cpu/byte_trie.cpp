@@ -33,7 +33,7 @@ ByteTrie::ByteTrie(std::vector<Token> tokens) {
   }
 }
 
-// Gives the node its id and its children their cells; what hangs below each of them is put at the end of `pending`.
+// Assigns the node its id and its children their cells; appends the subtree of each child to `pending`.
 void ByteTrie::place(Subtree subtree, std::vector<Subtree>& pending) {
   const size_t depth = subtree.depth;
   const Token *begin = subtree.begin, *const end = subtree.end;
@@ -48,8 +48,8 @@ void ByteTrie::place(Subtree subtree, std::vector<Subtree>& pending) {
   }
   const auto children = std::span(pending).subspan(first_child);
 
-  // The first base at which all of them find free cells. There are cells for any byte above it, so `encode` asks for no
-  // cell beyond the last.
+  // The first base at which the cells of all children are free. Cells exist for every byte value above a base, so
+  // `encode` never reads beyond the last cell.
   while (first_free_ < cells_.size() && cells_[first_free_].parent >= 0) ++first_free_;
   size_t base = std::max(first_free_, 1 + size_t{byte_of(begin)}) - byte_of(begin);
   for (;; ++base) {
@@ -70,7 +70,7 @@ std::vector<int32_t> ByteTrie::encode(std::string_view text) const {
   const Cell* const cells = cells_.data();
   for (size_t start = 0; start < text.size();) {
     size_t end = start;
-    int32_t id = -1;  // for as long as it takes to see one byte: each is a token
+    int32_t id = -1;  // replaced at the first byte at the latest, because every byte is a token
     for (size_t i = start, node = 0; i < text.size();) {
       const size_t next = cells[node].base + byte_at(text, i);
       if (cells[next].parent != static_cast<int32_t>(node)) break;

@@ -12,7 +12,7 @@
 namespace rwkv::cpu {
 namespace {
 
-// Columns of the value matrix are dealt out to threads in pieces of this many: whole cache lines.
+// Threads get columns of the value matrix in multiples of this number, which is a multiple of a cache line.
 constexpr int64_t kPiece = 64;
 
 struct Pieces {
@@ -51,7 +51,7 @@ void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const R
       const int64_t rows = std::min<int64_t>(kTileRows, width - n);
       for (int64_t b = 0; b < B; ++b)
         for (int64_t i = 0; i < rows; ++i) {
-          const float sum = sums[b][i], positive = sum < 0 ? 0 : sum;  // NaN stays
+          const float sum = sums[b][i], positive = sum < 0 ? 0 : sum;  // keeps NaN
           (is_key ? at.squared : at.gate)[b * width + n + i] = is_key ? positive * positive : sigmoid(sum);
         }
     }

@@ -8,10 +8,10 @@
 namespace rwkv::cpu {
 namespace {
 
-// Float weights: activations as they are, one input after the other for each column.
+// Float weights. Activations are used unchanged, and each column is summed input by input.
 template <class Weight>
 struct InputProduct {
-  // Inputs that share one reading of the sums.
+  // Inputs that are added per load of the sums.
   static constexpr int kInputs = 4;
 
   static int64_t prepared_size(int64_t) { return 0; }
@@ -50,12 +50,12 @@ struct InputProduct {
   }
 };
 
-// int8 weights: activations as whole numbers (cpu/quantized.h), two inputs at a time. Prepared: the numbers, then the
-// scales of their groups.
+// int8 weights. Activations are quantised to integers (cpu/quantized.h), and added two inputs at a time. A prepared row
+// has the integers, then the scales of their groups.
 template <>
 struct InputProduct<int8_t> {
-  static constexpr int64_t kPairs = 32;      // of inputs, that share one reading of the sums
-  static constexpr int64_t kPrefetch = 128;  // bytes: so many rows at a time are more than the processor foresees
+  static constexpr int64_t kPairs = 32;      // pairs of inputs that are added per load of the sums
+  static constexpr int64_t kPrefetch = 128;  // bytes; the hardware prefetcher cannot follow so many rows
 
   static int64_t prepared_size(int64_t K) {
     return (K * sizeof(int16_t) + 63) / 64 * 64 + (quantized_groups(K) * sizeof(float) + 63) / 64 * 64;
@@ -74,7 +74,7 @@ struct InputProduct<int8_t> {
   static void multiply(const Matrix& matrix, const float*, const char* prepared, const std::vector<int64_t>& active,
                        int64_t B, int64_t from, int64_t columns, float* sums) {
     const int64_t K = matrix.K, size = prepared_size(K), whole = (columns + kTileRows - 1) / kTileRows;
-    std::vector<Lanes> floats(B * whole);  // set after set, in it column after column, there the rows
+    std::vector<Lanes> floats(B * whole);  // [set][column][row of the set]
     std::vector<LaneInts> ints(B * whole);
     for (auto next = active.begin(); next != active.end();) {
       const int64_t group = *next / kQuantized;
@@ -107,11 +107,11 @@ struct InputProduct<int8_t> {
     });
   }
 
-  // sums[column][b] += n <= 2 kPairs inputs k of rows b, 16 columns at a time in registers.
+  // Adds n <= 2 kPairs inputs k of rows b to sums[column][b], 16 columns at a time in registers.
   template <int sharing>
   static void add(const int8_t* const* rows, const int64_t* k, int64_t n, const char* prepared, int64_t size,
                   int64_t columns, LaneInts* __restrict sums) {
-    uint32_t x[kPairs][sharing] = {};  // an input that is not there is zero
+    uint32_t x[kPairs][sharing] = {};  // missing inputs are zero
     for (int b = 0; b < sharing; ++b)
       for (int64_t i = 0; i < n; ++i) {
         const auto number = reinterpret_cast<const uint16_t*>(prepared + b * size)[k[i]];

@@ -1,4 +1,4 @@
-// Sixteen float32 as one value, and the weights they come from. Torch-free.
+// Vectors of sixteen float32, and the conversion of weights to them. Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,12 @@
 
 #include "kernels/tiles.h"
 
-// Loops over lanes and tiles are fast only where the compiler sees their lengths, hence inlining into each caller.
+// Loops over lanes and tiles are fast only if the compiler knows their lengths, so they are inlined into each caller.
 #define RWKV_INLINE inline __attribute__((always_inline))
 
 namespace rwkv::cpu {
 
-// The compiler splits these into the registers that an instruction level has.
+// The compiler splits these into the vector registers of the instruction set level.
 using Lanes = float __attribute__((vector_size(4 * kTileRows)));
 using LaneBits = uint32_t __attribute__((vector_size(4 * kTileRows)));
 
@@ -31,9 +31,9 @@ RWKV_INLINE Lanes load_lanes(const float* from) { return as_float(load_bits(from
 
 RWKV_INLINE void store_lanes(float* to, Lanes lanes) { memcpy(to, &lanes, sizeof lanes); }
 
-// Sign, exponent and mantissa of a float16, in the low 16 bits, as float32. They are shifted into place as a number
-// 2^112 too small, then scaled, which is exact and turns float16's subnormals into normal numbers by itself. Infinity
-// and NaN do not occur in weights.
+// Converts a float16 in the low 16 bits to float32. Sign, exponent and mantissa are shifted into place, which gives a
+// number too small by 2^112; scaling it is exact, and also converts float16's subnormal numbers. Weights are never
+// infinite or NaN.
 RWKV_INLINE Lanes widen_half(LaneBits half) {
   return as_float((half & 0x7fffu) << 13 | (half & 0x8000u) << 16) * 0x1p112f;
 }
@@ -57,7 +57,7 @@ RWKV_INLINE Lanes widen_group<Float16>(LaneBits group, int p) {
   return widen_half(p ? group >> 16 : group);
 }
 
-// 16 weights that follow each other.
+// 16 consecutive weights.
 RWKV_INLINE Lanes widen_row(const float* from) { return load_lanes(from); }
 
 RWKV_INLINE LaneBits load_16_bits(const void* from) {

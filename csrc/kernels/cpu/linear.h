@@ -1,4 +1,4 @@
-// y = x W^T for a few rows x, W in tiles. Torch-free.
+// y = x W^T for few rows x, with W in tiles. Torch-free.
 #pragma once
 
 #include "kernels/cpu/parallel.h"

@@ -10,15 +10,16 @@ namespace rwkv::cpu {
 namespace {
 
 constexpr int kUnit = kBlocks * kTileRows;  // outputs
-// Groups of 64 bytes in a row: these weights of a unit stay in the first two caches while all rows pass by.
+// The number of consecutive groups of 64 bytes that are multiplied with all rows before the next ones. The weights of a
+// unit for this many stay in the L1 and L2 caches.
 constexpr int64_t kDepth = 256;
-// Rows that pass by at a time: so many sums of a unit wait in the cache for the next depth.
+// The number of rows that are processed at a time. The sums of a unit for this many rows stay in the cache.
 constexpr int64_t kPassing = 264;
 static_assert(kPassing % kRows == 0);
 
 int64_t panels_of(int64_t M) { return (M + kRows - 1) / kRows; }
 
-// 16 neighbours of a row of W^T as the bits of their type, zeros behind the row's end.
+// The bits of 16 consecutive weights of a row of W^T; zeros after the end of the row.
 template <class Weight>
 RWKV_INLINE LaneBits load_row(const Weight* from, int64_t columns) {
   Weight whole[kTileRows] = {};
@@ -34,8 +35,8 @@ RWKV_INLINE LaneBits load_row(const Weight* from, int64_t columns) {
     return (LaneBits)widen_ints(from) & 0xffu;
 }
 
-// Groups [g, g + depth) of the blocks of a unit of outputs from n, out of W^T row after row. A row is far from the next
-// one, so the processor does not see which lines come next.
+// Packs groups [g, g + depth) of a unit of outputs, which begins at n, from row-major W^T. Consecutive rows are far
+// apart in memory, so they are prefetched.
 template <class Weight>
 void pack_weights(const Matrix& matrix, int64_t n, int64_t g, int64_t depth, std::array<LaneBits, kDepth>* to) {
   constexpr int P = kGroupInputs<Weight>, kAhead = 16;
@@ -60,7 +61,7 @@ void write_row(const Lanes* sums, const float* scales, int64_t outputs, float* y
   for (int64_t n = 0; scales && n < outputs; ++n) y[n] *= scales[n];
 }
 
-// Outputs of units [begin, end) for all rows.
+// Computes the outputs of units [begin, end) for all rows.
 template <class Weight>
 void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64_t end) {
   const auto& [M, x, matrix, in_tiles, y] = linear;

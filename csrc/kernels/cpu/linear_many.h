@@ -1,7 +1,7 @@
 // y = x W^T for many rows x. Torch-free.
 //
-// Each sum runs over the inputs in the same order whatever the number of rows, so a row's bits depend on nothing but
-// the row.
+// Every sum adds the inputs in the same order whatever the number of rows, so the result of a row depends only on that
+// row.
 #pragma once
 
 #include "kernels/cpu/parallel.h"
@@ -13,7 +13,7 @@ struct LinearMany {
   int64_t M;
   const float* x;  // (M, K)
   Matrix matrix;
-  bool in_tiles;  // or W^T row after row, (K, N)
+  bool in_tiles;  // otherwise W^T (K, N) row-major
   float* y;       // (M, N)
 
   int64_t scratch_bytes() const;  // for `scratch`, at a multiple of 64 bytes

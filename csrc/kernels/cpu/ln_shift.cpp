@@ -14,7 +14,7 @@ void ln_shift(const LnShift& op, const Run& run) {
       const int64_t b = row / op.T, t = row % op.T;
       if (t == 0) {
         std::copy_n(op.shift + b * C, C, last.begin());
-      } else if (row == begin) {  // another thread has it, or will
+      } else if (row == begin) {  // another thread computes that row
         layer_norm(op.x + (row - 1) * C, C, op.norm, last.data());
       }
       layer_norm(op.x + row * C, C, op.norm, now.data());

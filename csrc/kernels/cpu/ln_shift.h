@@ -9,7 +9,7 @@
 
 namespace rwkv::cpu {
 
-// The sum over c of term(c), in double, eight partial sums side by side.
+// The sum over c of term(c) in double, with eight partial sums, so that the loop is vectorised.
 template <class Term>
 RWKV_INLINE double sum_over(int64_t C, const Term& term) {
   constexpr int kPartial = 8;
@@ -22,7 +22,7 @@ RWKV_INLINE double sum_over(int64_t C, const Term& term) {
          ((partial[4] + partial[5]) + (partial[6] + partial[7]));
 }
 
-// out = (x - mean) / sqrt(variance + eps) * weight + bias, the sums in double: a row is short, and exactness is cheap.
+// out = (x - mean) / sqrt(variance + eps) * weight + bias. The sums are in double, which costs little for a short row.
 inline void layer_norm(const float* x, int64_t C, LayerNorm norm, float* out) {
   const double mean = sum_over(C, [=](int64_t c) { return static_cast<double>(x[c]); }) / C;
   const double squares = sum_over(C, [=](int64_t c) { return (x[c] - mean) * (x[c] - mean); });
@@ -36,7 +36,7 @@ inline void token_shift(const float* now, const float* last, const float* mix, i
   for (int64_t c = 0; c < C; ++c) mixed[c] = last[c] + (now[c] - last[c]) * mix[c];
 }
 
-// Of T tokens: x (B, T, C), mixes (M, C), shift (B, C) -> mixed (M, B, T, C), last (B, C).
+// LayerNorm and token shift of T tokens: x (B, T, C), mixes (M, C), shift (B, C) -> mixed (M, B, T, C), last (B, C).
 void ln_shift(const LnShift& op, const Run& run);
 
 }  // namespace rwkv::cpu

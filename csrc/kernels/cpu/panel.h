@@ -1,6 +1,6 @@
-// A panel of rows of activations, packed so that it is multiplied by blocks of 16 outputs in registers. Torch-free.
+// A panel is a set of rows of activations, packed to be multiplied by blocks of 16 outputs in registers. Torch-free.
 //
-// Weights come in groups of 64 bytes (kernels/tiles.h): of 16 rows the next 4 bytes of inputs.
+// Weights are in groups of 64 bytes (kernels/tiles.h): the next 4 bytes of inputs of 16 rows.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace rwkv::cpu {
 
-// As many rows and blocks as an instruction level has registers for.
+// As many rows and blocks as fit into the registers of the instruction set level.
 #if defined(__AVX512F__)
 constexpr int kRows = 12, kBlocks = 2;
 #elif defined(__AVX2__)
@@ -29,7 +29,7 @@ int64_t groups_of(int64_t K) {
   return tiles_per_block<Weight>(K) * kTileGroups;
 }
 
-// Calls fn(g, i, x) for every group g of inputs of `rows` rows i of x (., K), zeros behind them and behind K.
+// Calls fn(g, i, x) for every group g of inputs and every row i of a panel; x is zero after `rows` rows and after K.
 template <class Weight, class Function>
 void for_each_group(const float* x, int64_t rows, int64_t K, const Function& fn) {
   constexpr int P = kGroupInputs<Weight>;
@@ -42,9 +42,9 @@ void for_each_group(const float* x, int64_t rows, int64_t K, const Function& fn)
     }
 }
 
-// Panel<Weight> packs rows and multiplies them. size(K) bytes hold them; add() adds the groups [g, g + depth) of rows
-// and weights to the sums. Activations stay float32, but where the processor multiplies pairs of bfloat16, and beside
-// int8 weights.
+// Panel<Weight> packs rows and multiplies them. They take size(K) bytes; add() adds the products of groups [g, g +
+// depth) to the sums. Activations stay float32, except with bfloat16 weights on processors with bfloat16 dot products,
+// and with int8 weights.
 template <class Weight>
 struct Panel {
   static constexpr int P = kGroupInputs<Weight>;
@@ -85,7 +85,7 @@ template <>
 struct Panel<Bfloat16> {
   static int64_t size(int64_t K) { return groups_of<Bfloat16>(K) * kRows * sizeof(uint32_t); }
 
-  static uint32_t rounded(float x) {  // to nearest, ties to even; NaN stays one
+  static uint32_t rounded(float x) {  // to nearest, ties to even; keeps NaN
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return x != x ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
@@ -119,7 +119,8 @@ struct Panel<Bfloat16> {
 };
 #endif
 
-// Whole numbers in pairs, then the scales of their groups. Sums lack the scales of the rows of weights.
+// int8 weights. Activations are integers in pairs, then the scales of their groups. The sums still lack the scales of
+// the rows of weights.
 template <>
 struct Panel<int8_t> {
   static constexpr int64_t kWords = kQuantized / kGroupInputs<int8_t>;  // of 64 bytes, that a group spans

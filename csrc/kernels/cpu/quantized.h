@@ -1,8 +1,7 @@
-// Activations beside int8 weights: 16-bit whole numbers in groups with a scale each, so that sums in a group are exact
-// and no bit depends on their order. Torch-free.
+// Activations for products with int8 weights: they are quantised to 16-bit integers in groups with one scale each, so
+// that sums within a group are exact and do not depend on the order of additions. Torch-free.
 //
-// Sixteen bits, for eight would not do: where one activation of a group is 50 times the others, these would be left
-// with two of them.
+// 8 bits would not be enough: if one activation of a group is 50 times as large as the others, these would keep 2 bits.
 #pragma once
 
 #include <algorithm>
@@ -16,13 +15,13 @@
 
 namespace rwkv::cpu {
 
-// Inputs of a group. 256 x 127 x 32767 = 1.07e9 is an int32.
+// Inputs of a group. A sum is at most 256 x 127 x 32767 = 1.07e9, which fits into int32.
 constexpr int64_t kQuantized = 256;
 
 inline int64_t quantized_groups(int64_t K) { return (K + kQuantized - 1) / kQuantized; }
 
-// Writes x[k] * columns[k] of n <= kQuantized inputs as numbers[k] * scale, and returns the scale. It is NaN where an
-// activation is not finite, and the number there is not zero.
+// Quantises x[k] * columns[k] of n <= kQuantized inputs to numbers[k] * scale, and returns the scale. It is NaN if an
+// activation is not finite, and the number of that activation is not zero.
 RWKV_INLINE float quantize(const float* x, const float* columns, int64_t n, int16_t* numbers) {
   float scaled[kQuantized];
   uint32_t largest = 0;
@@ -30,7 +29,7 @@ RWKV_INLINE float quantize(const float* x, const float* columns, int64_t n, int1
     scaled[k] = x[k] * columns[k];
     uint32_t bits;
     memcpy(&bits, scaled + k, sizeof bits);
-    largest = std::max(largest, bits & 0x7fffffffu);  // in the order of their magnitudes, NaN the largest
+    largest = std::max(largest, bits & 0x7fffffffu);  // ordered by magnitude; NaN is the largest
   }
   float magnitude;
   memcpy(&magnitude, &largest, sizeof magnitude);
@@ -38,13 +37,13 @@ RWKV_INLINE float quantize(const float* x, const float* columns, int64_t n, int1
     for (int64_t k = 0; k < n; ++k) numbers[k] = !(std::abs(scaled[k]) < INFINITY);
     return NAN;
   }
-  if (magnitude < 1e-30f) {  // nothing, and its inverse would be infinite
+  if (magnitude < 1e-30f) {  // its inverse would be infinite
     std::fill_n(numbers, n, 0);
     return 0;
   }
   const float inverse = 32767 / magnitude;
   for (int64_t k = 0; k < n; ++k) {
-    // 1.5 x 2^23 leaves no bits behind the point: rounds to nearest, ties to even, at every instruction level alike.
+    // Adding 1.5 x 2^23 rounds to nearest, ties to even, in the same way at every instruction set level.
     const float rounded = scaled[k] * inverse + 12582912.0f;
     uint32_t bits;
     memcpy(&bits, &rounded, sizeof bits);
@@ -53,7 +52,7 @@ RWKV_INLINE float quantize(const float* x, const float* columns, int64_t n, int1
   return magnitude / 32767;
 }
 
-// Rows of activations that share one reading of int8 weights at most: a sum of each is in a register.
+// The largest number of rows of activations per load of int8 weights; each row's sum is in a register.
 #ifdef __AVX512BW__
 constexpr int kSharing = 16;
 #else
@@ -69,7 +68,7 @@ RWKV_INLINE void store_ints(int32_t* to, LaneInts ints) { memcpy(to, &ints, size
 
 RWKV_INLINE Lanes to_float(LaneInts ints) { return __builtin_convertvector(ints, Lanes); }
 
-// 16 weights that follow each other. The compiler's own conversion goes number by number.
+// 16 consecutive weights. The compiler's own conversion is not vectorised.
 RWKV_INLINE LaneInts widen_ints(const int8_t* from) {
 #if defined(__AVX512F__)
   return (LaneInts)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
@@ -86,7 +85,7 @@ RWKV_INLINE LaneInts widen_ints(const int8_t* from) {
 #endif
 }
 
-// sums + w[0] x[0] + w[1] x[1] in every lane, which holds its two w; x is the same for all.
+// sums + w[0] x[0] + w[1] x[1] in every lane. Each lane has its own two w; x is the same for all.
 RWKV_INLINE LaneInts add_pairs(LaneInts sums, LaneShorts w, uint32_t x) {
 #if defined(__AVX512VNNI__)
   return (LaneInts)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)w, _mm512_set1_epi32(static_cast<int>(x)));
@@ -106,7 +105,7 @@ RWKV_INLINE LaneInts add_pairs(LaneInts sums, LaneShorts w, uint32_t x) {
 #endif
 }
 
-// Four inputs of 16 rows, a group of a tile, as pairs: inputs 0 and 2, 1 and 3.
+// Four inputs of 16 rows, which are one group of a tile, as pairs: inputs 0 and 2, and inputs 1 and 3.
 struct Pairs {
   LaneShorts even, odd;
 };
@@ -116,7 +115,7 @@ RWKV_INLINE Pairs pairs_of(LaneBits group) {
   return {shorts << 8 >> 8, shorts >> 8};
 }
 
-// The same order for the activations: 0, 2, 1, 3 of every four.
+// Stores activations in the same order: 0, 2, 1, 3 of every four.
 inline void order_in_pairs(int16_t* numbers, int64_t n) {
   for (int64_t k = 0; k < n; k += 4) std::swap(numbers[k + 1], numbers[k + 2]);
 }

@@ -1,4 +1,4 @@
-// Rows of activations that share one reading of the weights. Torch-free.
+// Divides rows of activations into sets that share each load of weights. Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,8 @@
 
 namespace rwkv::cpu {
 
-// As many rows as there are registers for, half as many of the rest, and so on. Calls fn(sharing, b) with the first row
-// of each set of B.
+// The first sets have as many rows as fit into registers, those of the remaining rows half as many, and so on. Calls
+// fn(sharing, b) with the size and the first row of each set of B rows.
 template <int sharing, class Function>
 void for_each_set(int64_t B, const Function& fn, int64_t b = 0) {
   for (; b + sharing <= B; b += sharing) fn(std::integral_constant<int, sharing>{}, b);

@@ -1,11 +1,11 @@
-// Pieces of one allocation that the caller makes for a kernel. Torch-free.
+// Divides the caller's allocation among the buffers of a kernel. Torch-free.
 #pragma once
 
 #include <cstdint>
 
 namespace rwkv::cpu {
 
-// Hands out pieces that begin at multiples of 64 bytes. Without an allocation it only counts.
+// Returns buffers aligned to 64 bytes. Without an allocation it only computes the total size.
 class Scratch {
  public:
   explicit Scratch(void* allocation) : next_(static_cast<char*>(allocation)) {}

@@ -1,4 +1,4 @@
-// What both mixing steps begin with. Torch-free.
+// The first part of both mixing steps: LayerNorm, token shift and the inputs of products. Torch-free.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +11,14 @@
 
 namespace rwkv::cpu {
 
-// A mix of this token and the last, and the matrix it is prepared for.
+// A mix of this token and the last, and the matrix for which it is prepared.
 struct StepInput {
   const float* mix;  // (C,)
   const Matrix& matrix;
   void* prepared;
 };
 
-// LayerNorm of the step's B rows into `now` (B, C), which becomes the state's shift, and their mixes prepared.
+// Writes the LayerNorm of the step's B rows to `now` (B, C) and to the state's shift, and prepares their mixes.
 template <class Step, size_t n>
 void prepare_step(const Step& step, const std::array<StepInput, n>& inputs, float* now, const Run& run) {
   const int64_t B = step.B, C = step.C;
@@ -33,7 +33,7 @@ void prepare_step(const Step& step, const std::array<StepInput, n>& inputs, floa
       }
     }
   });
-  // Not by the threads: rows that only fill up a batch may share a slot.
+  // One thread does this, because the padding rows of a batch may share a slot.
   for (int64_t b = 0; b < B; ++b) std::copy_n(now + b * C, C, shift_of(b));
 }
 

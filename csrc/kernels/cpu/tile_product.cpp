@@ -13,7 +13,7 @@ int64_t whole_tiles(int64_t K) {
   return tiles_per_block<Weight>(K) * kTileInputs<Weight>;
 }
 
-// Float weights. Prepared: float32, row after row, zeros behind K.
+// Float weights. Prepared activations are float32, row-major, with zeros after K.
 template <class Weight>
 struct TileProduct {
   static constexpr int kSharing = 4;
@@ -28,7 +28,7 @@ struct TileProduct {
     std::fill(row + K, row + inputs, 0.0f);
   }
 
-  // Four partial sums however many rows there are.
+  // Always four partial sums, whatever the number of rows.
   template <int sharing>
   static void multiply(const Matrix& matrix, int64_t block, const void* set, Lanes* __restrict sums) {
     constexpr int P = kGroupInputs<Weight>, kPartial = 4;
@@ -49,8 +49,8 @@ struct TileProduct {
   }
 };
 
-// int8 weights. Prepared: whole numbers in pairs, of the next four inputs those of all rows of a set, zeros behind K;
-// then the scales of the groups, of one group those of all rows.
+// int8 weights. Prepared activations are integers in pairs, with zeros after K: the next four inputs of all rows of a
+// set, then the following four. After them come the scales, those of all rows for each group.
 template <>
 struct TileProduct<int8_t> {
   static constexpr int kSharing = cpu::kSharing;
@@ -80,7 +80,7 @@ struct TileProduct<int8_t> {
 
   template <int sharing>
   static void multiply(const Matrix& matrix, int64_t block, const void* set, Lanes* __restrict sums) {
-    // Whole numbers may be added in any order: more sums than rows keep the processor busy while one waits.
+    // The order of integer additions does not matter. More sums than rows hide the latency of the additions.
     constexpr int kChains = sharing >= 4 ? 1 : 4 / sharing;
     const int64_t words = words_of(matrix.K), n = block * kTileRows;
     const int8_t* __restrict weights = matrix.as<int8_t>() + block * words * 4 * kTileRows;

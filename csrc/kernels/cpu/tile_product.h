@@ -1,6 +1,6 @@
-// W x for a few rows x and 16 rows of a matrix W in tiles (kernels/tiles.h), whatever its weights are. Torch-free.
+// W x for few rows x and 16 rows of a matrix W in tiles (kernels/tiles.h) of any format. Torch-free.
 //
-// Sums are float32. Activations stay so beside float weights, and become whole numbers beside int8 (cpu/quantized.h).
+// Sums are float32. Activations are float32 with float weights, and integers with int8 weights (cpu/quantized.h).
 #pragma once
 
 #include "kernels/cpu/lanes.h"
@@ -9,17 +9,17 @@
 
 namespace rwkv::cpu {
 
-// Bytes that B rows of activations take as the product wants them are B times these; a multiple of 64.
+// The bytes of a prepared row of activations, a multiple of 64; B rows take B times as many.
 int64_t prepared_size(const Matrix& matrix);
 
 // Prepares row b of B, K activations x.
 void prepare(const Matrix& matrix, const float* x, int64_t b, int64_t B, void* prepared);
 
-// Prepares B rows x, one behind the other.
+// Prepares B consecutive rows x.
 void prepare_rows(const Matrix& matrix, const float* x, int64_t B, void* prepared, const Run& run);
 
-// sums[b][r] = sum over k of W[16 block + r, k] x[b][k], for B prepared rows x. A sum is added up in the same order
-// whatever B is.
+// sums[b][r] = sum over k of W[16 block + r, k] x[b][k], for B prepared rows x. The order of additions does not depend
+// on B.
 void tile_product(const Matrix& matrix, int64_t block, const void* prepared, int64_t B, Lanes* sums);
 
 }  // namespace rwkv::cpu

@@ -8,7 +8,7 @@
 namespace rwkv::cpu {
 namespace {
 
-// A tile is 16 x 16 words of 4 bytes: of row r, group g, word 16 g + r. Turns it into 16 rows of 64 bytes or back.
+// A tile is 16 x 16 words of 4 bytes; row r of group g is word 16 g + r. Converts it to 16 rows of 64 bytes, or back.
 constexpr int kWords = kTileRows * kTileGroups;
 
 RWKV_INLINE void transpose(const uint32_t* __restrict from, uint32_t* __restrict to) {
@@ -16,8 +16,8 @@ RWKV_INLINE void transpose(const uint32_t* __restrict from, uint32_t* __restrict
     for (int j = 0; j < kTileGroups; ++j) to[i * kTileGroups + j] = from[j * kTileRows + i];
 }
 
-// Calls move(tile, n, k, rows, inputs) for every tile: where it begins, its first row and input, and how many of its 16
-// rows and 64 bytes of inputs belong to the matrix.
+// Calls move(tile, n, k, rows, inputs) for every tile with its address, its first row and input, and the number of its
+// rows and inputs that are not padding.
 template <class Weight, class Move>
 void for_each_tile(int64_t N, int64_t K, const Run& run, const Move& move) {
   const int64_t tiles = tiles_per_block<Weight>(K), inputs = kTileInputs<Weight>;
@@ -48,7 +48,7 @@ void untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix, const Run
     uint32_t words[kWords], tile[kWords];
     memcpy(tile, tiles + at, sizeof tile);
     transpose(tile, words);
-    if (inputs == kTileInputs<Weight>) {  // a length that the compiler knows
+    if (inputs == kTileInputs<Weight>) {  // the length is known to the compiler
       for (int64_t r = 0; r < rows; ++r) memcpy(matrix + (n + r) * K + k, words + r * kTileGroups, 4 * kTileGroups);
     } else {
       for (int64_t r = 0; r < rows; ++r)

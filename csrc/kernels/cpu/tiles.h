@@ -1,4 +1,4 @@
-// Matrices into tiles (kernels/tiles.h) and back. Torch-free.
+// Converts matrices to tiles (kernels/tiles.h) and back. Torch-free.
 #pragma once
 
 #include "kernels/cpu/parallel.h"
@@ -6,7 +6,7 @@
 
 namespace rwkv::cpu {
 
-// matrix (N, K), row after row -> tiles; what fills them up is zero.
+// matrix (N, K) row-major -> tiles, padded with zeros.
 template <class Weight>
 void tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles, const Run& run);
 

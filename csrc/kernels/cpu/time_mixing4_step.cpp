@@ -27,7 +27,8 @@ struct Pieces {
   }
 };
 
-// sigmoid(r) * wkv for 16 channels from a of one sequence, whose state is updated; k, v, r are their lanes.
+// sigmoid(r) * wkv for 16 channels of one sequence, beginning at channel a; updates the state. k, v and r have one lane
+// per channel.
 RWKV_INLINE void gate_channels(const TimeMixing4Step& step, int64_t b, int64_t a, int lanes, const float* k,
                                const float* v, const float* r, float* __restrict gated) {
   const float *decay = step.decay + a, *first = step.first + a;

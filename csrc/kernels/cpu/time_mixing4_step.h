@@ -1,7 +1,7 @@
 // Time mixing of one token in each of B sequences, with its residual. Torch-free.
 //
-// Two passes over weights: k, v and r of 16 channels are computed by one worker, so that the recurrence and the gate
-// happen in registers; then the output product.
+// There are two passes over weights. In the first, one thread computes k, v and r of 16 channels, so that the
+// recurrence and the gate stay in registers; the second is the output product.
 #pragma once
 
 #include "kernels/cpu/parallel.h"

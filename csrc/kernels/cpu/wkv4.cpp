@@ -9,7 +9,7 @@
 namespace rwkv::cpu {
 namespace {
 
-// Channels are independent: a block of them is one unit of work, and its inner loops are the vector lanes.
+// Channels are independent. A block of them is one unit of work, and the inner loops over a block are vectorised.
 constexpr int kLanes = kTileRows;
 constexpr int64_t kStepWork = 32;  // one channel and token, in multiply-adds of a matrix product
 
@@ -69,7 +69,7 @@ RWKV_INLINE void step_backward(const Real* decay, const Real* first, const Real*
   }
 }
 
-// One sequence, one block of channels starting at c.
+// Forward pass of one sequence and one block of channels, which begins at c.
 template <class Real>
 RWKV_INLINE void forward_block(Wkv4Size size, const Wkv4Inputs<Real>& in, const Wkv4Outputs<Real>& out, int64_t b,
                                int64_t c, int lanes) {
@@ -84,8 +84,8 @@ RWKV_INLINE void forward_block(Wkv4Size size, const Wkv4Inputs<Real>& in, const 
   store(state, out.num + row, out.den + row, out.max + row, lanes);
 }
 
-// All sequences, one block of channels: the gradients of decay and first are sums over B, added up in a fixed order.
-// `before` holds T states: the one each step started from, computed again.
+// Backward pass of all sequences and one block of channels. The gradients of decay and first are sums over B in a fixed
+// order. `before` has T states, recomputed: the one before each step.
 template <class Real>
 RWKV_INLINE void backward_block(Wkv4Size size, const Wkv4Inputs<Real>& in, const Wkv4OutputGrads<Real>& grad,
                                 const Wkv4InputGrads<Real>& out, BlockState<Real>* before, int64_t c, int lanes) {

@@ -1,7 +1,7 @@
-// Rows of the batch that share one reading of the weights. Torch-free.
+// Divides the rows of a batch into groups that share each load of weights. Torch-free.
 //
-// Kernels are compiled for 1, 2, 4, 8 and 16 rows and do the same arithmetic in the same order for each of them; more
-// than 16 are cut into groups, blockIdx.y. Rows that are not there are zeros and are not written.
+// Kernels are compiled for 1, 2, 4, 8 and 16 rows, and do the same arithmetic in the same order for all of these. More
+// than 16 rows are divided into groups, one per blockIdx.y. Missing rows are zero and are not written.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,9 @@ cudaError_t for_batch(int64_t B, const Function& fn) {
   return fn(std::integral_constant<int, kMostRows>{});
 }
 
-// Blocks of so many threads that a multiprocessor is to hold at once. With few rows memory is what a kernel waits for,
-// and 768 threads keep enough of it under way; ptxas would rather give each of them more registers.
+// The number of blocks of this many threads that a multiprocessor should hold at once, for __launch_bounds__. With few
+// rows a kernel is memory-bound, and 768 threads keep enough loads in flight; without the bound, ptxas would use more
+// registers per thread.
 template <int batch, int threads>
 constexpr int kResident = batch > 4 ? 1 : 768 / threads;
 
@@ -32,7 +33,7 @@ inline int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 inline dim3 grid_of(int64_t x, int64_t y = 1) { return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)); }
 
-// The rows of one group.
+// The rows of one group, that of blockIdx.y.
 struct Group {
   int64_t first;
   int count;

@@ -1,6 +1,6 @@
-// Two kernels. The first makes relu(k)^2, with a bit for each input that is not zero, and sigmoid(r); the second reads
-// of the value matrix the rows whose bits are set. Every block of the first reads the old shift row, so the new one
-// goes to scratch and replaces it in the second.
+// There are two kernels. The first computes relu(k)^2, with a bit for each input that is not zero, and sigmoid(r). The
+// second reads those rows of the value matrix whose bits are set. Every block of the first kernel reads the old shift
+// row, so the new one is written to scratch, and replaces it in the second kernel.
 #include "kernels/cuda/channel_mixing4_step.h"
 
 #include <algorithm>
@@ -15,21 +15,21 @@ namespace rwkv::cuda {
 namespace {
 
 constexpr int kWordBits = 32;
-// Outputs a lane makes in the second kernel, of 16 bytes; and rows that share one reading of the value matrix there: 64
-// sums fit into registers.
+// In the second kernel, a lane computes the outputs of 16 bytes of weights, and this many rows share each load of the
+// value matrix, because 64 sums fit into registers.
 template <class Weight>
 constexpr int kColumns = 16 / sizeof(Weight);
 template <class Weight, int batch>
 constexpr int kSparseRows = std::min(batch, kColumns<Weight> > 8 ? 4 : 8);
 
 struct Scratch {
-  float* squared;    // (groups of kSparseRows, F, kSparseRows): one input's numbers side by side
+  float* squared;    // (groups of kSparseRows, F, kSparseRows): the rows of an input are adjacent
   float* gate;       // (B, C), sigmoid(r)
   float* now;        // (B, C), LayerNorm(x)
   uint32_t* active;  // (groups of kSparseRows, words of F bits)
 };
 
-// Sparse rows in the buffers: whole groups.
+// The number of rows in the buffers, padded to full groups.
 int64_t padded_rows(int64_t B) {
   int64_t rows = 0;
   for_batch(B, [&](auto batch) {
@@ -43,7 +43,7 @@ constexpr int kSlices = 4;
 constexpr int kBlocks = kWordBits / kTileRows;  // of 16 outputs a CUDA block makes
 constexpr int kInnerThreads = kBlocks * kSlices * kWarp;
 
-// 32 outputs of the key or, in blocks behind those, of the receptance.
+// Computes 32 outputs of the key or, in the blocks after those, of the receptance.
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kInnerThreads, kResident<batch, kInnerThreads>)
     inner_kernel(ChannelMixing4Step step, Scratch scratch) {
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kInnerThreads, kResident<batch, kInnerThreads>
     float sum = sum_of_slices<Product>(parts[lane() / kTileRows], b * kTileRows + lane() % kTileRows);
     if (n < width) sum = scaled<Weight>(sum, scales, n);
     if (is_key) {
-      const float positive = sum < 0 ? 0 : sum;  // NaN stays
+      const float positive = sum < 0 ? 0 : sum;  // keeps NaN
       const float squared = b < rows.count && n < F ? scaled<Weight>(positive * positive, step.value.columns, n) : 0;
       const int64_t group = (rows.first + b) / kSparse;
       if (n < F) scratch.squared[(group * F + n) * kSparse + b % kSparse] = squared;
@@ -111,20 +111,22 @@ __global__ void __launch_bounds__(kInnerThreads, kResident<batch, kInnerThreads>
   }
 }
 
-// Lanes that lie side by side in a row of the value matrix: 32 bytes, which memory delivers at once.
+// The number of adjacent lanes in a row of the value matrix: 32 bytes, the size of a memory transaction.
 constexpr int kRowLanes = 2;
-// Of bytes half as many blocks make all outputs, so each gets twice the threads.
+// With 8-bit weights half as many blocks compute all outputs, so each block has twice as many threads.
 template <class Weight>
 constexpr int kSparseThreads = sizeof(Weight) == 1 ? 512 : 256;
 
-// y = x + gate * (sum over the active inputs f of squared[f] value[f]) of kRowLanes * columns outputs, and their part
-// of the new shift row. A worker, `columns` outputs a lane, takes the words of 32 inputs in turn with the others: who
-// adds an input does not depend on which are active, so neither do the bits of a row on its neighbours in the batch.
+// Computes y = x + gate * (sum over the active inputs f of squared[f] value[f]) for kRowLanes * columns outputs, and
+// their part of the new shift row. A worker computes `columns` outputs per lane. Words of 32 inputs are assigned to
+// workers in turn, by the index of the inputs and not by which of them are active; otherwise the result of a row would
+// depend on the other rows of the batch.
 template <class Weight, int batch, int columns>
 __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(ChannelMixing4Step step, Scratch scratch) {
   constexpr int kSums = batch * columns, kThreads = kSparseThreads<Weight>, kWorkers = kThreads / kRowLanes,
                 kWarps = kThreads / kWarp, kAhead = batch > 4 || kSums > 32 ? 2 : 4;
-  using Words = std::conditional_t<columns == 1, Weight, uint4>;  // bytes would be taken apart and put together again
+  // With uint4 the compiler does not split the 16 bytes into weights and pack them again.
+  using Words = std::conditional_t<columns == 1, Weight, uint4>;
   __shared__ float parts[kWarps][kRowLanes * kSums];
 
   const int64_t C = step.C, F = step.F, words = (F + kWordBits - 1) / kWordBits;
@@ -147,7 +149,7 @@ __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(Chann
           words[i] = *reinterpret_cast<const Words*>(step.value.as<Weight>() + f * C + column);
           squared[i] = inputs[f];
         }
-        left &= left - 1;  // takes away the lowest bit
+        left &= left - 1;  // clears the lowest bit
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {

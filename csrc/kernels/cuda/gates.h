@@ -1,4 +1,4 @@
-// The activations that are no products, number by number. Torch-free.
+// The element-wise activations. Torch-free.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,10 +7,10 @@
 
 namespace rwkv::cuda {
 
-// y = relu(k)^2 of n numbers; NaN stays.
+// y = relu(k)^2 of n numbers; keeps NaN.
 cudaError_t squared_relu(const float* k, int64_t n, float* y, cudaStream_t stream);
 
-// out = x + sigmoid(r) y of n numbers; without x the gate alone.
+// out = x + sigmoid(r) y of n numbers, or sigmoid(r) y if x is null.
 cudaError_t gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out, cudaStream_t stream);
 
 }  // namespace rwkv::cuda

@@ -1,5 +1,5 @@
-// The one way a kernel is launched, and the one way it declares dynamic shared memory: the same source file then goes
-// through nvcc for the device and through g++ for the host emulation of tests/cpp/cuda (RWKV_EMULATED).
+// How every kernel is launched, and how it declares dynamic shared memory. This allows nvcc to compile a source file
+// for the device, and g++ to compile it for the host emulation of tests/cpp/cuda (RWKV_EMULATED).
 #pragma once
 
 #ifdef RWKV_EMULATED
@@ -21,20 +21,20 @@ namespace rwkv::cuda {
   Type* const name = reinterpret_cast<Type*>(rwkv_dynamic_shared)
 #endif
 
-// Keeps an argument from taking part in deduction: arguments convert to what the kernel declares.
+// Excludes an argument from type deduction, so that it is converted to the kernel's parameter type.
 template <class T>
 struct AsDeclared {
   using type = T;
 };
 
-// Launches kernel(arguments...) on the stream and returns whether that was accepted; an error leaves nothing behind for
-// later calls to stumble on. A grid without blocks is no work and no error.
+// Launches kernel(arguments...) on the stream, and returns the launch's error, which is cleared for later calls. A grid
+// without blocks does nothing and is not an error.
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    typename AsDeclared<Parameters>::type... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
 #ifdef RWKV_EMULATED
-  (void)stream;  // launches are done when they return
+  (void)stream;  // an emulated kernel has finished when this returns
   return emulation::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
 #else
   constexpr size_t kWithoutAsking = 48 * 1024;

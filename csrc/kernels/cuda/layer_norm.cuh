@@ -1,4 +1,4 @@
-// LayerNorm and token shift, recomputed by every block that needs them. Torch-free; device code.
+// LayerNorm and token shift, which every block that needs them computes itself. Torch-free; device code.
 #pragma once
 
 #include "kernels/cuda/warp.cuh"
@@ -13,7 +13,7 @@ struct RowStatistics {
   float parts[threads / kWarp][rows];
 };
 
-// to[b] = finish(sum over the block's threads of mine[b]), in shared memory; a barrier before and after.
+// to[b] = finish(sum over the block's threads of mine[b]), in shared memory, with a barrier before and after.
 template <int rows, int threads, class Finish>
 __device__ void block_sums(float* mine, float (*parts)[rows], float* to, const Finish& finish) {
   const int index = spread_sums<rows, kWarp / 2, 1>(mine);
@@ -27,8 +27,8 @@ __device__ void block_sums(float* mine, float (*parts)[rows], float* to, const F
   __syncthreads();
 }
 
-// Mean and 1 / sqrt(variance + eps) of `count` of at most `rows` rows x, each C long and one behind the other. The
-// variance is summed about the mean, so that rows far from zero lose nothing. To be called by all threads.
+// Mean and 1 / sqrt(variance + eps) of `count` consecutive rows x of length C, at most `rows`. The variance is the sum
+// of squared differences from the mean, which is accurate for rows far from zero. All threads must call this.
 template <int rows, int threads>
 __device__ void row_statistics(const float* x, int count, int64_t C, float eps, RowStatistics<rows, threads>& out) {
   const float length = static_cast<float>(C);

@@ -10,7 +10,7 @@ namespace {
 constexpr int kSlices = 8;
 constexpr int kThreads = kSlices * kWarp;
 
-// A block makes 16 outputs.
+// A block computes 16 outputs.
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kThreads, kResident<batch, kThreads>)
     linear_kernel(const float* x, Matrix matrix, int64_t B, float* y) {

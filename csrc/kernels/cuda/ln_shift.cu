@@ -9,7 +9,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One row in all its mixes. The row before it is normalised once more, by the same arithmetic, rather than waited for.
+// Computes all mixes of one row. The previous row is normalised again, with the same arithmetic, which avoids waiting
+// for the block that also does it.
 __global__ void __launch_bounds__(kThreads) ln_shift_kernel(LnShift all) {
   __shared__ RowStatistics<2, kThreads> statistics;
   const int64_t row = blockIdx.x, b = row / all.T, t = row % all.T, C = all.C;

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// A thread draws one number.
+// A thread computes one number.
 __global__ void __launch_bounds__(kThreads) philox_uniform_kernel(const int64_t* seeds, const int64_t* samples,
                                                                   const int64_t* positions, int64_t B, double* out) {
   const int64_t b = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

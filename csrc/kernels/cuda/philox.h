@@ -1,4 +1,4 @@
-// Draws for B rows. Torch-free.
+// Random numbers for B rows. Torch-free.
 #pragma once
 
 #include "kernels/cuda/launch.h"

@@ -1,9 +1,10 @@
 // W x for a batch of rows x and 16 rows of a matrix W in tiles (kernels/tiles.h), by the warps of a block. Torch-free;
 // device code.
 //
-// A warp reads 512 bytes at once: of 8 groups of inputs the 16 rows' 4 bytes, 16 bytes a lane, which are 4 rows of one
-// group. `slices` warps take turns along the inputs. A row is added up lane by lane, then over the lanes, then over the
-// slices, always in this order. Scales of int8 weights are the caller's: x comes with those of the columns.
+// A warp reads 512 bytes at once, which are 8 groups of inputs of 16 rows; a lane reads 16 bytes, which are 4 rows of
+// one group. Consecutive reads along the inputs are assigned to `slices` warps in turn. The sum of a row is first
+// computed in each lane, then over the lanes, then over the slices, always in this order. The caller applies the scales
+// of int8 weights: x has been multiplied by those of the columns.
 #pragma once
 
 #include "kernels/cuda/widen.cuh"
@@ -11,35 +12,35 @@
 
 namespace rwkv::cuda {
 
-constexpr int kLaneRows = 4;                              // of a lane's 16 bytes
+constexpr int kLaneRows = 4;                              // rows in a lane's 16 bytes
 constexpr int kRowLanes = kTileRows / kLaneRows;          // lanes that share a group
-constexpr int kWarpGroups = kWarp / kRowLanes;            // groups of one reading
-constexpr int kTileReadings = kTileGroups / kWarpGroups;  // of 512 bytes
+constexpr int kWarpGroups = kWarp / kRowLanes;            // groups per read
+constexpr int kTileReadings = kTileGroups / kWarpGroups;  // reads of 512 bytes per tile
 
-// Where block i of a matrix with K inputs begins.
+// The address of block i of a matrix with K inputs.
 template <class Weight>
 __host__ __device__ const Weight* tile_block(const Weight* matrix, int64_t i, int64_t K) {
   const int64_t tiles = (K + kTileInputs<Weight> - 1) / kTileInputs<Weight>;
   return matrix + i * tiles * (kTileInputs<Weight> * kTileRows);
 }
 
-// What one warp adds to the product.
+// One warp's part of the product.
 template <class Weight, int batch, int slices>
 class TileProduct {
   static constexpr int P = kGroupInputs<Weight>;
-  static constexpr int kInputs = kWarpGroups * P;  // of one reading
-  // Readings under way while as many are multiplied. Of bytes with 16 rows one is 256 multiplications, which is long
-  // enough, and the inputs of two would not fit into shared memory thrice.
+  static constexpr int kInputs = kWarpGroups * P;  // inputs per read
+  // The number of reads in flight while as many are multiplied. With 8-bit weights and 16 rows, a read takes 256
+  // multiplications, so one in flight is enough; with two, the inputs of three blocks would not fit into shared memory.
   static constexpr int kAhead = batch <= 4 ? 4 : batch * P <= 32 ? 2 : 1;
   static constexpr int kRound = slices * kAhead * kInputs;
 
  public:
   static constexpr int kSlices = slices;
   static constexpr int kSums = batch * kTileRows;
-  // Inputs of x that are in shared memory at a time: [batch][kChunk].
+  // The number of inputs of x that are in shared memory at a time: [batch][kChunk].
   static constexpr int kChunk = 2048 / batch > kRound ? 2048 / batch : kRound;
 
-  // Begins to read, so that activations can be prepared meanwhile. `block` may be anything if there is none.
+  // Starts the first reads, so that activations can be prepared meanwhile. If `exists` is false, `block` is not read.
   __device__ TileProduct(const Weight* block, int64_t K, int slice, bool exists = true)
       : next_(reinterpret_cast<const uint4*>(block) + slice * kWarp + lane()),
         left_(0),
@@ -61,7 +62,7 @@ class TileProduct {
     }
   }
 
-  // Leaves this warp's sums, [batch][16 rows], in shared memory.
+  // Writes this warp's sums, [batch][16 rows], to shared memory.
   __device__ void store(float* to) {
     constexpr int n = batch * kLaneRows;
     const int first = spread_sums<n, kWarp / 2, kRowLanes>(sums_), row = lane() % kRowLanes * kLaneRows;
@@ -72,7 +73,7 @@ class TileProduct {
   }
 
  private:
-  // The next readings, zeros where there are none. Whether there are is the same in all lanes.
+  // Starts the next reads, with zeros after the last one. All lanes take the same branch.
   __device__ void read() {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) words_[i] = i < left_ ? next_[i * slices * kWarp] : uint4{0, 0, 0, 0};
@@ -97,14 +98,14 @@ class TileProduct {
   }
 
   const uint4* next_;
-  int left_;    // readings of this slice that are not under way
-  int offset_;  // of this lane's first input
+  int left_;    // reads of this slice that have not been started
+  int offset_;  // the position of this lane's first input
   uint4 words_[kAhead];
   float sums_[batch * kLaneRows] = {};
 };
 
-// Multiplies all K inputs: stage(first) puts kChunk of them into shared memory, zeros behind K; `staged` is this warp's
-// share of it. To be called by all threads; a barrier follows before anything is read.
+// Multiplies all K inputs. stage(first) writes kChunk of them to shared memory, with zeros after K; `staged` is the
+// part for this warp. All threads must call this; it synchronises them after each call of `stage`.
 template <class Product, class Stage>
 __device__ void multiply_all(Product& product, int64_t K, const float* staged, const Stage& stage) {
   for (int64_t first = 0; first < K; first += Product::kChunk) {
@@ -115,7 +116,7 @@ __device__ void multiply_all(Product& product, int64_t K, const float* staged, c
   }
 }
 
-// The sum i of 16 batch from the slices' parts, [slices][batch][16] in shared memory.
+// Sum i of batch * 16 sums, from the parts of the slices, [slices][batch][16] in shared memory.
 template <class Product>
 __device__ float sum_of_slices(const float* parts, int i) {
   float sum = 0;
@@ -124,7 +125,7 @@ __device__ float sum_of_slices(const float* parts, int i) {
   return sum;
 }
 
-// Rows x (B, K) for multiply_all, times the scales of the columns.
+// Stages rows x (B, K), times the scales of the columns, for multiply_all.
 template <class Weight, class Product, int batch, int threads>
 __device__ void stage_rows(const float* x, int rows, int64_t K, const float* columns, int64_t first, float* staged) {
 #pragma unroll 4

@@ -9,9 +9,9 @@ namespace {
 
 constexpr int kThreads = kTileRows * kTileGroups;
 
-// A block moves one tile, a thread 4 bytes of it: in tiles those of row t % 16, group t / 16, in the matrix those of
-// row t / 16, group t % 16, so that either side is read or written in the order in which it lies. Shared memory, with a
-// gap that keeps a column in banks of its own, is where the threads exchange them.
+// A block moves one tile, and a thread t moves 4 bytes on each side: in the tile those of row t % 16, group t / 16, in
+// the matrix those of row t / 16, group t % 16. Therefore accesses are coalesced on both sides. The threads exchange
+// the bytes through shared memory, which is padded to avoid bank conflicts.
 template <class Weight>
 struct Exchange {
   static constexpr int P = kGroupInputs<Weight>;
@@ -20,7 +20,7 @@ struct Exchange {
 
   int group = thread() / kTileRows, row = thread() % kTileRows;  // in tiles
   int64_t n, k;                                                  // in the matrix
-  int inputs;                                                    // how many of the word's exist there
+  int inputs;                                                    // the number of the word's inputs that are not padding
 
   __device__ Exchange(int64_t N, int64_t K) {
     const int64_t per_block = (K + kTileInputs<Weight> - 1) / kTileInputs<Weight>;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) untile_kernel(const Weight* tiles, i
   __syncthreads();
   const Word word = words[at.row][at.group];
   Weight* const to = matrix + at.n * K + at.k;
-  if (K % Exchange<Weight>::P == 0) {  // then a word lies in one piece
+  if (K % Exchange<Weight>::P == 0) {  // then the inputs of a word are contiguous
     if (at.inputs) *reinterpret_cast<Word*>(to) = word;
   } else {
     for (int p = 0; p < at.inputs; ++p) to[p] = word.at[p];

@@ -1,4 +1,4 @@
-// Matrices into tiles (kernels/tiles.h) and back. Torch-free.
+// Converts matrices to tiles (kernels/tiles.h) and back. Torch-free.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,7 +7,7 @@
 
 namespace rwkv::cuda {
 
-// matrix (N, K), row after row -> tiles; what fills them up is zero. Tiles begin at a multiple of 4 bytes.
+// matrix (N, K) row-major -> tiles, padded with zeros. Tiles begin at a multiple of 4 bytes.
 template <class Weight>
 cudaError_t tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles, cudaStream_t stream);
 

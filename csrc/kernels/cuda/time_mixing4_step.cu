@@ -1,6 +1,7 @@
-// Two kernels. The first makes k, v and r of 16 channels in one block, so that the recurrence and the gate happen in
-// registers; the second is the output product. Every block of the first reads the old shift row, so the new one goes to
-// scratch and replaces it in the second. The recurrence's state belongs to one thread and is replaced at once.
+// There are two kernels. In the first, a block computes k, v and r of 16 channels, so that the recurrence and the gate
+// need no global memory for them. The second is the output product. Every block of the first kernel reads the old shift
+// row, so the new one is written to scratch, and replaces it in the second kernel. Only one thread uses the
+// recurrence's state of a channel, so it is replaced in the first kernel.
 #include "kernels/cuda/time_mixing4_step.h"
 
 #include "kernels/cuda/batch.cuh"
@@ -21,7 +22,8 @@ constexpr int kMatrices = 3;  // k, v, r
 constexpr int kMatrixSlices = 4;
 constexpr int kGatedThreads = kMatrices * kMatrixSlices * kWarp;
 
-// gated = sigmoid(r) wkv(k, v) of 16 channels, whose state is replaced; warps 0 to 3 make k, the next v, the last r.
+// gated = sigmoid(r) wkv(k, v) for 16 channels, whose state is replaced; warps 0 to 3 compute k, the next v, the last
+// r.
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kGatedThreads, kResident<batch, kGatedThreads>)
     gated_kernel(TimeMixing4Step step, Scratch scratch) {
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(kGatedThreads, kResident<batch, kGatedThreads>
 constexpr int kOutputSlices = 8;
 constexpr int kOutputThreads = kOutputSlices * kWarp;
 
-// y = x + Wo gated of 16 outputs, and their part of the new shift row.
+// y = x + Wo gated for 16 outputs, and their part of the new shift row.
 template <class Weight, int batch>
 __global__ void __launch_bounds__(kOutputThreads, kResident<batch, kOutputThreads>)
     output_kernel(TimeMixing4Step step, Scratch scratch) {

@@ -1,4 +1,4 @@
-// Threads of a block in warps, and sums over lanes in a fixed order. Torch-free; device code.
+// The warps of a block, and sums over lanes in a fixed order. Torch-free; device code.
 #pragma once
 
 #include <cstdint>
@@ -14,18 +14,18 @@ __device__ inline int thread() { return static_cast<int>(threadIdx.x); }
 __device__ inline int lane() { return thread() % kWarp; }
 __device__ inline int warp() { return thread() / kWarp; }
 
-// n numbers next to each other that one instruction loads or stores, or the fewest there can be.
+// n adjacent numbers, loaded or stored with as few instructions as possible.
 template <class Number, int n>
 struct alignas(n * sizeof(Number) < 16 ? n * sizeof(Number) : 16) Pack {
   Number at[n];
 };
 
-// Sums each of n values over the lanes whose numbers differ in the bits `mask`, mask / 2, ..., `last`. While a lane has
-// more than one value it keeps one half of them and hands the other over. Every value is added up in one and the same
-// tree whatever n is, so that bits do not depend on how many there are.
+// Sums each of n values over the lanes whose indices differ in the bits `mask`, mask / 2, ..., `last`. While a lane has
+// more than one value, it keeps one half of them and passes the other half to another lane. Every value is summed in
+// the same tree of additions whatever n is, so the results do not depend on n.
 //
-// Leaves this lane's sums at values[0] and following (as many as lanes make it, at least one) and returns which of the
-// n the first is, or -1 where a lane before this one holds the same.
+// Writes this lane's sums, kSpread of them, to values[0] and following, and returns the index of the first among the n,
+// or -1 if an earlier lane has the same sums.
 template <int n, int mask, int last>
 __device__ inline int spread_sums(float* values) {
   if constexpr (mask < last) {
@@ -49,7 +49,7 @@ __device__ inline int spread_sums(float* values) {
   }
 }
 
-// How many sums spread_sums leaves to a lane.
+// The number of sums that spread_sums leaves in a lane.
 template <int n, int mask, int last>
 constexpr int kSpread = mask < last || n == 1 ? n : kSpread<n / 2, mask / 2, last>;
 

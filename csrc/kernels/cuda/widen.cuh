@@ -1,7 +1,7 @@
-// Weights of every type as float32. Torch-free; device code.
+// Converts weights of every format to float32. Torch-free; device code.
 //
-// int8 weights are whole numbers q: W[n, k] = rows[n] q[n, k] columns[k]. The scales of the columns are multiplied into
-// the activations, once for all outputs, those of the rows into the finished sums.
+// int8 weights are integers q: W[n, k] = rows[n] q[n, k] columns[k]. The scales of the columns are multiplied into the
+// activations, once for all outputs, and those of the rows into the finished sums.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -31,8 +31,8 @@ __device__ inline float widen(Float16 w) {
 
 __device__ inline float widen(int8_t w) { return w; }
 
-// n weights at once. Of a byte u = q + 128 the bits 0x4b0000uu are the number 2^23 + u: one permutation and one exact
-// subtraction, where many devices convert integers at an eighth of the rate at which they multiply.
+// Converts n weights. For a byte u = q + 128, the float32 with the bits 0x4b0000uu is 2^23 + u, so one byte permutation
+// and one exact subtraction suffice. Many devices convert integers at only an eighth of the rate of multiplications.
 template <class Weight, int n>
 __device__ void widen(const Pack<Weight, n>& weights, float* to) {
   if constexpr (std::is_same_v<Weight, int8_t> && n % 4 == 0) {
@@ -47,7 +47,7 @@ __device__ void widen(const Pack<Weight, n>& weights, float* to) {
   }
 }
 
-// x times the scale i of int8 weights; others have none.
+// x times scale i for int8 weights; x for others, which have no scales.
 template <class Weight>
 __device__ float scaled(float x, const float* scales, int64_t i) {
   if constexpr (std::is_same_v<Weight, int8_t>)

@@ -6,7 +6,7 @@
 namespace rwkv::cuda {
 namespace {
 
-// Every chunk from the state before it. A last chunk that is not full also writes the state after it.
+// Computes each chunk from the state before it. A last chunk that is not full also writes the state after it.
 template <class Real>
 __global__ void wkv4_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4ConstStates<Real> starts, Real* __restrict__ y,
                             Wkv4States<Real> end) {

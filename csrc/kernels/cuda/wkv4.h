@@ -1,8 +1,8 @@
 // The RWKV-4 recurrence over T steps, forward and backward, as a scan over chunks of tokens. Torch-free.
 //
-// Bits: the same call gives the same bits, and a row's do not depend on B. Fewer than kWkv4Chunk tokens are taken one
-// after another, so there it does not matter where one call ends and the next begins; longer texts give the same bits
-// cut at any multiple of kWkv4Chunk tokens.
+// The same call always gives the same bits, and those of a row do not depend on B. Fewer than kWkv4Chunk tokens are
+// processed sequentially, so dividing them among several calls does not change the bits; for longer texts this holds if
+// they are divided at multiples of kWkv4Chunk tokens.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +13,7 @@ namespace rwkv::cuda {
 
 constexpr int kWkv4Chunk = 32;
 
-// How many Reals `scratch` must hold.
+// The size of `scratch`, in elements of type Real.
 int64_t wkv4_scratch_numbers(Wkv4Size size);
 int64_t wkv4_backward_scratch_numbers(Wkv4Size size);
 

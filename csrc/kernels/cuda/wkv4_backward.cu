@@ -1,12 +1,13 @@
-// The gradients of wkv4, chunk by chunk like the forward pass.
+// The gradients of wkv4, chunk by chunk as in the forward pass.
 //
-// Write (n, d, m) for the gradients with respect to (num, den, max), and r = m - n num - d den for what of m is not the
-// mere change of scale of A = num e^max and B = den e^max. Outputs depend on A and B only and add nothing to r. So
-// backward through a step (f1, f2, share as in wkv4_step_backward)
+// Let (n, d, m) be the gradients with respect to (num, den, max), and r = m - n num - d den the part of m that is not
+// due to the scale of A = num e^max and B = den e^max. The outputs depend only on A and B, so they do not contribute to
+// r. A step backward (f1, f2, share as in wkv4_step_backward) is
 //   n <- f1 n + g e1        d <- f1 d - g y e1        r <- share r
-// which is diagonal: what a chunk does to (n, d, r) is two factors and two sums, all of which can be gathered walking
-// forward. Passes: the state before each chunk; every chunk's factors and sums; the gradients after each chunk (one
-// chunk after another, last first); then every chunk's gradients from its state and the gradients after it.
+// which is diagonal: the effect of a chunk on (n, d, r) consists of two factors and two sums, which can be computed in
+// forward order. There are four passes: the state before each chunk; the factors and sums of each chunk; the gradients
+// after each chunk (sequentially, last chunk first); the gradients within each chunk, from its state and the gradients
+// after it.
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/wkv4.h"
 #include "kernels/cuda/wkv4_scan.cuh"
@@ -14,7 +15,7 @@
 namespace rwkv::cuda {
 namespace {
 
-// A chunk's part in n <- decayed n + num, d <- decayed d + den, r <- share r.
+// The effect of a chunk: n <- decayed n + num, d <- decayed d + den, r <- share r.
 template <class Real>
 struct Adjoints {
   Real *num, *den, *decayed, *share;
@@ -55,7 +56,7 @@ __global__ void wkv4_adjoints_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4Out
 template <class Real>
 __global__ void wkv4_ends_kernel(Wkv4Size size, Wkv4OutputGrads<Real> grad, Adjoints<const Real> adjoints,
                                  Ends<Real> ends) {
-  const Wkv4Part part(size);  // of one block for all tokens: its first chunk
+  const Wkv4Part part(size);  // the first chunk; this thread processes all chunks
   if (part.c >= size.C) return;
   const int64_t chunks = wkv4_chunks(size.T);
   int64_t at = part.chunk + (chunks - 1) * size.C;
@@ -70,12 +71,12 @@ __global__ void wkv4_ends_kernel(Wkv4Size size, Wkv4OutputGrads<Real> grad, Adjo
   }
 }
 
-// `decay` and `first`, (B, chunks, C), are each chunk's share in those gradients.
+// `decay` and `first`, (B, chunks, C), are the contributions of each chunk to the gradients of these arguments.
 template <class Real>
 __global__ void __launch_bounds__(kWkv4Threads)
     wkv4_backward_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4OutputGrads<Real> grad, Wkv4ConstStates<Real> starts,
                          Ends<const Real> ends, Wkv4InputGrads<Real> out, Real* decay_parts, Real* first_parts) {
-  __shared__ Wkv4State<Real> before[kWkv4Chunk][kWkv4Threads];  // a thread reads what it wrote itself
+  __shared__ Wkv4State<Real> before[kWkv4Chunk][kWkv4Threads];  // each thread reads only what it has written
   const Wkv4Part part(size);
   if (part.c >= size.C) return;
   const Real decay = in.decay[part.c], first = in.first[part.c];
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(kWkv4Threads)
 
 constexpr int kSumColumns = 32, kSumRows = 16;
 
-// Sums over the rows of (rows, C), the arrays of blockIdx.y = 0 and 1, in an order that depends on `rows` only.
+// Sums two arrays (rows, C), selected by blockIdx.y, over the rows, in an order that depends only on `rows`.
 template <class Real>
 __global__ void __launch_bounds__(kSumColumns* kSumRows)
     wkv4_vector_grads_kernel(int64_t rows, int64_t C, const Real* decay_parts, const Real* first_parts, Real* decay,

@@ -1,10 +1,10 @@
-// The pieces wkv4 and wkv4_backward are both made of: who computes what, and the states before each chunk of tokens.
+// Code shared by wkv4 and wkv4_backward: how work is divided among threads, and the states before each chunk of tokens.
 //
-// A step is linear in the sums (A, B), so what n steps do to a state follows from n and from their own sums alone, the
-// state they lead to from an empty past: A <- e^(n w) A + A_steps, B likewise. Hence three passes:
-// every chunk's own sums (all at once), the state before each chunk (one chunk after another, a few operations each),
-// then every chunk from its state (all at once). A thread has one channel of one chunk; neighbours have neighbouring
-// channels, so rows are read and written in whole lines.
+// A step is linear in the sums (A, B), so the effect of n steps on a state depends only on n and on the steps' own
+// sums, which are the state that they reach from an empty past: A <- e^(n w) A + A_steps, and the same for B. Therefore
+// there are three passes: the sums of each chunk (in parallel), the state before each chunk (sequentially, with a few
+// operations per chunk), and the outputs of each chunk from the state before it (in parallel). A thread processes one
+// channel of one chunk, and adjacent threads adjacent channels, so that accesses are coalesced.
 #pragma once
 
 #include "kernels/cuda/launch.h"
@@ -17,7 +17,7 @@ constexpr int kWkv4Threads = 64;
 
 inline __host__ __device__ int64_t wkv4_chunks(int64_t T) { return (T + kWkv4Chunk - 1) / kWkv4Chunk; }
 
-// Three arrays of one shape, (B, C) or (B, chunks, C).
+// Three arrays of the same shape, (B, C) or (B, chunks, C).
 template <class Real>
 struct Wkv4States {
   Real *num, *den, *max;
@@ -33,18 +33,19 @@ struct Wkv4ConstStates {
   __device__ Wkv4State<Real> load(int64_t at) const { return {__ldg(num + at), __ldg(den + at), __ldg(max + at)}; }
 };
 
-// Blocks are numbered channels first, then chunks, in x; sequences in y. Without chunks: one for all tokens.
+// The grid: blockIdx.x counts blocks of channels, then chunks; blockIdx.y is the sequence. Without chunks, one block
+// processes all tokens.
 inline dim3 wkv4_grid(Wkv4Size size, int64_t chunks) {
   const int64_t channel_blocks = (size.C + kWkv4Threads - 1) / kWkv4Threads;
   return dim3(static_cast<unsigned>(channel_blocks * chunks), static_cast<unsigned>(size.B));
 }
 
-// What a thread works on.
+// The part of the work of one thread.
 struct Wkv4Part {
-  int64_t c;      // channel; past the last one the thread has nothing to do
-  int64_t row;    // its place in (B, C)
-  int64_t chunk;  // its place in (B, chunks, C)
-  int64_t token;  // its first token's place in (B, T, C)
+  int64_t c;      // the channel; a thread after the last one does nothing
+  int64_t row;    // the index in (B, C)
+  int64_t chunk;  // the index in (B, chunks, C)
+  int64_t token;  // the index of the first token in (B, T, C)
   int tokens;
   bool is_first, is_last;  // chunk of the sequence
 
@@ -77,7 +78,7 @@ namespace {
 template <class Real>
 __global__ void wkv4_sums_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4States<Real> sums) {
   const Wkv4Part part(size);
-  if (part.c >= size.C || part.tokens < kWkv4Chunk) return;  // nothing comes after a chunk that is not full
+  if (part.c >= size.C || part.tokens < kWkv4Chunk) return;  // a chunk that is not full is the last one
   const Real decay = in.decay[part.c];
   Wkv4State<Real> s{0, 0, Real(-1e30)};
   int64_t at = part.token;
@@ -86,11 +87,11 @@ __global__ void wkv4_sums_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4States<
   sums.store(part.chunk, s);
 }
 
-// `end`: the state after the last chunk, if that is full.
+// `end` is the state after the last chunk, written if that chunk is full.
 template <class Real>
 __global__ void wkv4_starts_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4ConstStates<Real> sums,
                                    Wkv4States<Real> starts, Wkv4States<Real> end) {
-  const Wkv4Part part(size);  // of one block for all tokens: its first chunk
+  const Wkv4Part part(size);  // the first chunk; this thread processes all chunks
   if (part.c >= size.C) return;
   const Real decay = in.decay[part.c];
   const int64_t full = size.T / kWkv4Chunk;
@@ -110,7 +111,7 @@ __global__ void wkv4_starts_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4Const
 
 }  // namespace
 
-// Launches the first two passes: the state before each chunk.
+// Launches the first two passes, which compute the state before each chunk.
 template <class Real>
 cudaError_t wkv4_starts(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4States<Real> sums, Wkv4States<Real> starts,
                         Wkv4States<Real> end, cudaStream_t stream) {
