@@ -131,7 +131,9 @@ class Checkpoint:
         if tensor.dtype not in FLOAT_TYPES and self._tensors[name].read_scales is None:
             raise CheckpointError(f"{self.path}: {name}: expected a floating-point tensor, got {tensor.dtype}")
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(f"{self.path}: {name}: holds no numbers ({tensor.layout}, {tensor.device})")
+            raise CheckpointError(
+                f"{self.path}: {name}: expected a dense tensor on the CPU, got {tensor.layout}, {tensor.device}"
+            )
         return tensor.detach()
 
     @staticmethod

@@ -50,7 +50,7 @@ def read_directory(path: Path) -> Contents:
         contents = read_file(file)
         part = contents.tensors
         if twice := part.keys() & tensors.keys():
-            raise CheckpointError(f"{path}: {some(twice)} in two files; download it again")
+            raise CheckpointError(f"{path}: two files contain {some(twice)}; download it again")
         if listed is not None and (wrong := part.keys() ^ listed):
             raise CheckpointError(
                 f"{path}: {file.name} and the index disagree about {some(wrong)}; they do not belong together,"

@@ -50,7 +50,7 @@ def canonical(
         original = version.to_original(stripped(name))
         if original in renamed:
             raise CheckpointError(
-                f"{path}: {shown(names[original])} and {shown(name)} are one tensor but for a prefix; expected the"
+                f"{path}: {shown(names[original])} and {shown(name)} differ only by a prefix; expected the"
                 " weights of one model, export them alone"
             )
         renamed[original], names[original] = tensor, name

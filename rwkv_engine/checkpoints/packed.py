@@ -143,7 +143,9 @@ def unpack(path: Path, stored: Mapping[str, StoredTensor], metadata: str) -> tup
         tensor = rest.pop(f"{name}.{matrix.form}", None)
         axes = packing.axes[matrix.form]
         if tensor is None or name in rest:
-            raise CheckpointError(f"{path}: {shown(name)}: {'missing' if tensor is None else 'twice'}; pack it again")
+            raise CheckpointError(
+                f"{path}: {shown(name)}: {'missing' if tensor is None else 'stored twice'}; pack it again"
+            )
         if not _fits(tensor.shape, axes, matrix.shape):
             raise CheckpointError(
                 f"{path}: {shown(name)}: {shown(matrix.form)} of shape {shown(tensor.shape)} cannot hold"
@@ -200,7 +202,7 @@ def _extent(shape: tuple[int, ...], axes: str, axis: str) -> int:
 def _checked(path: Path, name: str, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
     tensor = stored.read()
     if tensor.dtype != dtype:
-        raise CheckpointError(f"{path}: {shown(name)}: says it is {dtype}, and is {tensor.dtype}; pack it again")
+        raise CheckpointError(f"{path}: {shown(name)}: declared as {dtype}, stored as {tensor.dtype}; pack it again")
     return tensor
 
 

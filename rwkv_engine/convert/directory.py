@@ -108,7 +108,7 @@ def check_directory(output: Path) -> None:
         path = output.resolve()
         if path.exists() and not path.is_dir():
             raise CheckpointError(f"{output}: is not a directory; nothing was written")
-        problem = "has a file system of its own" if os.path.ismount(path) else None
+        problem = "is a mounted file system" if os.path.ismount(path) else None
         if path in (here := Path.cwd().resolve(), *here.parents):
             problem = "is the working directory or above it"
     except OSError as error:

@@ -116,13 +116,13 @@ class Strategy:
         if rest < 0:
             raise self._error(self._overflowing(total), f"too many layers: {layers}")
         if streaming and free:
-            raise self._error(free[0], f"gets no layer: '{streaming[0]}' takes all that have no place of their own")
+            raise self._error(free[0], f"gets no layer: '{streaming[0]}' takes all remaining layers")
         if len(free) > rest:
             raise self._error(free[rest], f"gets no layer: {layers}")
         if rest and not free and not streaming:
             last = self.segments[-1]
             raise self._error(
-                last, f"{rest} layers have no place: {layers}; write the last segment without *{last.count}"
+                last, f"{rest} layers are not assigned: {layers}; write the last segment without *{last.count}"
             )
         shares = []
         for segment in self.segments:

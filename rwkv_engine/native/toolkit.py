@@ -173,7 +173,7 @@ def why_not(machine: Machine, for_gpus: bool = True) -> str | None:
     for gpu in machine.gpus if for_gpus else ():
         if not architecture_for(gpu, nvcc):
             known = ", ".join(f"sm_{a}" for a in nvcc.architectures)
-            return f"{nvcc} compiles for {known} and nothing a GPU of sm_{gpu} runs; install a CUDA toolkit that does"
+            return f"{nvcc} compiles for {known}, none of which runs on sm_{gpu}; install a CUDA toolkit that does"
     if machine.missing:
         return f"not on PATH: {', '.join(machine.missing)}; install a C++ compiler (g++) and ninja (pip install ninja)"
     return None

@@ -127,7 +127,7 @@ class Decoder:
                 f"got {tuple(tokens.shape)} tokens for {len(slots)} slots, expected 1 to {BUCKETS[-1]}, one for each"
             )
         if len(set(slots)) < len(slots) or not all(0 <= slot < self.pool.dummy for slot in slots):
-            raise RequestError(f"slots: got {list(slots)}, expected different ones of {self.pool.dummy}")
+            raise RequestError(f"slots: got {list(slots)}, expected different slots below {self.pool.dummy}")
         size = next(size for size in BUCKETS if size >= len(slots))
         if size not in self._buckets:
             self._buckets[size] = Bucket(self._model, self.pool, size, self._capture)

@@ -83,7 +83,7 @@ def first_two_shards(folder):
 def test_one_tensor_in_two_shards_is_refused(kind, weights, tmp_path):
     folder, _ = write((kind, 3), weights, tmp_path)
     shutil.copy(*first_two_shards(folder))
-    with pytest.raises(CheckpointError, match="in two files"):
+    with pytest.raises(CheckpointError, match="two files contain"):
         Checkpoint.open(folder)
 
 

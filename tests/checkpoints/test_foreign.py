@@ -58,7 +58,7 @@ def test_wrappers_inside_a_name_are_removed(weights, tmp_path):
 def test_two_copies_of_a_model_under_different_prefixes_are_refused(weights, tmp_path):
     tensors = as_torch(weights)
     torch.save(tensors | {f"module.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match=r"emb\.weight and module\.emb\.weight are one tensor but for a prefix"):
+    with pytest.raises(CheckpointError, match=r"emb\.weight and module\.emb\.weight differ only by a prefix"):
         Checkpoint.open(tmp_path / "m.pth")
 
 

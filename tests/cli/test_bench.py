@@ -91,7 +91,7 @@ def test_a_packed_model_and_its_picture(call, tmp_path):
         (["--shape", "7b"], 1, "shape: got '7b', expected one of"),
         (["missing.pth"], 1, "missing.pth: no such file"),
         (["--strategy", "cpu fp64"], 1, "strategy: expected a precision"),
-        (["--strategy", "cpu fp32 *3"], 1, "strategy: 10 layers have no place"),
+        (["--strategy", "cpu fp32 *3"], 1, "strategy: 10 layers are not assigned"),
         (["--shape", "90,20000,50000"], 1, "memory: 1 engines at once need about"),
         (
             ["--compare", "transformers", "--strategy", "cpu fp32 *1 -> cpu bf16"],

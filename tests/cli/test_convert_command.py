@@ -135,7 +135,7 @@ MISTAKES = [  # options, exit code, what is said
     ("--checkpoint_file {source} --output_dir {folder}/text/hf", 1, "text/hf: cannot be written: Not a directory"),
     ("--checkpoint_file {source} --output_dir .", 1, "is the working directory or above it and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir ..", 1, "is the working directory or above it and cannot be replaced"),
-    ("--checkpoint_file {source} --output_dir /proc", 1, "/proc: has a file system of its own and cannot be replaced"),
+    ("--checkpoint_file {source} --output_dir /proc", 1, "/proc: is a mounted file system and cannot be replaced"),
     ("--checkpoint_file {source} --output_dir /proc/hf", 1, "/proc/hf: cannot be written: No such file or directory"),
     ("--checkpoint_file {source} --output_file {folder}/x.bin", 1, "x.bin: expected a name that ends in .pth"),
     (

@@ -197,7 +197,7 @@ def test_environment_variables(path, monkeypatch):
     [
         ("cpu fp32i3", "found 'fp32i3'"),
         ("cpu fp32i4", "i4 weights need"),
-        ("cpu fp32 *1", "have no place"),
+        ("cpu fp32 *1", "are not assigned"),
         ("cpu fp32 *9", "too many layers"),
         ("gpu fp16", "expected a device"),
     ],

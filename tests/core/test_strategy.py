@@ -159,7 +159,7 @@ def test_spaces_in_strategies_are_ignored(text):
         ("cuda fp16 *25 -> cpu fp32", 17, "gets no layer"),
         ("cuda fp16 -> cpu fp32 *25", 0, "gets no layer"),
         ("cuda fp16 *10+ -> cpu fp32", 18, "gets no layer"),
-        ("cuda fp16 *10 -> cpu fp32 *5", 17, "10 layers have no place"),
+        ("cuda fp16 *10 -> cpu fp32 *5", 17, "10 layers are not assigned"),
     ],
 )
 def test_errors_have_a_caret_at_the_mistake(text, column, message):

@@ -47,7 +47,7 @@ def test_a_machine_that_has_everything():
         ),
         (
             {"nvcc": replace(NVCC, architectures=(90, 100)), "gpus": (80, 90)},
-            "nvcc 13.0.88 (/cuda/bin/nvcc) compiles for sm_90, sm_100 and nothing a GPU of sm_80 runs; install",
+            "nvcc 13.0.88 (/cuda/bin/nvcc) compiles for sm_90, sm_100, none of which runs on sm_80; install",
         ),
         ({"missing": ("c++", "ninja")}, "not on PATH: c++, ninja; install a C++ compiler (g++) and ninja"),
     ],

@@ -233,8 +233,8 @@ def test_non_finite_logits_give_minus_one_and_do_not_affect_other_rows(engine):
         ([1], [0, 1], r"got \(1,\) tokens for 2 slots, expected 1 to 16"),
         ([], [], r"got \(0,\) tokens for 0 slots"),
         ([1] * 17, range(17), r"got \(17,\) tokens for 17 slots"),
-        ([1, 2], [1, 1], r"slots: got \[1, 1\], expected different ones of 16"),
-        ([1], [16], r"slots: got \[16\], expected different ones of 16"),
+        ([1, 2], [1, 1], r"slots: got \[1, 1\], expected different slots below 16"),
+        ([1], [16], r"slots: got \[16\], expected different slots below 16"),
     ],
     ids=str,
 )
