@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 
@@ -44,5 +46,14 @@ def locate(
         return download(model, revision, token, offline, weights)
     raise CheckpointError(
         f"{model}: no such file or directory, not an embedded model ({', '.join(EMBEDDED)}), and not a hub id"
-        " (owner/name or owner/name/FILE.pth)"
+        f" (owner/name or owner/name/FILE.pth); {_advice(path)}"
     )
+
+
+def _advice(path: Path) -> str:
+    """The name that was probably meant: of an embedded model or of a neighbour of `path`."""
+    names = list(EMBEDDED) if path.name == str(path) else []
+    with suppress(OSError):
+        names += [neighbour.name for neighbour in path.parent.iterdir()]
+    near = get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.with_name(near[0])}?" if near else "check the name, or give the whole path of the file"

@@ -18,6 +18,10 @@ STRATEGIES = (
     "cuda fp16 *10 -> cpu fp32",
     "cuda:0 fp16i8 *8 -> cuda:0 fp16 *8 -> cuda:1 fp16 *5 -> cpu fp32",
 )
+TITLE = "Where three strategies place a model of 1.5 billion parameters (24 layers and the head)"
+CAPTION = (
+    "A token passes the layers from left to right. Sizes are those of the weights; layer 0 includes the embedding."
+)
 # A colour for each device and precision, dark enough for white letters.
 COLOURS = {
     ("cpu", "float32"): "#455a64",
@@ -35,8 +39,8 @@ def picture() -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" rx="6" fill="#fff"/>',
-        text(LEFT, 26, "A 1B5 model: 24 layers, the embedding with the first, and the head", size=15, weight="bold"),
-        text(LEFT, 46, "Sizes are those of the weights. A token passes the layers from left to right.", fill="#555"),
+        text(LEFT, 26, TITLE, size=15, weight="bold"),
+        text(LEFT, 46, CAPTION, fill="#555"),
     ]
     for i, strategy in enumerate(STRATEGIES):
         parts += plan(strategy, TOP + STEP * i)
@@ -56,7 +60,8 @@ def plan(strategy: str, y: int) -> list[str]:
             x = LEFT + CELL * i
             box = f'x="{x + 1}" y="{y + 20}" width="{CELL - 2}" height="{HEIGHT}" rx="3"'
             parts.append(f'<rect {box} fill="{colour}"/>')
-            parts.append(text(x + CELL // 2, y + 42, label, fill="#fff", anchor="middle"))
+            letters = 12 if i < RAVEN_1B5.n_layer else 10  # "head" needs more room than a number
+            parts.append(text(x + CELL // 2, y + 42, label, size=letters, fill="#fff", anchor="middle"))
         x = LEFT + CELL * first + 1
         words = (f"{device}, {precision}", f"layers {layers}", size)
         parts += [text(x, y + 70 + 15 * i, word, fill=colour) for i, word in enumerate(words)]

@@ -72,7 +72,7 @@ def _decode(axes: Any, report: Report) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_title("decode, tokens per second", loc="left", fontsize=10, fontweight="bold")
     if memory:
-        axes.plot([], [], color=LIMIT, linewidth=2.2, label=f"all that {memory.median / 1e9:.0f} GB/s could read")
+        axes.plot([], [], color=LIMIT, linewidth=2.2, label=f"limit at the measured {memory.median / 1e9:.0f} GB/s")
         axes.plot([], [], color=INK, linewidth=1, label="slowest to fastest round")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=8, borderaxespad=0.2)
     _plain(axes, "x")
@@ -105,9 +105,9 @@ def _by_size(axes: Any, report: Report, kind: str) -> None:
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    titles = {"prefill": "prefill, tokens per second", "batch": "batch, tokens per second in all"}
+    titles = {"prefill": "prefill, tokens per second", "batch": "batch, tokens per second of all sequences together"}
     axes.set_title(titles[kind], loc="left", fontsize=10, fontweight="bold")
-    axes.set_xlabel({"prefill": "tokens of a prompt", "batch": "sequences at a time"}[kind], fontsize=9)
+    axes.set_xlabel({"prefill": "tokens in the prompt", "batch": "sequences in the batch"}[kind], fontsize=9)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper left", frameon=False, fontsize=8)
     _plain(axes, "y")

@@ -24,12 +24,12 @@ from rwkv_engine.benchmark.report import (
 def headline(report: Report) -> Iterator[str]:
     """A few lines that say what was measured on which machine."""
     model, machine = report.model, report.machine
-    zeros = f", {model['ffn_zeros']:.0%} zeros in the squared relu" if "ffn_zeros" in model else ""
+    zeros = f", {model['ffn_zeros']:.0%} zeros in the squared ReLU" if "ffn_zeros" in model else ""
     yield f"{model['name']}: {model['parameters'] / 1e6:,.1f} M parameters, stored as {model['stored_as']}{zeros}"
     yield f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {_torch(report)}"
     if found := bandwidth(report.engines):
         yield (
-            f"memory bandwidth measured before each decoding: {found.median / 1e9:.1f} GB/s"
+            f"memory bandwidth, measured before each decoding: {found.median / 1e9:.1f} GB/s"
             f" ({found.low / 1e9:.1f} to {found.high / 1e9:.1f})"
         )
     yield f"medians of {report.settings['rounds']} rounds, lowest and highest in brackets"

@@ -39,7 +39,7 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
     except ValueError:
         numbers = (0,)
     if min(numbers) < 1 or len(set(numbers)) < len(numbers):
-        raise click.BadParameter(f"{value!r}: expected different numbers from 1, such as {option.default}, or none")
+        raise click.BadParameter(f"{value!r}: expected positive numbers, each once, such as {option.default}, or none")
     return numbers
 
 
@@ -51,9 +51,7 @@ def _peers(context: click.Context, option: click.Parameter, value: str | None) -
 
 
 def _output(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    """Checks the folder of a file before minutes of measuring."""
-    if value and not value.parent.is_dir():
-        raise click.BadParameter(f"{value}: there is no folder {value.parent}")
+    """Checks where a file is to be written before minutes of measuring."""
     if value and (problem := file_problem(value)):
         raise click.BadParameter(f"{value}: {problem}")
     return value
@@ -61,24 +59,62 @@ def _output(context: click.Context, option: click.Parameter, value: Path | None)
 
 @click.command("bench")
 @click.argument("model", required=False)
-@click.option("--shape", help=f"Random weights instead of MODEL: {', '.join(SHAPES)}, or L,C,V. By default 169m.")
 @click.option(
-    "--ffn-zeros", type=click.FloatRange(0, 1), help="With --shape: zeros in the squared relu, 0 (default) to 1."
+    "--shape",
+    help=f"Random weights instead of MODEL: {', '.join(SHAPES)}, or LAYERS,WIDTH,VOCABULARY. By default 169m.",
 )
-@click.option("--strategy", multiple=True, help='May be repeated. By default "cpu fp32".')
-@click.option("--packed", is_flag=True, help="Pack the model for each strategy first, and run that file, mapped.")
-@click.option("--compare", callback=_peers, metavar="PEERS", help=f"Measure other programs too: {','.join(BASELINES)}.")
-@click.option("--compare-strategy", help="Of the other programs; by default that of ours, without i8 and i4.")
 @click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each round measures each engine once."
+    "--ffn-zeros",
+    type=click.FloatRange(0, 1),
+    help="With --shape: share of zeros in the squared ReLU; 0 by default, about 0.9 in trained models.",
 )
-@click.option("--starts", type=click.IntRange(1), default=3, show_default=True, help="Fresh processes for cold starts.")
-@click.option("--decode", type=click.IntRange(1), default=32, show_default=True, help="Tokens decoded in a round.")
-@click.option("--prefill", default="16,256,1024", show_default=True, callback=_numbers, help="Lengths, or none.")
-@click.option("--batch", default="1,2,4,8,16,32,64", show_default=True, callback=_numbers, help="Sizes, or none.")
-@click.option("--position", type=click.IntRange(101), help="Read up to here, and compare with position 100. Slow.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), callback=_output, help="Write every number here.")
-@click.option("--plot", type=click.Path(path_type=Path), callback=_output, help="Draw a plot: FILE.png.")
+@click.option("--strategy", multiple=True, help='Strategy to measure; may be repeated. By default "cpu fp32".')
+@click.option("--packed", is_flag=True, help="Pack the model for each strategy first, and run the packed file.")
+@click.option(
+    "--compare",
+    callback=_peers,
+    metavar="PEERS",
+    help=f"Measure other programs too: {','.join(BASELINES)} or one of them.",
+)
+@click.option(
+    "--compare-strategy", help="Strategy of the other programs; by default each --strategy, without i8 and i4."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of rounds; each measures every engine once.",
+)
+@click.option(
+    "--starts",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Number of new processes that measure the time to the first token.",
+)
+@click.option(
+    "--decode", type=click.IntRange(1), default=32, show_default=True, help="Number of tokens decoded in a round."
+)
+@click.option(
+    "--prefill", default="16,256,1024", show_default=True, callback=_numbers, help="Prompt lengths to measure, or none."
+)
+@click.option(
+    "--batch", default="1,2,4,8,16,32,64", show_default=True, callback=_numbers, help="Batch sizes to measure, or none."
+)
+@click.option(
+    "--position",
+    type=click.IntRange(101),
+    help="Also measure decoding after this many tokens, and compare it with position 100; slow.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    callback=_output,
+    help="Write all measurements to this file.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), callback=_output, help="Draw a chart in this file, NAME.png.")
 @hub_options
 def bench_command(
     model: str | None,
@@ -99,10 +135,12 @@ def bench_command(
     revision: str | None,
     offline: bool,
 ) -> None:
-    """Measures how fast strategies run, compared with the memory bandwidth and with other programs.
+    """Measures speed and memory use of strategies, compared with the memory bandwidth and with other programs.
 
-    MODEL is tales, a path or a hub id. Each engine runs in its own process, in interleaved rounds. Tables go to
-    standard output. Other programs are installed by pip install 'rwkv-engine[bench]'.
+    MODEL is tales, a path or a hub id. Each engine (a strategy or another program) runs in its own process, in
+    interleaved rounds.
+
+    pip install 'rwkv-engine[bench]' installs the other programs and what --plot needs.
     """
     if model and shape:
         raise click.UsageError("give MODEL or --shape, not both")

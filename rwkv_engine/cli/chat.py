@@ -35,7 +35,9 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/"
 @model_option
 @loading_options
 @click.option(
-    "--template", type=click.Choice(list(TEMPLATES)), help="Prompt format; by default chosen by the vocabulary."
+    "--template",
+    type=click.Choice(list(TEMPLATES)),
+    help="Prompt format the model was trained on; default world for World models, else bob-alice.",
 )
 @sampling_options(
     max_new_tokens=500, top_p=0.5, presence_penalty=0.4, frequency_penalty=0.4, penalty_decay=0.996
@@ -50,12 +52,13 @@ def chat(
     max_new_tokens: int,
     **sampling: Any,
 ) -> None:
-    """Starts a conversation with a model; /help lists commands.
+    """Holds a conversation with a model. Type a message, or /help for a list of commands.
 
-    Where standard input is not a terminal, each of its lines is a message or a command, in UTF-8.
+    If standard input is a file or a pipe, each of its lines is a message or a command, in UTF-8.
     """
     console = stderr()
     loaded = load(console, model, revision, offline, strategy, tokenizer)
+    _ = loaded.tokenizer  # without one, the error comes now and not after the first message
     chosen = TEMPLATES[template] if template else template_for(loaded.config.n_vocab)
     conversation = Chat(loaded, chosen, max_new_tokens, **sampling)
     console.print(f"{loaded.source.name}, template {chosen.name}. /help for help, Ctrl-D to leave.")

@@ -34,37 +34,53 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
 
 
 @click.command(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
-@click.option("--repo-id", metavar="OWNER/NAME", help="Repository on the hub with the file to convert.")
+@click.option("--repo-id", metavar="OWNER/NAME", help="Take --checkpoint-file from this repository on the hub.")
 @click.option(
-    "--checkpoint-file", metavar="FILE", required=True, help="In that repository; without one, a path or a hub id."
+    "--checkpoint-file",
+    metavar="FILE",
+    required=True,
+    help="The model to convert: a path or a hub id; with --repo-id, a file in that repository.",
 )
 @click.option(
-    "--output-dir", type=click.Path(path_type=Path), help="Write a Hugging Face directory; replaced if there."
-)
-@click.option("--output-file", type=click.Path(path_type=Path), help="Write a raw checkpoint; ends in .pth.")
-@click.option(
-    "--tokenizer-file", type=click.Path(path_type=Path), help="By default searched in the checkpoint's folder."
+    "--output-dir", type=click.Path(path_type=Path), help="Write a Hugging Face directory; an existing one is replaced."
 )
 @click.option(
-    "--size", callback=_size, metavar="SIZE", help=f"Refuse a model of another; one of {', '.join(conversion.SIZES)}."
+    "--output-file",
+    type=click.Path(path_type=Path),
+    help="Write a raw checkpoint, NAME.pth; an existing one is replaced.",
 )
-@click.option("--is-chat", is_flag=True, help="Describe the chat format in the model card.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Precision of all tensors; by default as stored.")
+@click.option(
+    "--tokenizer-file",
+    type=click.Path(path_type=Path),
+    help="Tokenizer to include; by default searched beside the checkpoint.",
+)
+@click.option(
+    "--size",
+    callback=_size,
+    metavar="SIZE",
+    help=f"Refuse a model of any other size; one of {', '.join(conversion.SIZES)}.",
+)
+@click.option("--is-chat", is_flag=True, help="Explain the prompt format of chat models in the model card.")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    help="Convert all tensors to this precision; by default they stay as they are.",
+)
 @click.option(
     "--max-shard-size",
     default="5GB",
     metavar="BYTES",
     show_default=True,
     callback=_bytes,
-    help="Largest file of weights.",
+    help="Split the weights into files of at most this size.",
 )
 @click.option(
     "--undo-rescale/--no-undo-rescale",
     default=None,
-    help="Whether transformers divided the weights before saving: they are multiplied back, exactly.",
+    help="If transformers saved the model with divided weights (rescale_every): multiply them back, or keep them.",
 )
-@click.option("--push-to-hub", is_flag=True, help="Upload the directory; needs --model-name.")
-@click.option("--model-name", metavar="OWNER/NAME", help="Repository to upload to; made if it is not there.")
+@click.option("--push-to-hub", is_flag=True, help="Upload the directory to the hub, as --model-name.")
+@click.option("--model-name", metavar="OWNER/NAME", help="Repository to upload to; created if it does not exist.")
 @hub_options
 @click.pass_context
 def convert(
@@ -84,11 +100,11 @@ def convert(
     revision: str | None,
     offline: bool,
 ) -> None:
-    """Writes raw weights as a directory that transformers loads, or any model as a raw .pth.
+    """Converts a model to a Hugging Face directory, which transformers loads too, or back to a raw .pth file.
 
-    The tensors keep their bits unless --dtype converts them. The directory has config.json, model.safetensors (or
-    several with an index), generation_config.json, a model card, and the tokenizer where there is one. Options may be
-    written with underscores too.
+    The weights stay bit-identical unless --dtype or --undo-rescale is given. The directory contains config.json,
+    model.safetensors (several and an index, if large), generation_config.json, a model card, and the tokenizer if there
+    is one. Options may be written with underscores too.
     """
     if (output_dir is None) == (output_file is None):
         raise click.UsageError("give --output-dir DIR for a Hugging Face directory, or --output-file FILE.pth")

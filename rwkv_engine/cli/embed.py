@@ -36,14 +36,14 @@ Write = Callable[[list[Line], Tensor], None]
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Ends in .npy or .jsonl; replaced if there. By default JSON lines go to standard output.",
+    help="NAME.npy or NAME.jsonl; an existing file is replaced. Without it, JSON lines go to standard output.",
 )
 @click.option(
     "--pooling",
     type=click.Choice(POOLINGS),
     default="mean",
     show_default=True,
-    help="How hidden states become one vector.",
+    help="The mean over all tokens, the last token, or the WKV state.",
 )
 @click.option("--normalize", is_flag=True, help="Scale every vector to length 1.")
 @click.option("--skip-empty", is_flag=True, help="Skip blank lines, which are an error otherwise.")
@@ -68,9 +68,9 @@ def embed(
     strategy: str,
     tokenizer: str | None,
 ) -> None:
-    """Computes a vector for each line of FILE, which is UTF-8; - is standard input.
+    """Computes an embedding vector of each line of FILE, which is UTF-8; - (the default) is standard input.
 
-    MODEL is tales, a .pth, a .safetensors, a directory or a hub id. JSON lines are {"line": its number, "text": ...,
+    MODEL is tales, a path or a hub id. JSON lines are {"line": its number, "text": ...,
     "embedding": [...]}; an .npy file is a float32 array with a row for each line. Vectors are written as lines are
     read, so memory does not grow with the file.
     """
@@ -98,8 +98,6 @@ def _check(output: Path) -> None:
         raise click.UsageError(f"-o {output}: expected a name that ends in {' or '.join(_FORMATS)}")
     if problem := file_problem(output):
         raise RequestError(f"{output}: {problem}")
-    if not output.parent.is_dir():
-        raise RequestError(f"{output}: cannot be written: there is no folder {output.parent}")
 
 
 @contextmanager

@@ -22,13 +22,13 @@ Report = dict[str, str | int | float]
 
 @click.command("eval")
 @click.option("--text", metavar="FILE", help="The text, UTF-8; - is standard input.")
-@click.option("--against", metavar="STRATEGY", help="Compare with the same model under this reference strategy.")
+@click.option("--against", metavar="REFERENCE", help="Compare with the same model under this strategy, the reference.")
 @click.option(
     "--self",
     "n_self",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With --against: on N tokens that the reference generates.",
+    help="With --against: compare on N tokens that the reference generates.",
 )
 @click.option("--seed", default=0, show_default=True, help="With --self: seed of the generated text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of rows.")
@@ -48,16 +48,18 @@ def evaluate_text(
 ) -> None:
     """Measures how well a model predicts a text, or how far the predictions of two strategies differ.
 
-    --text FILE alone gives nats per byte and per token. The state is carried through the whole file. The first token is
-    predicted from the tokenizer's end-of-text token; where there is none it is not scored.
+    --text FILE alone measures the cross-entropy, in nats per byte and per token. The whole file is one sequence. Its
+    first token is predicted from the tokenizer's end-of-text token; without such a token, it is not counted.
 
-    --against gives the Kullback-Leibler divergence KL(reference || strategy) for each token of the file, or of a text
-    that the reference generates at temperature 1 (--self N, needs no file and no tokenizer); all in nats.
+    --against REFERENCE measures the Kullback-Leibler divergence KL(reference || strategy), in nats per token, on
+    --text FILE or on N tokens that the reference generates at temperature 1 (--self N).
     """
     if text and n_self:
         raise click.UsageError("give --text FILE or --self N, not both")
     if not text and not n_self:
-        raise click.UsageError("give --text FILE, or --against STRATEGY --self N for a text the model writes itself")
+        raise click.UsageError(
+            "give --text FILE, or --against STRATEGY --self N for a text that the model generates itself"
+        )
     if n_self and not against:
         raise click.UsageError("--self needs --against: over its own text a model only measures its own entropy")
     content = read_text(text) if text else ""
@@ -103,7 +105,7 @@ def _divergence(console: Console, reference: RWKV, tested: RWKV, ids: list[int])
         "mean KL": found.mean,
         "KL 99th percentile": found.percentile_99,
         "largest KL": found.maximum,
-        "same likeliest token": found.agreement,
+        "same most likely token": found.agreement,
         "nats per token": found.tested_nats / found.n_tokens,
         "reference nats per token": found.reference_nats / found.n_tokens,
         "tokens": found.n_tokens,

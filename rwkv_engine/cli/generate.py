@@ -17,16 +17,21 @@ from rwkv_engine.pipeline import RWKV
 
 
 @click.command()
-@click.argument("prompt", required=False)
+@click.argument("words", nargs=-1, metavar="[PROMPT]")
 @click.option("--file", type=click.File("rb"), help="Read the prompt from a UTF-8 file; - is standard input.")
-@click.option("--each-line", is_flag=True, help="With --file or standard input: every line is a prompt.")
+@click.option("--each-line", is_flag=True, help="With --file or standard input: each line is a prompt of its own.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each prompt.")
-@click.option("--logprobs", type=int, help="With --json: report so many of the most likely tokens at each step.")
+@click.option(
+    "--logprobs",
+    type=int,
+    metavar="N",
+    help="With --json: for each token, report its log-probability and those of the N most likely ones.",
+)
 @model_option
 @loading_options
 @sampling_options()
 def generate(
-    prompt: str | None,
+    words: tuple[str, ...],
     file: BinaryIO | None,
     each_line: bool,
     as_json: bool,
@@ -39,12 +44,14 @@ def generate(
     max_new_tokens: int,
     **sampling: Any,
 ) -> None:
-    """Continues PROMPT, and prints it with its continuation.
+    """Prints PROMPT and its continuation. Put a PROMPT of several words in quotes.
 
     Without PROMPT and --file, the prompt is read from standard input, unless that is a terminal. An empty prompt, or
     none, makes the model begin a text of its own. One newline at the end of a file is not part of the prompt.
     """
-    prompts = _prompts(prompt, file, each_line)
+    if len(words) > 1:
+        raise click.UsageError(f'PROMPT has {len(words)} parts; put it in quotes: "{" ".join(words)}"')
+    prompts = _prompts(words[0] if words else None, file, each_line)
     if logprobs is not None and not as_json:
         raise click.UsageError("--logprobs needs --json")
     console = stderr()
@@ -126,6 +133,6 @@ class _Timed:
             return f"read {n_prompt} tokens, wrote {n_new}"
         first, n_first = self._first
         return (
-            f"read {n_prompt} tokens in {first - self._started:.2f} s (first call included),"
-            f" wrote {n_new} at {(n_new - n_first) / (self._last - first):.0f} tok/s"
+            f"read {n_prompt} tokens in {first - self._started:.2f} s,"
+            f" wrote {n_new} at {(n_new - n_first) / (self._last - first):.0f} tokens per second"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -11,16 +12,16 @@ from rwkv_engine.cli.interrupts import interrupt_exits_at_once
 
 # For each command its module, its name there, and the line that `rwkv-engine --help` shows.
 COMMANDS = {
-    "bench": ("bench", "bench_command", "Measures how fast models and strategies run."),
-    "chat": ("chat", "chat", "Starts a conversation with a model."),
+    "bench": ("bench", "bench_command", "Measures speed and memory use of a model."),
+    "chat": ("chat", "chat", "Holds a conversation with a model."),
     "convert": ("convert", "convert", "Converts a model to another file format."),
-    "embed": ("embed", "embed", "Computes a vector for each line of a file."),
+    "embed": ("embed", "embed", "Computes an embedding of each line of a file."),
     "eval": ("evaluate", "evaluate_text", "Measures how well a model predicts a text."),
     "generate": ("generate", "generate", "Continues a text."),
-    "info": ("info", "info", "Describes this installation, or a model."),
-    "pack": ("pack", "pack", "Packs a model into a file that loads at once."),
-    "quantize": ("quantize", "quantize", "Packs a model with 8-bit weights."),
-    "verify": ("verify", "verify", "Checks that a model is sound."),
+    "info": ("info", "info", "Shows this installation, or a model."),
+    "pack": ("pack", "pack", "Writes a file that loads by memory mapping."),
+    "quantize": ("quantize", "quantize", "Writes a packed file with int8 weights."),
+    "verify": ("verify", "verify", "Checks a model, and compares it with other programs."),
 }
 
 
@@ -38,6 +39,16 @@ class _LazyGroup(click.Group):
             command: click.Command = getattr(import_module(f"rwkv_engine.cli.{module}"), attribute)
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As the inherited one, and an unknown name is reported with the command that was probably meant."""
+        name = args[0]
+        near = get_close_matches(name, COMMANDS, n=1)
+        if near and name not in COMMANDS:
+            context.fail(f"No such command {name!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(context, args)
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
@@ -46,7 +57,9 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rwkv-engine")
 def commands() -> None:
-    """The engine for RWKV-4 language models.
+    """Runs RWKV-4 language models on CPUs and GPUs.
 
-    Results go to standard output, everything else to standard error. rwkv-engine COMMAND --help describes a command.
+    To begin: rwkv-engine generate "Once upon a time". Options of a command: rwkv-engine generate --help.
+
+    Results go to standard output; notices, progress and errors go to standard error.
     """

@@ -25,12 +25,14 @@ KERNELS = {"prebuilt": "compiled", "jit": "compiled", "reference": "none: plain 
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--strategy", default="cpu fp32", show_default=True, help="With MODEL: show the device of each layer.")
+@click.option(
+    "--strategy", default="cpu fp32", show_default=True, help="With MODEL: show where this strategy places each layer."
+)
 @hub_options
 def info(model: str | None, strategy: str, revision: str | None, offline: bool) -> None:
-    """Describes versions, threads and kernels in use; with MODEL, that model and where its layers would run.
+    """Shows the versions, kernels, threads and GPUs of this installation; with MODEL, that model and its placement.
 
-    The model is not loaded, but a hub id is downloaded.
+    MODEL is tales, a path or a hub id, which is downloaded. The weights are not loaded.
     """
     rows = _model_rows(locate(model, revision, offline=offline), strategy) if model else _machine_rows()
     for name, value in rows:
@@ -49,7 +51,10 @@ def _machine_rows() -> list[tuple[str, str]]:
         ("processor", f"{platform.machine()}, runs kernels up to {cpu_kernels.processor_level()}"),
         ("threads", f"{torch.get_num_threads()}, {', '.join(cpu_kernels.openmp_runtimes()) or 'no OpenMP runtime'}"),
         *_gpu_rows(),
-        ("strategies", "cpu and cuda:N in fp32, bf16 and fp16, each with i8 behind it, mixes of them, auto"),
+        (
+            "strategies",
+            "cpu, cuda or cuda:N with fp32, bf16, fp16, fp32i8, bf16i8 or fp16i8; several joined by ->; auto",
+        ),
         ("models", ", ".join(EMBEDDED)),
     ]
 
@@ -119,4 +124,4 @@ def _tokenizer_name(model: Path, n_vocab: int) -> str:
         tokenizer = find_tokenizer(model, n_vocab)
     except TokenizerError as error:
         return f"none: {error}"
-    return tokenizer.name if tokenizer else "none found; give one with --tokenizer"
+    return tokenizer.name if tokenizer else "none found; give one with --tokenizer FILE when you run the model"

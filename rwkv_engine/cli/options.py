@@ -35,18 +35,23 @@ def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Com
     return decorate
 
 
-LOCATION_HELP = "tales, a .pth, a .safetensors, a directory or a hub id."
+LOCATION_HELP = "tales (the embedded model), a .pth or .safetensors file, a directory, or a hub id."
 model_option = click.option("--model", default="tales", show_default=True, help=LOCATION_HELP)
 hub_options = _together(
-    click.option("--revision", help="Branch, tag or commit of a hub id."),
-    click.option("--offline", is_flag=True, help="Take a hub id from the hub cache; contact no server."),
+    click.option("--revision", help="Branch, tag or commit of a model on the hub."),
+    click.option(
+        "--offline", is_flag=True, help="Take hub ids from the cache of earlier downloads; contact no server."
+    ),
 )
 loading_options = _together(
     hub_options,
     click.option(
-        "--strategy", default="cpu fp32", show_default=True, help="Device and precision of the layers; or auto."
+        "--strategy",
+        default="cpu fp32",
+        show_default=True,
+        help='Device and precision, such as "cpu bf16", "cpu fp32i8", "cuda fp16"; or auto.',
     ),
-    click.option("--tokenizer", help="Tokenizer file; by default searched in the model's folder."),
+    click.option("--tokenizer", help="Tokenizer file; by default searched beside the model and in the hub cache."),
 )
 
 
@@ -91,19 +96,19 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
 
     return _together(
         number("max_new_tokens", "The largest number of tokens to generate."),
-        number("temperature", "Divides the logits; 0 takes the most likely token."),
+        number("temperature", "Divides the logits; 0 always takes the most likely token."),
         number("top_k", "Keep only the k most likely tokens; 0 is off."),
-        number("top_p", "Keep the most likely tokens whose probabilities sum to p; 1.0 is off."),
+        number("top_p", "Keep the fewest most likely tokens whose probabilities sum to at least p; 1.0 is off."),
         number("min_p", "Keep tokens at least p times as likely as the most likely one; 0 is off."),
-        number("presence_penalty", "Subtracted from the logit of every generated token."),
-        number("frequency_penalty", "Subtracted once for each time the token was generated."),
-        number("penalty_decay", "Multiplies counts of earlier tokens at every step; 1.0 is off."),
+        number("presence_penalty", "Subtracted from the logit of every token that was generated before."),
+        number("frequency_penalty", "Subtracted from a token's logit once for each time it was generated before."),
+        number("penalty_decay", "Frequency penalties shrink by this factor with every new token; 1.0 is off."),
         click.option(
             "--logit-bias",
             multiple=True,
             callback=_biases,
             metavar="ID=BIAS",
-            help="Added to the logit of a token; may be repeated.",
+            help="Add BIAS to the logit of the token with this id; may be repeated.",
         ),
         click.option(
             "--ban",
@@ -111,9 +116,13 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
             type=int,
             multiple=True,
             metavar="ID",
-            help="Never generate this token; may be repeated.",
+            help="Never generate the token with this id; may be repeated.",
         ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; may be repeated."),
         click.option("--seed", type=int, help="The same seed generates the same text; by default each run differs."),
-        click.option("--compat", type=click.Choice(["rwkv"]), help="Sample as the rwkv package does."),
+        click.option(
+            "--compat",
+            type=click.Choice(["rwkv"]),
+            help="Sample in the order of the rwkv package: top-p before the temperature.",
+        ),
     )

@@ -15,19 +15,24 @@ from rwkv_engine.pipeline import locate
 @click.command()
 @click.argument("model")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Ends in .safetensors; replaced if there."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write, NAME.safetensors; an existing one is replaced.",
 )
-@click.option("--strategy", help="Pack each layer in its precision under this strategy.")
+@click.option("--strategy", help="Pack each layer in the precision that this strategy gives it; not with --dtype.")
 @click.option(
-    "--dtype", type=click.Choice(list(DTYPES)), help="Pack all matrices in this precision; by default as stored."
+    "--dtype", type=click.Choice(list(DTYPES)), help="Pack all matrices in this precision; by default that of MODEL."
 )
 @hub_options
 def pack(
     model: str, output: Path, strategy: str | None, dtype: str | None, revision: str | None, offline: bool
 ) -> None:
-    """Writes MODEL as a packed file, which loads at once: it is memory-mapped, and nothing is copied or converted.
+    """Writes MODEL as a packed file, which loads almost at once, because it is memory-mapped.
 
-    That is so under a strategy of the same precision; any other strategy converts it.
+    A packed file is made for one precision. It also loads under strategies of other precisions, but then its weights
+    are converted, which takes time and memory.
     """
     if strategy and dtype:
         raise click.UsageError("give --strategy or --dtype, not both")

@@ -16,7 +16,11 @@ from rwkv_engine.pipeline import locate
 @click.command()
 @click.argument("model")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Ends in .safetensors; replaced if there."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write, NAME.safetensors; an existing one is replaced.",
 )
 @click.option(
     "--format",
@@ -26,14 +30,17 @@ from rwkv_engine.pipeline import locate
     show_default=True,
     help="Weight format of the matrices.",
 )
-@click.option("--embedding", type=click.Choice(list(DTYPES)), help="Precision of the embedding; by default as stored.")
+@click.option(
+    "--embedding", type=click.Choice(list(DTYPES)), help="Precision of the embedding; by default that of MODEL."
+)
 @hub_options
 def quantize(
     model: str, output: Path, weights: str, embedding: str | None, revision: str | None, offline: bool
 ) -> None:
     """Writes MODEL as a packed file with its matrices quantised to 8-bit integers.
 
-    It loads at once under strategies such as "cpu fp32i8" or "cuda fp16i8"; any other strategy converts it.
+    Run it under a strategy with i8, such as "cpu fp32i8" or "cuda fp16i8"; other strategies convert the weights back
+    while loading.
     """
     console = stderr()
     path = locate(model, revision, offline=offline)

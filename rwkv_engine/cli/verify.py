@@ -20,10 +20,10 @@ from rwkv_engine.pipeline import locate
 def verify(
     model: str, as_json: bool, revision: str | None, offline: bool, strategy: str, tokenizer: str | None
 ) -> None:
-    """Checks that MODEL is sound: reads it, runs it, and compares it with other programs that are installed.
+    """Checks MODEL: reads and runs it, and compares it with transformers and the rwkv package if they are installed.
 
-    Prints one row for each check, as it finishes: ok, FAILED, skipped, or info for what is neither right nor wrong. The
-    exit code is 1 if a check FAILED.
+    MODEL is tales, a path or a hub id. Each check prints a row when it finishes: ok, FAILED, skipped, or info for a
+    measurement that cannot be wrong. The exit code is 1 if a check FAILED.
     """
     console = stderr()
     path = locate(model, revision, offline=offline)

@@ -211,7 +211,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 raise RequestError(f"{path}: expected a saved state ({FORMAT}), got {found}")
             yield file, metadata
     except (OSError, SafetensorError) as error:
-        raise RequestError(f"{path}: no saved state can be read here: {error}") from error
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise RequestError(f"{path}: no saved state can be read here: {reason}") from error
 
 
 def _require_path(path: Any) -> None:

@@ -65,6 +65,9 @@ def _mode_of_file(path: Path) -> int:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        folder = (Path(os.path.realpath(path)) if path.is_symlink() else path).parent
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {folder}", str(path)) from None
         mask = os.umask(0)
         os.umask(mask)
         return 0o666 & ~mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ IN_HUB_CACHE = {
     N_VOCAB_20B: ("tokenizer.json", ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-raven-1b5", "RWKV/rwkv-4-169m-pile")),
     N_VOCAB_WORLD: (WORLD_FILE, tuple(f"RWKV/rwkv-4-world-{size}" for size in ("169m", "430m", "1b5", "3b", "7b"))),
 }
-KINDS = f"models of 256 read bytes, of {N_VOCAB_20B} 20B_tokenizer.json, of {N_VOCAB_WORLD} {WORLD_FILE}"
+KINDS = f"a vocabulary of {N_VOCAB_20B} needs 20B_tokenizer.json, {N_VOCAB_WORLD} needs {WORLD_FILE}, 256 needs no file"
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -31,6 +32,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         TokenizerError: the file cannot be read or is neither.
     """
+    if not os.path.exists(path):
+        raise TokenizerError(f"{path}: no such file; expected the path of a tokenizer.json or of {WORLD_FILE}")
     return WorldTokenizer(path) if Path(path).suffix.lower() == ".txt" else BpeTokenizer(path)
 
 

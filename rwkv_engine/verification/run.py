@@ -201,7 +201,7 @@ def _consistency(generated: Generated, logits: Tensor, state: State, tolerance: 
     of_logits = relative_difference(logits[generated.n_prompt - 1 :], generated.logits)
     of_state = max(relative_difference(field, generated.end.fields[name]) for name, field in state.fields.items())
     return judged(
-        "steps = chunks",
+        "decode = prefill",
         max(of_logits, of_state) <= tolerance,
         f"logits differ by {of_logits:.1e} of the largest, states by {of_state:.1e}, allowed {tolerance:.0e}",
         logits=of_logits if of_logits < torch.inf else None,

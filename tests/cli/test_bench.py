@@ -30,7 +30,7 @@ def test_a_run_compared_with_the_rwkv_package(call, tmp_path, monkeypatch):
     code, text, errors = call("bench", *arguments)
     assert (code, errors) == (0, "")
     assert re.search(
-        r"^random weights, shape 2,32,100: .* stored as float32, 50% zeros in the squared relu$", text, re.M
+        r"^random weights, shape 2,32,100: .* stored as float32, 50% zeros in the squared ReLU$", text, re.M
     )
     for title in ("decode ", "prefill, tok/s ", "batch, tok/s in all ", "ms a token ", "process "):
         assert f"\n| {title}" in text
@@ -82,9 +82,9 @@ def test_a_packed_model_and_its_picture(call, tmp_path):
         (["--ffn-zeros", "1.5"], 2, "1.5 is not in the range"),
         (["--compare-strategy", "cpu fp32"], 2, "--compare-strategy needs --compare"),
         (["--compare", "rwkv,vllm"], 2, "'vllm': expected one or more of rwkv, transformers"),
-        (["--prefill", "16,x"], 2, "'16,x': expected different numbers from 1, such as 16,256,1024, or none"),
-        (["--batch", "0"], 2, "'0': expected different numbers from 1"),
-        (["--batch", "2,2"], 2, "'2,2': expected different numbers from 1"),
+        (["--prefill", "16,x"], 2, "'16,x': expected positive numbers, each once, such as 16,256,1024, or none"),
+        (["--batch", "0"], 2, "'0': expected positive numbers, each once"),
+        (["--batch", "2,2"], 2, "'2,2': expected positive numbers, each once"),
         (["--position", "100"], 2, "100 is not in the range"),
         (["--plot", "x.jpg"], 2, "--plot x.jpg: expected a name that ends in .png"),
         (["--json", "missing/x.json"], 2, "missing/x.json: there is no folder missing"),

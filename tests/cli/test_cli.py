@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from oracle import Shape
 
 import rwkv_engine
 from rwkv_engine import RWKV
+from rwkv_engine.locate import EMBEDDED
 from rwkv_engine.native import cuda_kernels
 
 
@@ -40,7 +42,7 @@ def test_generate_writes_text_to_stdout_and_the_rest_to_stderr(tales):
     result = run("generate", "Once upon a time", "--model", "tales", "--strategy", "cpu fp32", *flags)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "Once upon a time" + tales.generate("Once upon a time", **options) + "\n"
-    assert re.search(r"read \d+ tokens in .* wrote 30 at \d+ tok/s", result.stderr)
+    assert re.search(r"read \d+ tokens in .* wrote 30 at \d+ tokens per second", result.stderr)
 
 
 def test_generate_needs_no_arguments(call):
@@ -56,6 +58,12 @@ def test_generate_needs_no_arguments(call):
         (["--model", "README.md"], "README.md: damaged, or not a checkpoint"),
         (["--temperature", "-1"], "temperature: got -1.0, expected a number >= 0"),
         (["--tokenizer", "README.md"], "README.md: no tokenizer can be read here"),
+        (["--tokenizer", "missing.json"], "missing.json: no such file; expected the path of a tokenizer.json or of"),
+        (["--tokenizer", "missing.txt"], "missing.txt: no such file; expected the path of a tokenizer.json or of"),
+        (["--model", "talse"], "owner/name/FILE.pth); did you mean tales?"),
+        (["--model", "REDME.md"], "did you mean README.md?"),
+        (["--model", "tests/cli/test_cly.py"], "did you mean tests/cli/test_cli.py?"),
+        (["--model", "nowhere/missing.pth"], "check the name, or give the whole path of the file"),
         (["--max-new-tokens", "-2"], "max_new_tokens: got -2"),
         (["--model", "x" * 300], "File name too long"),
     ],
@@ -67,6 +75,29 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(arguments, message, call):
     assert len(errors) == 1, errors
     assert errors[0].startswith("rwkv-engine: error: ")
     assert message in errors[0]
+
+
+def test_a_misspelt_command_is_reported_with_the_one_that_was_meant(call):
+    code, text, errors = call("genrate", "x")
+    assert (code, text) == (2, "")
+    assert "No such command 'genrate'. Did you mean 'generate'?" in errors
+    code, _, errors = call("xyzzy")
+    assert code == 2
+    assert "Did you mean" not in errors
+
+
+def test_a_prompt_of_several_words_needs_quotes(call):
+    code, text, errors = call("generate", "once", "upon", "a", "time", "--max-new-tokens", "1")
+    assert (code, text) == (2, "")
+    assert 'PROMPT has 4 parts; put it in quotes: "once upon a time"' in errors
+
+
+def test_chat_without_a_tokenizer_ends_before_the_first_message(call, tmp_path):
+    shutil.copy(EMBEDDED["tales"] / "config.json", tmp_path)
+    shutil.copy(EMBEDDED["tales"] / "model.safetensors", tmp_path)
+    code, text, errors = call("chat", "--model", str(tmp_path))
+    assert (code, text) == (1, "")
+    assert re.search(r"^rwkv-engine: error: .*no tokenizer next to the model", errors)
 
 
 def test_a_wrong_strategy_is_shown_with_a_caret(call):

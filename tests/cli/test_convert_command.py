@@ -143,9 +143,9 @@ MISTAKES = [  # options, exit code, what is said
         1,
         "d.pth: is a directory, not a regular file; nothing was written",
     ),
-    ("--checkpoint_file {source} --output_file {folder}/no/x.pth", 1, "x.pth: cannot be written: No such file or"),
+    ("--checkpoint_file {source} --output_file {folder}/no/x.pth", 1, "/no/x.pth: there is no folder "),
     ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {tokenizer}", 1, "has 2048 tokens, the"),
-    ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {folder}/no", 1, "no tokenizer can be read"),
+    ("--checkpoint_file {source} --output_dir {folder}/hf --tokenizer_file {folder}/no", 1, "/no: no such file"),
     ("--checkpoint_file {source} --output_dir {folder}/hf --undo-rescale", 1, "needs a config.json with a rescale"),
     (
         "--repo_id owner --checkpoint_file m.pth --output_dir {folder}/hf",

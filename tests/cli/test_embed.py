@@ -123,7 +123,7 @@ def test_the_strategy_and_the_model_are_those_asked_for(call, file, tales, tmp_p
         (b"a\nb\ncaf\xe9\n", [], r"lines\.txt, line 3: expected UTF-8 text: "),
         (b"a\n \t\n", [], r"lines\.txt, line 2: is blank, expected a text"),
         (b"a\n", ["--strategy", "cpu fp8"], r"strategy: "),
-        (b"a\n", ["-o", "{folder}/missing/out.npy"], r"out\.npy: cannot be written: there is no folder "),
+        (b"a\n", ["-o", "{folder}/missing/out.npy"], r"out\.npy: there is no folder "),
         (b"a\n", ["-o", "{folder}/out.npy/folder.jsonl/.."], r"expected a name that ends in"),
     ],
     ids=str,

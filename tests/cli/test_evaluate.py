@@ -49,7 +49,7 @@ def test_a_strategy_against_another_over_a_file(call, file, tales, coarse):
     assert report["mean_kl"] == found.mean > 0
     assert report["kl_99th_percentile"] == found.percentile_99
     assert report["largest_kl"] == found.maximum
-    assert report["same_likeliest_token"] == found.agreement
+    assert report["same_most_likely_token"] == found.agreement
     assert report["nats_per_token"] == found.tested_nats / found.n_tokens
     assert report["reference_nats_per_token"] == found.reference_nats / found.n_tokens
 
@@ -69,7 +69,7 @@ def test_the_same_strategy_twice_has_no_divergence_and_needs_no_tokenizer(call, 
     path = str(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
     code, text, _ = call("eval", "--model", path, "--against", "cpu fp32", "--self", "300", "--json")
     report = json.loads(text)
-    assert (code, report["largest_kl"], report["same_likeliest_token"]) == (0, 0, 1)
+    assert (code, report["largest_kl"], report["same_most_likely_token"]) == (0, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_tales_is_sound_and_other_programs_agree(call):
         r"tokenizer +ok +.*tokenizer.json, 2048 tokens",
         r"loading +ok +96 tensors, all finite",
         r"sample +info +.*spoke perfect Chinese\.",
-        r"steps = chunks +ok +logits differ by \S+ of the largest",
+        r"decode = prefill +ok +logits differ by \S+ of the largest",
         r"state file +ok",
         r"squared relu +info +\d\d\.\d% exact zeros",
         r"speed +info +prefill of 256 tokens \S+ tok/s, decode",

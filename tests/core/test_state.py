@@ -122,3 +122,10 @@ def test_invalid_arguments_are_refused(call, model, tmp_path):
     _, state = model.forward([1, 2])
     with pytest.raises(RequestError, match="expected"):
         call(state, tmp_path)
+
+
+def test_a_missing_state_file_is_named_once(tmp_path):
+    path = tmp_path / "missing.state"
+    with pytest.raises(RequestError) as caught:
+        State.load(path)
+    assert str(caught.value) == f"{path}: no saved state can be read here: there is no such file"

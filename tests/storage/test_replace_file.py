@@ -13,7 +13,7 @@ from rwkv_engine.chat import Chat
 from rwkv_engine.convert import to_hugging_face, to_pth
 from rwkv_engine.convert.pack import pack, quantize
 from rwkv_engine.sentence import RwkvEmbedding
-from rwkv_engine.storage.atomic import replace_atomically
+from rwkv_engine.storage.atomic import file_problem, replace_atomically
 from rwkv_engine.text.templates import TEMPLATES
 
 
@@ -166,3 +166,13 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
     (tmp_path / "x").chmod(0o600)
     write(tmp_path / "x")
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o600
+
+
+def test_a_missing_folder_is_named(tales, tmp_path):
+    missing = tmp_path / "missing"
+    state = tales.engine.initial_state()
+    with pytest.raises(RwkvError, match=rf"a\.state: the state cannot be written: there is no folder {missing}$"):
+        state.save(missing / "a.state")
+    (tmp_path / "link").symlink_to(missing / "target")
+    assert file_problem(tmp_path / "link") == f"there is no folder {missing}"
+    assert file_problem(tmp_path / "new") is None

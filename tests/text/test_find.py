@@ -155,7 +155,7 @@ def test_a_models_vocabulary_may_be_padded_and_no_more(n_tokens, fits):
 )
 def test_a_tokenizer_of_another_model_is_refused(save, n_tokens, n_vocab, tmp_path):
     given = save(tmp_path / ("other.txt" if save is save_world else "other.json"), n_tokens)
-    message = f"has {n_tokens} tokens, the model's vocabulary is {n_vocab}.* of 65536 {WORLD_FILE}"
+    message = f"has {n_tokens} tokens, the model's vocabulary is {n_vocab}.* 65536 needs {WORLD_FILE}"
     with pytest.raises(TokenizerError, match=message):
         RWKV.from_pretrained(save_model(tmp_path, n_vocab), tokenizer=given)
 

@@ -66,7 +66,7 @@ def test_a_sound_checkpoint_in_every_format(kind, tmp_path):
     assert not checks["sample"].numbers["text"].isprintable()
     assert checks["sample"].what.isprintable()
     assert {what for what, _, _ in progress} >= {"loading", "generating", "prefilling", "timing"}
-    for name in ("steps = chunks", "state file", "activations"):
+    for name in ("decode = prefill", "state file", "activations"):
         assert checks[name].verdict == "ok"
 
 
@@ -103,7 +103,7 @@ def test_overflow_of_float32_fails_and_names_the_layer(tmp_path):
     weights = dict(WEIGHTS)
     weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"] * 1e25
     checks = by_name(save_pth(weights, tmp_path / "m.pth"))
-    assert failed(checks) == ["steps = chunks", "state file", "activations"]
+    assert failed(checks) == ["decode = prefill", "state file", "activations"]
     assert checks["activations"].what == "not finite: residual in layer 1"
     assert checks["activations"].numbers["residual"][1] is None
     for check in checks.values():
@@ -130,7 +130,7 @@ def test_a_tokenizer_of_another_model_fails_and_the_rest_goes_on(tmp_path, tales
     assert failed(checks) == ["tokenizer"]
     assert "has 2048 tokens, the model's vocabulary is 256" in checks["tokenizer"].what
     assert checks["sample"].verdict == "skipped"
-    assert checks["steps = chunks"].verdict == "ok"
+    assert checks["decode = prefill"].verdict == "ok"
 
 
 @pytest.mark.usefixtures("alone")
@@ -147,7 +147,7 @@ def test_without_a_tokenizer_random_ids_are_read(tmp_path):
     checks = by_name(save_pth(oracle.random_weights(Shape()), tmp_path / "m.pth"))
     assert failed(checks) == []
     assert checks["tokenizer"].verdict == checks["sample"].verdict == "skipped"
-    assert checks["steps = chunks"].verdict == "ok"
+    assert checks["decode = prefill"].verdict == "ok"
 
 
 @pytest.mark.usefixtures("alone")
@@ -165,8 +165,8 @@ def test_decode_steps_that_differ_from_prefill_fail(wrong, tmp_path, monkeypatch
 
     monkeypatch.setattr(Rwkv4, "forward", disturbed)
     checks = by_name(save_pth(WEIGHTS, tmp_path / "m.pth"))
-    assert checks["steps = chunks"].verdict == "FAILED"
-    assert checks["steps = chunks"].numbers[wrong] > 1e-3
+    assert checks["decode = prefill"].verdict == "FAILED"
+    assert checks["decode = prefill"].numbers[wrong] > 1e-3
 
 
 @pytest.mark.usefixtures("alone")
