@@ -8,7 +8,7 @@ from typing import Any
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig
-from rwkv_engine.errors import CheckpointError
+from rwkv_engine.errors import CheckpointError, RequestError
 from rwkv_engine.pipeline import locate
 from rwkv_engine.storage.json_object import read_json
 
@@ -95,7 +95,15 @@ class GenerationSettings(dict[str, Any]):
         return dict(self)
 
 
-class AutoConfig:
+class MadeByName:
+    """Base of the classes whose `from_pretrained` returns an object of another class."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        name = type(self).__name__
+        raise RequestError(f"{name}: is made by {name}.from_pretrained(NAME)")
+
+
+class AutoConfig(MadeByName):
     """Reads the configuration of a model without its weights."""
 
     @staticmethod

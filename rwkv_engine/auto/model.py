@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rwkv_engine.auto.config import GenerationSettings, RwkvConfig
+from rwkv_engine.auto.config import GenerationSettings, MadeByName, RwkvConfig
 from rwkv_engine.auto.generation import Generation
 from rwkv_engine.auto.loading import DeviceMap, DType, check_options, strategy_for
 from rwkv_engine.auto.outputs import BaseOutput, CausalLMOutput
@@ -239,11 +239,8 @@ class RwkvForCausalLM(Generation, Saving, TrainingInterface):
         return after if caches or given is not None else None
 
 
-class AutoModelForCausalLM:
+class AutoModelForCausalLM(MadeByName):
     """Loads a model by `from_pretrained`, see `RwkvForCausalLM.from_pretrained`."""
-
-    def __init__(self) -> None:
-        raise RequestError("AutoModelForCausalLM is made by AutoModelForCausalLM.from_pretrained(NAME)")
 
     @staticmethod
     def from_pretrained(name_or_path: str | Path, **options: Any) -> RwkvForCausalLM:

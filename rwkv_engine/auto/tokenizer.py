@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rwkv_engine.auto.config import MadeByName
 from rwkv_engine.auto.rwkv_tokenizer import SPECIAL, RwkvTokenizer
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
@@ -18,7 +19,7 @@ from rwkv_engine.text.find import BESIDE, KINDS
 MOST_TOKENS = 10**9
 
 
-class AutoTokenizer:
+class AutoTokenizer(MadeByName):
     """Finds tokenizers; `from_pretrained` returns a `RwkvTokenizer`."""
 
     @staticmethod

@@ -29,7 +29,7 @@ def headline(report: Report) -> Iterator[str]:
     yield f"{machine['processor']}, {machine['threads']} threads, {machine['instructions']}, torch {_torch(report)}"
     if found := bandwidth(report.engines):
         yield (
-            f"memory bandwidth measured before each decoding: {found.median / 1e9:.1f} GB/s"
+            f"memory bandwidth, measured before each decoding: {found.median / 1e9:.1f} GB/s"
             f" ({found.low / 1e9:.1f} to {found.high / 1e9:.1f})"
         )
     yield f"medians of {report.settings['rounds']} rounds, lowest and highest in brackets"

@@ -70,7 +70,11 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
         content = inner
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: expected a dictionary of tensors, found {shown(name)}: {_kind(tensor)}")
+            way_out = f"; if the weights are in it, save torch.load(FILE)[{shown(repr(name))}] alone"
+            raise CheckpointError(
+                f"{path}: expected a dictionary of tensors, found {shown(name)}: {_kind(tensor)}"
+                + (way_out if isinstance(tensor, dict) else "")
+            )
     return dict(content)
 
 

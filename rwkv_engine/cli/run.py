@@ -28,6 +28,19 @@ def run() -> int:
         except RwkvError as error:
             click.echo(f"rwkv-engine: error: {error}", err=True)
             return 1
+        except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
+            if not _is_out_of_memory(error):
+                raise
+            click.echo("rwkv-engine: error: not enough memory; close other programs, or raise ulimit -v", err=True)
+            return 1
         except BrokenPipeError:  # the program that read our output has ended, so there is nobody to tell
             return 1
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):  # there may not even be enough to import what follows
+        return True
+    from rwkv_engine.checkpoints.memory import is_out_of_memory  # imports torch
+
+    return is_out_of_memory(error)

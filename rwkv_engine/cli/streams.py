@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import IO, Any, TextIO
 
 from rwkv_engine.errors import RwkvError
@@ -20,24 +20,26 @@ class StreamError(RwkvError):
 def standard_streams() -> Iterator[None]:
     """In this block errors of standard output are a `StreamError`, and all three standard streams exist.
 
-    What cannot be written to standard output is discarded at the end: Python would try once more, and complain.
+    Messages that standard error does not take, as on a full disk, are discarded, so that they fail no work. What cannot
+    be written to either stream is discarded at the end: Python would try once more, and complain.
     """
     _open_closed_ones()
-    output = sys.stdout
-    sys.stdout = _Output(output)
+    output, messages = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Output(output), _Messages(messages)
     try:
         yield
     finally:
-        sys.stdout = output
-        try:
-            output.flush()
-        except (OSError, ValueError):
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+        sys.stdout, sys.stderr = output, messages
+        for stream in (output, messages):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                with suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-class _Output:
-    """A text stream whose errors say which stream it is, and why it cannot be written."""
+class _Stream:
+    """A text stream that treats errors of writing in its own way."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -48,12 +50,20 @@ class _Output:
     def write(self, text: str) -> int:
         """As `TextIO.write`."""
         with self._errors():
-            return self._stream.write(text)
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """As `TextIO.flush`."""
         with self._errors():
             self._stream.flush()
+
+    def _errors(self) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+
+class _Output(_Stream):
+    """A text stream whose errors say which stream it is, and why it cannot be written."""
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -69,6 +79,13 @@ class _Output:
             ) from error
         except OSError as error:
             raise StreamError(f"standard output: cannot be written: {reason(error)}") from error
+
+
+class _Messages(_Stream):
+    """A text stream that discards what it cannot write."""
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return suppress(OSError)
 
 
 def reason(error: OSError) -> str:

@@ -78,7 +78,7 @@ def as_logits(logits: Any) -> Tensor:
 
 
 def _require_numbers(logits: Tensor) -> None:
-    if logits.ndim != 1:
+    if logits.ndim != 1 or not len(logits):
         raise RequestError(f"logits: got shape {tuple(logits.shape)}, expected those of one token, (V,)")
     highest = logits.max()  # NaN if there is one
     if not torch.isfinite(highest):

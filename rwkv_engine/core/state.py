@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rwkv_engine.checks import require_text
+from rwkv_engine.checks import require, require_text, shown
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.errors import RequestError
 from rwkv_engine.storage.atomic import replace_atomically
@@ -48,7 +49,12 @@ class State:
 
     @classmethod
     def initial(cls, config: ModelConfig, batch: int = 1) -> State:
-        """The state before the first token of `batch` sequences, on the CPU."""
+        """The state before the first token of `batch` sequences, on the CPU.
+
+        Raises:
+            RequestError: `batch` is not an integer >= 0.
+        """
+        require("batch", batch, int, lambda n: n >= 0, "an integer >= 0")
         fields = {
             field.name: torch.full((batch, config.n_layer, *field.shape), field.empty, dtype=torch.float32)
             for field in config.state_fields()
@@ -75,16 +81,24 @@ class State:
         """The state of some of the sequences, selected by indices (N,), a boolean mask (B,) or a slice.
 
         With a slice the result is a view.
+
+        Raises:
+            RequestError: an index is outside the batch, or `which` is none of these.
         """
-        return self._mapped(lambda tensor: tensor[which])
+        try:
+            return self._mapped(lambda tensor: tensor[which])
+        except (IndexError, TypeError) as error:
+            raise RequestError(f"which: got {shown(which)}, expected some of {self.batch} texts: {error}") from error
 
     @staticmethod
     def join(states: Sequence[State]) -> State:
         """Concatenates the sequences of several states into one batch. All states must be on one device.
 
         Raises:
-            RequestError: the states belong to different models.
+            RequestError: there are no states, or they belong to different models.
         """
+        if not states or not all(isinstance(state, State) for state in states):
+            raise RequestError(f"states: got {shown(states)}, expected at least one State, and nothing else")
         known = sorted({state.fingerprint for state in states} - {""})
         if len(known) > 1:
             raise RequestError(f"states of {len(known)} models cannot be joined: fingerprints {', '.join(known)}")
@@ -114,6 +128,8 @@ class State:
             RequestError: the file cannot be written; `path` is a directory, a device, a pipe or a socket; or a key or
                 value of `about` is not text.
         """
+        _require_path(path)
+        require("about", about, (Mapping, type(None)), lambda _: True, "a dictionary of texts, or None")
         for name, text in (about or {}).items():
             require_text("about", name)
             require_text(f"about[{name!r}]", text)
@@ -184,6 +200,9 @@ class State:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
     """Opens the file of a saved state; yields it with its metadata."""
+    _require_path(path)
+    if Path(path).exists() and not Path(path).is_file():  # a named pipe would be waited for
+        raise RequestError(f"{path}: is not a regular file, expected a saved state")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -194,3 +213,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
     except (OSError, SafetensorError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
         raise RequestError(f"{path}: no saved state can be read here: {reason}") from error
+
+
+def _require_path(path: Any) -> None:
+    require("path", path, (str, PathLike), lambda _: True, "the name of a file")

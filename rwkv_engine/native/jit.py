@@ -23,6 +23,7 @@ from rwkv_engine.notices import log
 
 # Failures that may not occur in another attempt: too little memory or disk space, killed processes.
 PASSING = re.compile(r"No space left|Disk quota|Read-only file|Input/output error|[Kk]illed|[Mm]emory|memory exhausted")
+LONGEST = 300  # characters of a compiler's line in a message
 
 
 def build_once(
@@ -165,7 +166,9 @@ def _text(error: Exception) -> str:
 
 
 def _reason(output: str, advice: Callable[[str], str]) -> str:
-    """The first line of the compilers' output that reports an error, followed by the advice."""
+    """The first line of the compilers' output that reports an error, cut if it is long, followed by the advice."""
     lines = [line.strip() for line in output.splitlines()] or ["no message"]
-    first = next((line for line in lines if re.search(r"\berror:|\bfatal *:|cannot find", line)), lines[0])
-    return first + advice(output)
+    # ninja writes FAILED, then the command, then what the command said.
+    after = next((i + 2 for i, line in enumerate(lines[:-2]) if line.startswith("FAILED:")), 0)
+    first = next((line for line in lines if re.search(r"\berror:|\bfatal *:|cannot find", line)), lines[after])
+    return first[:LONGEST] + advice(output)

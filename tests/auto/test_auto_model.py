@@ -17,7 +17,7 @@ from models.test_precision import SHAPE as WIDE
 from oracle import Shape
 
 from rwkv_engine import RWKV, CheckpointError, RequestError, Rwkv4Config, State, StrategyError
-from rwkv_engine.auto import AutoConfig, AutoModelForCausalLM
+from rwkv_engine.auto import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from rwkv_engine.core.rwkv4_layouts import to_layout
 from rwkv_engine.models.weights import Dense
 from rwkv_engine.runtime import Engine
@@ -258,9 +258,11 @@ def test_unsupported_options_are_refused(options, message, folder):
     assert "\n" not in str(raised.value)
 
 
-def test_the_auto_class_cannot_be_instantiated():
-    with pytest.raises(RequestError, match=r"made by AutoModelForCausalLM\.from_pretrained"):
-        AutoModelForCausalLM()
+def test_the_auto_classes_cannot_be_instantiated():
+    for cls in (AutoModelForCausalLM, AutoTokenizer, AutoConfig):
+        for arguments in ((), ("tales",)):
+            with pytest.raises(RequestError, match=rf"made by {cls.__name__}\.from_pretrained"):
+                cls(*arguments)
     with pytest.raises(CheckpointError, match="no such file or directory"):
         AutoModelForCausalLM.from_pretrained("nowhere")
 

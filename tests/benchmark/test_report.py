@@ -95,7 +95,7 @@ def test_tables(report):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capture.get().splitlines() if "|" in line]
     lines = capture.get()
     assert "random: 169.0 M parameters, stored as float32, 50% zeros in the squared ReLU" in lines
-    assert "memory bandwidth measured before each decoding: 40.0 GB/s (20.0 to 50.0)" in lines
+    assert "memory bandwidth, measured before each decoding: 40.0 GB/s (20.0 to 50.0)" in lines
     for row in (
         ["decode", "tok/s", "MB a token", "GB/s", "of memory's", "vs rwkv"],
         ["rwkv_engine, cpu fp32", "64.0 (32.0-80.0)", "500.0", "32.0", "80% (80%-80%)", "2.50 x (2.00-3.00)"],

@@ -153,6 +153,12 @@ def test_tensors_that_hold_no_numbers_are_refused(wrap, message, weights, tmp_pa
         RWKV.from_pretrained(tmp_path / "m.pth")
 
 
+def test_weights_under_an_unknown_name_come_with_the_way_to_save_them_alone(weights, tmp_path):
+    torch.save({"net": as_torch(weights), "epoch": 3}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"found net: dict; .* save torch\.load\(FILE\)\['net'\] alone"):
+        RWKV.from_pretrained(tmp_path / "m.pth")
+
+
 def test_parameters_and_strided_tensors_are_read(weights, tmp_path):
     tensors = {n: torch.nn.Parameter(t) for n, t in as_torch(weights).items()}
     tensors["head.weight"] = tensors["head.weight"].detach().t().contiguous().t()

@@ -18,6 +18,7 @@ from fake_nvcc import fake_nvcc
 from oracle import Shape
 
 import rwkv_engine
+from rwkv_engine import RWKV
 from rwkv_engine.locate import EMBEDDED
 from rwkv_engine.native import cuda_kernels
 
@@ -302,3 +303,14 @@ def test_info_shows_a_plan_without_loading_anything(call):
     assert code == 0
     for row in (r"layers 0-1 +cuda, float16, i8 weights", r"layers 2-4 +cuda, float16, streamed", r"layers head +cpu"):
         assert re.search(f"^{row}", text, re.MULTILINE), row
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_while_a_command_works_is_one_line(error, call, monkeypatch):
+    def no_memory(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(RWKV, "stream", no_memory)
+    code, _, errors = call("generate", "hi")
+    assert (code, errors.splitlines()[-1][:38]) == (1, "rwkv-engine: error: not enough memory;")
+    assert "Traceback" not in errors

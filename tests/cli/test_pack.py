@@ -62,7 +62,10 @@ def test_a_file_that_is_there_is_replaced_even_the_source(call, source):
             "p.bin: expected a name that ends in .safetensors, by which packed files are recognised",
         ),
         (["{source}", "-o", "{folder}/nowhere/p.safetensors"], "p.safetensors: there is no folder "),
-        (["{source}", "-o", "{folder}/d.safetensors"], "d.safetensors: is a directory, not a regular file; nothing"),
+        (
+            ["{source}", "-o", "{folder}/d.safetensors"],
+            "d.safetensors: is a directory, not a regular file; nothing was written",
+        ),
         (["{folder}/no.pth", "-o", "{folder}/p.safetensors"], "no.pth: no such file or directory"),
         (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16i4"], "i4 weights cannot be packed yet"),
         (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16 *9"], "too many layers"),

@@ -86,7 +86,10 @@ def test_a_file_that_is_there_is_replaced_even_the_source(call, source):
             "q.bin: expected a name that ends in .safetensors, by which packed files are recognised",
         ),
         (["{source}", "-o", "{folder}/nowhere/q.safetensors"], "q.safetensors: there is no folder "),
-        (["{source}", "-o", "{folder}/d.safetensors"], "d.safetensors: is a directory, not a regular file; nothing"),
+        (
+            ["{source}", "-o", "{folder}/d.safetensors"],
+            "d.safetensors: is a directory, not a regular file; nothing was written",
+        ),
         (["{folder}/no.pth", "-o", "{folder}/q.safetensors"], "no.pth: no such file or directory"),
         (["{folder}/d.safetensors", "-o", "{folder}/q.safetensors"], "d.safetensors: expected model.safetensors or"),
     ],

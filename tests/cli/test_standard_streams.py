@@ -66,6 +66,21 @@ def test_a_closed_standard_error_does_not_stop_a_command():
     assert result.stdout.startswith(b"hi")
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "output"),
+    [
+        (f"$RWKV generate hi {FEW} 2> /dev/full", 0, b"hi"),
+        ("$RWKV info no-such-model 2> /dev/full", 1, b""),
+        ("$RWKV info --no-such-option 2> /dev/full", 2, b""),
+        (f"$RWKV generate hi {FEW} > /dev/full 2> /dev/full", 1, b""),
+    ],
+)
+def test_a_full_standard_error_does_not_stop_a_command(line, code, output):
+    result = shell(line)
+    assert result.returncode == code
+    assert result.stdout.startswith(output)
+
+
 def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path):
     code = "from rwkv_engine.cli.streams import standard_streams\n"
     code += "with standard_streams(): print(open('README.md').fileno(), file=__import__('sys').stderr)"

@@ -147,7 +147,7 @@ def test_logits_may_be_an_array_and_anything_else_is_refused(exact, tales):
     logits = np.full(2048, -5.0, dtype=np.float32)
     logits[7] = 50
     assert pipeline.sample_logits(logits) == 7
-    for wrong in ("text", None, [1, 2], np.array(["a"])):
+    for wrong in ("text", None, [1, 2], np.array(["a"]), np.array([])):
         with pytest.raises(RequestError, match="logits: got"):
             pipeline.sample_logits(wrong)
 

@@ -8,7 +8,7 @@ import torch
 from checkpoint_files import save_pth
 from oracle import Shape
 
-from rwkv_engine import RWKV, RequestError, State
+from rwkv_engine import RWKV, ModelConfig, RequestError, State
 
 
 @pytest.fixture
@@ -100,6 +100,28 @@ def test_only_text_is_remembered_with_a_state(model, tmp_path):
         with pytest.raises(RequestError, match="about"):
             state.save(tmp_path / "s", about)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda state, folder: state.save(None),
+        lambda state, folder: state.save(folder / "s", ["a"]),
+        lambda state, folder: State.load(None),
+        lambda state, folder: State.about(5),
+        lambda state, folder: State.load(folder),
+        lambda state, folder: os.mkfifo(folder / "pipe") or State.load(folder / "pipe"),
+        lambda state, folder: State.join([]),
+        lambda state, folder: State.join([1]),
+        lambda state, folder: state.rows(torch.tensor([7])),
+        lambda state, folder: state.rows("a"),
+        lambda state, folder: State.initial(ModelConfig(1, 8, 8, 8, 8), -1),
+    ],
+)
+def test_invalid_arguments_are_refused(call, model, tmp_path):
+    _, state = model.forward([1, 2])
+    with pytest.raises(RequestError, match="expected"):
+        call(state, tmp_path)
 
 
 def test_a_missing_state_file_is_named_once(tmp_path):

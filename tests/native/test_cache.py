@@ -135,6 +135,13 @@ def test_a_build_that_the_compiler_rejects_is_not_repeated_by_every_process(fold
     assert count.read_text() == "x\nx\n"
 
 
+def test_a_program_that_is_not_a_compiler_is_quoted_without_its_command(folder, tmp_path, monkeypatch):
+    failing(tmp_path, "cat: invalid option -- M", monkeypatch)
+    assert f"could not build the kernels: cat: invalid option -- M (all in {folder / 'nothing.log'}" in attempt(
+        tmp_path
+    )
+
+
 @pytest.mark.parametrize("message", ["fatal error: Killed signal terminated", "fatal error: No space left on device"])
 def test_a_temporary_failure_is_not_remembered_and_comes_with_advice(folder, tmp_path, message, monkeypatch):
     count = failing(tmp_path, message, monkeypatch)
