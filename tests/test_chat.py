@@ -128,6 +128,7 @@ print(next(reply))
 """
 
 
+@pytest.mark.slow
 def test_a_program_may_end_in_the_middle_of_a_reply(run_python):
     result = run_python(UNREAD)
     assert (result.returncode, result.stderr) == (0, "")

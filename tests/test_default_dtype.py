@@ -207,6 +207,7 @@ def in_float32(folder):
     return find
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
 def test_results_are_the_same_under_every_default_dtype(task, dtype, folder, in_float32):

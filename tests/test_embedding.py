@@ -110,6 +110,7 @@ def test_no_bit_depends_on_the_other_texts(strategy, pooling, checkpoint, ids):
     assert torch.equal(embed(engine, ids[2:5], pooling), alone[2:5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_vectors_do_not_depend_on_the_chunk_length(pooling, model, ids):
     whole = embed(model.engine, ids, pooling)

@@ -47,6 +47,7 @@ def test_the_embedded_model_fits_and_learned_its_corpus(tales, data):
     assert loss <= 1.00
 
 
+@pytest.mark.slow
 def test_the_readme_calls(tales):
     text = tales.generate(PROMPT, max_new_tokens=120, temperature=0.8, top_p=0.9, seed=1)
     assert len(text) > 100

@@ -141,6 +141,7 @@ def test_the_package_lets_errors_through(package, tales):
         model.encode(["a", ""])
 
 
+@pytest.mark.slow
 def test_importing_it_does_not_need_the_package(run_python):
     code = (
         "import sys; sys.modules['sentence_transformers'] = None\n"

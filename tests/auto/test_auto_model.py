@@ -54,6 +54,7 @@ def test_logits_loss_and_hidden_states_equal_those_of_transformers(shape, with_g
     assert output.keys() == expected.keys()
 
 
+@pytest.mark.slow
 def test_states_are_exchanged_with_transformers(folder):
     mine, peer = ours(folder), theirs(folder)
     ids = random_ids(2, 30)

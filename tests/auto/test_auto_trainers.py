@@ -258,6 +258,7 @@ def test_outputs_and_encodings_are_of_transformers_classes(folder):
     assert isinstance(encoding, transformers.BatchEncoding)
 
 
+@pytest.mark.slow
 def test_without_transformers_there_are_stand_ins(folder):
     """In a process of its own, in which transformers cannot be imported."""
     code = f"""

@@ -98,6 +98,7 @@ def test_a_state_can_be_trained_alone(folder):
     assert all(p.grad is None and not p.requires_grad for p in mine.parameters())
 
 
+@pytest.mark.slow
 def test_a_short_fine_tune_lowers_the_loss():
     """Of the embedded model, on a few sentences it does not know."""
     mine, text = ours("tales"), RWKV.from_pretrained("tales")

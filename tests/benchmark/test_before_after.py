@@ -44,6 +44,7 @@ def test_trees_take_turns_and_the_first_round_is_dropped(before_after, monkeypat
     }
 
 
+@pytest.mark.slow
 def test_a_process_runs_the_code_of_its_tree(before_after, tales, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with before_after.Tree(ROOT, tales.source, "cpu fp32", 8) as tree:

@@ -14,6 +14,8 @@ from conftest import ROOT
 
 from rwkv_engine.cli.group import COMMANDS
 
+pytestmark = pytest.mark.slow  # every test starts processes of its own
+
 FEW = "--max-new-tokens 3 --seed 1"
 
 

@@ -123,6 +123,7 @@ def test_states_are_saved_and_loaded(model, tmp_path):
     assert torch.equal(model.forward([1], loaded)[0], model.forward([1], state)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu fp32 *2->cpu bf16", " cpu bf16 -> cpu fp32 *1 "])
 def test_attributes_equal_the_packages(strategy, package, path):
     theirs, ours = (made(str(path), strategy, verbose=False) for made in (package.RWKV, RWKV))
@@ -160,6 +161,7 @@ def test_files_that_are_not_states_are_refused(model, tmp_path):
         other.forward([1], state)
 
 
+@pytest.mark.slow
 def test_a_converted_file_is_refused_with_what_to_do(package, path, tmp_path):
     with pytest.raises(SystemExit):
         package.RWKV(str(path), "cpu fp32i8", verbose=False, convert_and_save_and_exit=str(tmp_path / "c"))

@@ -105,6 +105,7 @@ def test_every_format_converts_to_a_pth(kind, shape, weights, tmp_path):
     assert all(tensor.data_ptr() % 64 == 0 for tensor in raw.values())
 
 
+@pytest.mark.slow
 def test_the_rwkv_package_reads_a_raw_file(shape, tmp_path, monkeypatch):
     monkeypatch.setenv("RWKV_JIT_ON", "0")
     monkeypatch.setenv("RWKV_CUDA_ON", "0")

@@ -81,6 +81,7 @@ def test_half_of_two_texts_read_by_transformers(transformers, model):
     assert close(again.logits, expected)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_state_of_the_package_comes_back_as_it_was(package, model):
     """Its shifts are in the type it computes in, and it takes them in no other."""
     theirs = package("cpu bf16")

@@ -118,6 +118,7 @@ def bytes_model(tmp_path_factory):
 LETTERS = [i for i in range(256) if chr(i) not in "abc\n"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 1000), stop=st.lists(st.text("abc\n", min_size=1, max_size=4), max_size=3))
 def test_the_state_equals_a_fresh_read_of_the_returned_text(bytes_model, seed, stop):

@@ -179,6 +179,7 @@ def test_a_server_in_trouble(server):
     assert f"{server.endpoint} answered 503; try again later" in reason("someone/single")
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_in_mid_file_goes_on_where_it_broke(server, repositories, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # so much is written at a time; 10 MB otherwise
     whole = (repositories / "single" / "model.safetensors").read_bytes()

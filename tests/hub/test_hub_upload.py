@@ -167,6 +167,7 @@ def test_temporary_failures_are_retried(fault, server, folder, monkeypatch):
     assert at_hub(server) == content(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

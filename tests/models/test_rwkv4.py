@@ -131,6 +131,7 @@ def test_the_rwkv_package_agrees(shape, tmp_path, monkeypatch):
     assert (logits - expected).abs().max() / expected.abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [Shape(3, 64, 64, 160, 120), Shape(2, 32, 48, 128, 50)], ids=str)
 def test_transformers_agrees(shape, tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -41,6 +41,7 @@ def test_importing_compiles_and_loads_nothing(run_python, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_reference_runs_and_says_so_once(run_python, tmp_path):
     result = run_python(CALL, CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
     assert result.stdout == "reference None\n", result.stderr
@@ -94,11 +95,13 @@ def test_first_use_builds_once_with_one_line_and_later_ones_use_the_cache(few_so
     assert re.search(rb"GOMP_parallel|__kmpc_fork_call", library.read_bytes())
 
 
+@pytest.mark.slow
 def test_an_unknown_choice_is_refused(run_python):
     result = run_python(CALL, RWKV_ENGINE_KERNELS="avx9")
     assert "ExtensionError: RWKV_ENGINE_KERNELS: got 'avx9', expected one of reference" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_forced_level_that_cannot_be_built_is_an_error(run_python, tmp_path):
     result = run_python(CALL, RWKV_ENGINE_KERNELS="portable", CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
     assert "ExtensionError: no 'no-such-compiler' on PATH" in result.stderr

@@ -32,6 +32,7 @@ print(os.read(read, 100).decode(), status, torch.get_num_threads(), work() == ex
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_prefills_and_decodes_on_one_thread(run_python):
     result = run_python(CODE)

@@ -42,6 +42,7 @@ print(small, loops() - before)
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_small_model_decodes_without_parallel_loops_and_a_large_product_has_one(tmp_path, run_python):
     if cpu_kernels.status().path is None or "libgomp" not in "".join(cpu_kernels.openmp_runtimes()):

@@ -189,6 +189,7 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(kind):
             assert torch.equal(one, all_[rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck(kind):
     _, step, _ = KINDS[kind]

@@ -15,6 +15,7 @@ from oracle import Shape
 from rwkv_engine.verification import Check, agreement, baselines, verify
 
 
+@pytest.mark.slow
 def test_the_rwkv_package_agrees_on_a_bfloat16_file(tmp_path):
     """The package would normalise a bfloat16 embedding in bfloat16, an error above what is allowed here."""
     pytest.importorskip("rwkv", reason="the rwkv package is not installed")
