@@ -73,6 +73,7 @@ def read_at_once(model: RWKV, text: torch.Tensor, pooling: str) -> torch.Tensor:
     return hidden.double().mean(dim=0).float() if pooling == "mean" else hidden[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_vectors_equal_those_of_the_oracle(pooling, model, checkpoint, ids):
     expected = np.array([expected_of(text.tolist(), pooling) for text in ids])
@@ -84,6 +85,7 @@ def test_vectors_equal_those_of_the_oracle(pooling, model, checkpoint, ids):
     assert 0 < error(vectors, expected) < 2 * theirs < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_vectors_do_not_depend_on_the_batch_in_any_strategy(strategy, pooling, checkpoint, ids):
@@ -97,6 +99,7 @@ def test_vectors_do_not_depend_on_the_batch_in_any_strategy(strategy, pooling, c
     assert error(vectors, exact) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cpu_kernels.status().kind == "reference", reason="torch's products round by their size")
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32i8"])
@@ -143,6 +146,7 @@ def test_memory_is_bounded_and_no_logits_are_computed(pooling, model, ids, monke
     assert steps[-1] == (sum(LENGTHS), sum(LENGTHS))
 
 
+@pytest.mark.slow
 def test_vectors_are_in_the_order_of_the_texts(tales):
     texts = ["The king had three sons.", "Fée", "A fox.", "The king had three sons.", "x" * 1000]
     vectors = tales.embed(texts, batch_size=2)

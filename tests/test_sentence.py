@@ -26,6 +26,7 @@ def package():
     return pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "last", "state"])
 def test_vectors_of_padded_ids_equal_those_of_embed(pooling, tales):
     module = RwkvEmbedding(tales, pooling=pooling)
@@ -109,6 +110,7 @@ def test_invalid_arguments_and_files_are_refused(tales, tmp_path):
             RwkvEmbedding.load(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "state"])
 def test_the_package_returns_the_vectors_of_embed(pooling, package, tales):
     model = package.SentenceTransformer(modules=[RwkvEmbedding("tales", pooling=pooling)], device="cpu")

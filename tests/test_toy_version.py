@@ -101,6 +101,7 @@ def test_the_empty_state_is_what_its_fields_say():
     assert state.fields["shift"].shape == (2, 3, 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [pack, quantize])
 def test_a_packed_file_has_the_same_fingerprint_and_gives_the_same_bits(path, tmp_path, convert):
     convert(path, tmp_path / "p.safetensors")
@@ -183,6 +184,7 @@ def test_the_plan_counts_every_byte(path):
     assert head.nbytes(spec for spec in specs if spec.layer == 3) == 2 * 24 * 4 + 50 * 24 + 4 * (50 + 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_verify_checks_it_and_compares_it_with_no_program_of_rwkv4(path, tmp_path, packed):
     if packed:

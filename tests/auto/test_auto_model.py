@@ -342,6 +342,7 @@ def test_models_with_several_precisions(strategy, folder):
     assert {p.dtype for p in mine.core.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("trainable", [False, True])
 def test_rounding_errors_are_below_twice_those_of_plain_torch(precision, trainable, tmp_path):

@@ -42,6 +42,7 @@ def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(mask == 1, random_ids(len(LENGTHS), T), 10**6), mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_bool", [False, True])
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8"])
 @pytest.mark.parametrize("side", ["left", "right", "holes"])
@@ -69,6 +70,7 @@ def test_padded_rows_equal_single_texts_bit_for_bit(side, strategy, as_bool, fol
     assert torch.equal(texts[2], ids[2][mask[2] == 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right", "holes"])
 def test_loss_and_gradients_equal_those_of_single_texts(side, folder):
     """Against transformers, row by row; labels at padding do not count, whatever they say."""

@@ -37,6 +37,7 @@ def adapted(peft, mine, **options):
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [["key", "receptance"], ["head", "value"], ["att.output"]], ids=str)
 def test_lora_is_trained_saved_and_loaded(targets, peft, folder, tmp_path):
     ids = random_ids(2, 9)
@@ -97,6 +98,7 @@ def test_lora_with_gradient_checkpointing(peft, folder):
 # transformers' Trainer and pipeline.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["gradient_checkpointing", "activation_checkpointing", None])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trainer_trains_saves_and_resumes(option, folder, tmp_path):

@@ -48,6 +48,7 @@ def continued(home, strategy: str, n: int = 40) -> str:
     return model.tokenizer.decode(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "strategy"),
     [

@@ -62,6 +62,7 @@ def never_ending(ours, prompts, n):
     return ours.generate(prompts, max_new_tokens=n, eos_token_id=None)[:, prompts.shape[1] :]
 
 
+@pytest.mark.slow
 def test_greedy_over_64_tokens(ours, theirs, prompts):
     got = both(ours, theirs, prompts, max_new_tokens=64, eos_token_id=None)
     assert got.shape == (5, 7 + 64)
@@ -74,6 +75,7 @@ def test_more_rows_than_decode_takes_at_once(ours, theirs):
     both(ours, theirs, many, max_new_tokens=24, eos_token_id=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad", [None, 5])
 def test_texts_of_a_batch_end_at_different_steps(pad, ours, theirs, prompts):
     written = never_ending(ours, prompts, 30)
@@ -86,6 +88,7 @@ def test_texts_of_a_batch_end_at_different_steps(pad, ours, theirs, prompts):
     assert alone.shape[1] <= 7 + 5, "nothing comes after the end of the last text"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -191,6 +194,7 @@ def chi_square(tokens, expected):
     return float(((counts - n * expected)[possible] ** 2 / (n * expected[possible])).sum()), int(possible.sum()) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -269,6 +273,7 @@ def test_a_text_without_a_prompt_begins_with_bos(ours, theirs):
     assert got[0, 0] == 0
 
 
+@pytest.mark.slow
 def test_stop_strings_end_texts_as_in_transformers(tales, transformers):
     model, tokenizer = Writer(tales), AutoTokenizer.from_pretrained("tales")
     theirs = transformers.RwkvForCausalLM.from_pretrained(tales.source, dtype=torch.float32).eval()

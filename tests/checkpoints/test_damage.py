@@ -37,6 +37,7 @@ def write(form, weights, folder):
     return path, [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["pth", "legacy pth", "safetensors", "packed", *FOLDERS], ids=str)
 def test_a_file_cut_anywhere_is_refused(form, weights, tmp_path):
     """At 200 bytes, at both ends, and at 30 places more: 240 over the eight forms, in whichever file they fall."""

@@ -84,6 +84,7 @@ def mapped_files(model):
     return {next(name for low, high, name in spans if low <= a < high) for a in at}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [*DTYPES, "fp32i8", "bf16i8"])
 def test_the_same_bits_as_its_source(dtype, shape, tmp_path):

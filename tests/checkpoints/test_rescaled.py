@@ -86,6 +86,7 @@ def test_the_staircase_is_measured_independently_of_the_curve():
     assert staircase(torch.full((2, 24), -float("inf"), dtype=torch.float64), 6) == (0.0, float("inf"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("every", [2, 3, 6])
 def test_divided_random_weights_are_recognised(seed, every, tmp_path):
@@ -149,6 +150,7 @@ def saved_divided(tmp_path_factory):
     return folder / "after", weights
 
 
+@pytest.mark.slow
 def test_divided_weights_are_reported_and_multiplied_back(saved_divided, tmp_path, capfd):
     folder, weights = saved_divided
     note = f"rwkv_engine: {folder}: transformers seems to have divided its weights before saving them"

@@ -143,6 +143,7 @@ def test_a_prompt_comes_from_standard_input(tales):
     assert result.stdout == "The fox" + tales.generate("The fox", max_new_tokens=6, seed=1) + "\n"
 
 
+@pytest.mark.slow
 def test_every_option_of_sampling_arrives(call, tales):
     asked = {
         "temperature": 1.2,

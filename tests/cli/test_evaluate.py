@@ -54,6 +54,7 @@ def test_a_strategy_against_another_over_a_file(call, file, tales, coarse):
     assert report["reference_nats_per_token"] == found.reference_nats / found.n_tokens
 
 
+@pytest.mark.slow
 def test_a_strategy_against_another_over_what_the_reference_writes(call, tales, coarse):
     arguments = ("eval", "--against", "cpu bf16", "--self", "60", "--seed", "5")
     code, text, _ = call(*arguments, "--json")

@@ -22,6 +22,7 @@ def precisions(path):
     return {name: matrix.dtype for name, matrix in Checkpoint.open(path).packing.matrices.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("options", [[], ["--format", "i8"], ["--embedding", "bf16"], ["--embedding", "fp32"]], ids=str)
 def test_it_writes_a_file_and_says_what(options, stored, weights, call, tmp_path):

@@ -134,6 +134,7 @@ def test_the_packages_published_example_prints_the_same(run_python, tmp_path):
     assert [float(x) for x in ours[1::2]] == pytest.approx([float(x) for x in theirs[1::2]], rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_without_exact_it_runs_too(monkeypatch, capsys, tmp_path):
     for name in ("RWKV_JIT_ON", "RWKV_CUDA_ON"):
         monkeypatch.setenv(name, "0")  # which the program does too, and does not undo

@@ -81,6 +81,7 @@ def test_64_greedy_tokens_equal_the_packages(model, theirs):
     assert len(set(written(model))) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
 def test_the_list_is_replaced_in_place(kind, model, theirs):
     """As in the package: what a program sees of the state it has given, copied, or kept is the same in both."""

@@ -26,6 +26,7 @@ def rows(n=6, size=3000, seed=0):
     return torch.randn(n, size, generator=torch.Generator().manual_seed(seed)) * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 0.4, 1.0, 1.8])
 @pytest.mark.parametrize("top_p", [0, 0.3, 0.85, 1.0])
 @pytest.mark.parametrize("top_k", [0, 1, 7, 5000])
@@ -115,6 +116,7 @@ def test_a_numpy_seed_repeats_the_samples():
     assert draws(1) == draws(1) != draws(2)
 
 
+@pytest.mark.slow
 def test_tokens_come_as_often_as_they_are_likely():
     logits = torch.tensor([0.0, 1.0, 2.0, -torch.inf, 1.5])
     np.random.seed(0)

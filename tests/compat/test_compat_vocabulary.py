@@ -75,6 +75,7 @@ def test_the_world_vocabulary_next_to_the_model_is_used(tmp_path, nothing_elsewh
         assert pipeline.decode([65529, 0, 33]) == "the "
 
 
+@pytest.mark.slow
 def test_the_world_vocabulary_of_the_package(monkeypatch):
     rwkv_package(monkeypatch)
     monkeypatch.setattr("rwkv_engine.text.find.try_to_load_from_cache", lambda *_: None)

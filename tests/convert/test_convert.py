@@ -129,6 +129,7 @@ def logits_of(theirs, tokens):
         return theirs(torch.tensor([tokens]), use_cache=False).logits[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_size", [10**9, 20_000])
 def test_transformers_computes_our_logits_from_converted_weights(shard_size, transformers, tmp_path):
     shape = Shape(n_layer=8, n_embd=32, n_att=32, n_ffn=72, n_vocab=50)  # deep enough to be rescaled by default
@@ -144,6 +145,7 @@ def test_transformers_computes_our_logits_from_converted_weights(shard_size, tra
     assert torch.equal(RWKV.from_pretrained(tmp_path / "hf").forward(tokens, full_output=True)[0], logits)
 
 
+@pytest.mark.slow
 def test_transformers_writes_our_greedy_tokens(transformers, tales, tmp_path):
     to_pth(EMBEDDED["tales"], tmp_path / "m.pth")
     to_hugging_face(tmp_path / "m.pth", tmp_path / "hf", tokenizer=EMBEDDED["tales"] / "tokenizer.json")

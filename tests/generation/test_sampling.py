@@ -51,6 +51,7 @@ DRAWS = 100_000
 LIMIT = 40  # of chi-square; at most 11 degrees of freedom: about 1 in 30,000 above 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [

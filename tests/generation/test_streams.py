@@ -31,6 +31,7 @@ def write(model, n, prompt=(1, 2), state=None, sample=0, **options):
     return list(TokenStream(model.engine, prompt, Sampler(SamplingParams(**options)), n, state, sample))
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_and_another_does_not(model):
     assert write(model, 30, seed=1) == write(model, 30, seed=1)
     assert write(model, 30, seed=1) != write(model, 30, seed=2)
@@ -133,6 +134,7 @@ def test_the_state_equals_a_fresh_read_of_the_returned_text(bytes_model, seed, s
     assert bytes(stream.tokens).decode() == text
 
 
+@pytest.mark.slow
 def test_random_stops_in_random_text_of_a_model_with_long_tokens(tales):
     """A stop often begins inside of a token; what is kept of that token is read again."""
     prompt, rng, cut_inside = "Once upon a time", random.Random(0), 0
@@ -154,6 +156,7 @@ def test_random_stops_in_random_text_of_a_model_with_long_tokens(tales):
     assert cut_inside > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_pieces", [0, 1, 2, 7])
 def test_the_state_of_an_abandoned_stream_is_that_of_the_yielded_text(tales, n_pieces):
     stream = tales.stream("The king", 30, seed=3, stop=["\n\n\n"])

@@ -68,6 +68,7 @@ def reason(*arguments, **options) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("repository", "files"),
     [

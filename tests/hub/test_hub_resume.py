@@ -109,6 +109,7 @@ def test_what_was_left_half_is_checked(found, server, repositories, tmp_path):
     assert all(path.suffix == "" for path in blobs(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_two_at_once_download_it_once(server):
     server.delay = 0.1  # both are asking before one is done
     threads = [threading.Thread(target=download, args=["someone/single"]) for _ in range(2)]
@@ -130,6 +131,7 @@ def unreachable(server, monkeypatch, kind):
         server.fault = kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stopped", "silent", 500, 503])
 @pytest.mark.parametrize("repository", ["single", "sharded"])
 def test_without_a_hub_the_cache_is_used_with_a_notice(kind, repository, server, monkeypatch, capsys):

@@ -146,6 +146,7 @@ def test_a_token_that_is_given_comes_before_that_of_the_login(server, folder, mo
     assert at_hub(server) == content(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

@@ -51,6 +51,7 @@ def _put_dense(model: Rwkv4, path: str, module: Tiled | InputMajor) -> None:
     model.get_submodule(path).weight = nn.Parameter(module.weight.contiguous(), requires_grad=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_numbers_do_not_depend_on_where_layers_are(engine, layout):
     def everything() -> list:
@@ -145,6 +146,7 @@ MIXES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("devices", "home"), MIXES, ids=str)
 def test_every_mix_runs_and_returns_what_the_head_is_on(devices, home, packed):
@@ -198,6 +200,7 @@ def travels(layers: int, n: int, state_on: str) -> int:
         return count.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_state_travels_by_field_and_device_not_by_layer(n):
     assert travels(2, n, "lazy:1") == travels(7, n, "lazy:1") <= 1 + 2 * (len(FIELDS) + 1)

@@ -74,6 +74,7 @@ def read(model: RWKV, one_by_one: bool) -> Tensor:
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -86,6 +87,7 @@ def test_the_error_is_below_twice_plain_torchs(precision, seed, one_by_one, tmp_
     assert error(read(model, one_by_one), expected) < 2 * theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mix",
     [
@@ -132,6 +134,7 @@ def test_where_a_chunk_ends_changes_no_bit(precision, tmp_path):
     assert torch.equal(together[3], whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [(1, 1), (1, 2), (1, 129), (32, 1), (32, 3)], ids=str)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_squared_relu_beyond_float16_does_not_overflow(precision, rows, tmp_path):

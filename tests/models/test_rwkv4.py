@@ -118,6 +118,7 @@ def test_gradients_of_the_whole_model(tmp_path):
         assert parameter.grad.view(-1)[index].item() == pytest.approx(quotient, rel=1e-5, abs=1e-7), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [Shape(3, 64, 64, 160, 120), Shape(2, 32, 32, 128, 50)], ids=str)
 def test_the_rwkv_package_agrees(shape, tmp_path, monkeypatch):
     monkeypatch.setenv("RWKV_JIT_ON", "0")

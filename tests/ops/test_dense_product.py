@@ -8,6 +8,7 @@ import torch
 from rwkv_engine.ops.linear_many import dense_product
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-6, 1e-2, 1.0, 7.0, 1e3, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_are_those_of_the_rounded_numbers(dtype, size):

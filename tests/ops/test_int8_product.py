@@ -77,6 +77,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tiles", "rows"])
 def test_no_float32_copy_of_the_matrix_is_made(form):
     """By the shapes alone, as on a GPU."""

@@ -66,6 +66,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 16, 40])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("product", PRODUCTS)

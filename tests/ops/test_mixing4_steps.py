@@ -235,6 +235,7 @@ def test_nan_is_not_hidden_by_the_relu():
     assert y[1].isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck(kind):
     make, step, _ = KINDS[kind]

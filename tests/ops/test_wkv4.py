@@ -168,6 +168,7 @@ def test_strided_and_aliased_arguments():
     assert not any(a.data_ptr() == b.data_ptr() for a in aliased for b in (k, num))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strided", [False, True])
 def test_opcheck(strided):
     leaves = make_inputs(2, 3, 18)

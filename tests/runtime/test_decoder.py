@@ -108,6 +108,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("params", DRAWS.values(), ids=DRAWS)
 def test_a_run_samples_the_same_tokens_as_a_sampler_step_by_step(engine, params, capture):
@@ -143,6 +144,7 @@ def test_each_batch_size_is_captured_once_however_tokens_are_sampled(engine):
     assert len(recorded) == 1
 
 
+@pytest.mark.slow
 def test_threads_share_a_decoder(engine):
     """Each writes its own text, in turns of one token, and of runs of tokens."""
     decoder, draw = Decoder(engine.model), Draw(temperature=1.0)

@@ -24,6 +24,7 @@ def weights():
     return oracle.random_weights(SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [NAN, INFINITY, -INFINITY])
 @pytest.mark.parametrize("name", Rwkv4Config(2, 16, 24, 40, 33).tensor_shapes())
 def test_a_single_nan_or_infinity_is_found_in_any_tensor(name, wrong, weights, tmp_path):

@@ -27,6 +27,7 @@ def longest_match(tokens: dict[int, bytes], data: bytes) -> list[int]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [pytest.param(byte_trie, marks=needs_kernels), byte_trie_reference])
 @given(words=st.sets(FEW_BYTES.filter(lambda word: len(word) > 1), max_size=30), data=FEW_BYTES)
 @settings(deadline=None)
@@ -64,6 +65,7 @@ def test_a_token_of_any_length_and_a_text_of_any_length():
     assert encode(b"ab" * 1_000_000) == [ord("a") + 1, ord("b") + 1] * 1_000_000
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_other_threads_run_meanwhile():
     """The main thread counts while another encodes: it could not if the interpreter were held."""

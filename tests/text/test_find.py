@@ -75,6 +75,7 @@ def test_a_world_model_finds_its_vocabulary_next_to_the_file_and_generates_text(
     assert isinstance(model.generate("the fox", max_new_tokens=3, seed=1), str)
 
 
+@pytest.mark.slow
 def test_of_several_tokenizers_next_to_the_model_the_one_that_fits_is_used(tmp_path):
     save_bpe(tmp_path / "20B_tokenizer.json", 50277)
     save_world(tmp_path / WORLD_FILE)
