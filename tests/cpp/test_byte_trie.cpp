@@ -65,7 +65,7 @@ int main() {
     std::vector<std::string> texts(20);
     for (auto& text : texts) text = words(60);
     std::vector<std::vector<int32_t>> ids(texts.size());
-    on_threads(most_threads())(ids.size(), [&](int64_t begin, int64_t end) {
+    on_threads(most_threads())(ids.size(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) ids[i] = trie.encode(texts[i]);
     });
     for (size_t i = 0; i < ids.size(); ++i) CHECK(ids[i] == longest_match(vocabulary, texts[i]), "round", round);
