@@ -40,7 +40,6 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        self.index = index
         if index == 0:
             self.ln0 = float32_norm(config.n_embd, config.layer_norm_eps)
         self.ln1 = float32_norm(config.n_embd, config.layer_norm_eps)

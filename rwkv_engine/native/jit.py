@@ -22,7 +22,10 @@ from rwkv_engine.native.toolkit import cxx_command
 from rwkv_engine.notices import log
 
 # Failures that may not occur in another attempt: too little memory or disk space, killed processes.
-PASSING = re.compile(r"No space left|Disk quota|Read-only file|Input/output error|[Kk]illed|[Mm]emory|memory exhausted")
+PASSING = re.compile(
+    r"No space left|Disk quota|Read-only file|Input/output error|[Kk]illed|"
+    r"[Cc]annot allocate memory|[Oo]ut of memory|memory exhausted"
+)
 LONGEST = 300  # characters of a compiler's line in a message
 
 

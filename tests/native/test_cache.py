@@ -135,6 +135,13 @@ def test_a_build_that_the_compiler_rejects_is_not_repeated_by_every_process(fold
     assert count.read_text() == "x\nx\n"
 
 
+def test_a_rejected_build_that_mentions_a_header_named_memory_is_remembered(folder, tmp_path, monkeypatch):
+    count = failing(tmp_path, "x.cpp:1: error: std::unique_ptr is defined in <memory>", monkeypatch)
+    for _ in range(2):
+        attempt(tmp_path)
+    assert count.read_text() == "x\n"
+
+
 def test_a_program_that_is_not_a_compiler_is_quoted_without_its_command(folder, tmp_path, monkeypatch):
     failing(tmp_path, "cat: invalid option -- M", monkeypatch)
     assert f"could not build the kernels: cat: invalid option -- M (all in {folder / 'nothing.log'}" in attempt(
@@ -142,7 +149,9 @@ def test_a_program_that_is_not_a_compiler_is_quoted_without_its_command(folder, 
     )
 
 
-@pytest.mark.parametrize("message", ["fatal error: Killed signal terminated", "fatal error: No space left on device"])
+@pytest.mark.parametrize(
+    "message", ["fatal error: Killed signal terminated", "fatal error: No space left on device", "error: out of memory"]
+)
 def test_a_temporary_failure_is_not_remembered_and_comes_with_advice(folder, tmp_path, message, monkeypatch):
     count = failing(tmp_path, message, monkeypatch)
     for _ in range(2):
