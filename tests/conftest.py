@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -120,9 +121,10 @@ def few_sources(tmp_path_factory) -> Path:
     from rwkv_engine.native import cpu_kernels
 
     tree = copy_tree(tmp_path_factory.mktemp("few") / "rwkv_engine")
-    for source in (tree / "csrc").rglob("*.cpp"):
-        if not source.name.startswith(("wkv4", "byte_trie")):
+    for source in (tree / "csrc" / "kernels").rglob("*.cpp"):
+        if source.stem not in ("wkv4", "byte_trie"):
             source.unlink()
+    (tree / "csrc" / "bindings" / "cpu.cpp").write_text('#include "bindings/wkv4_cpu.h"\n')
     with open(tree / "rwkv_engine" / "native" / "build.py", "a") as file:
         kept = {cpu_kernels.processor_level(), "portable"}
         file.write(f"\nLEVELS = {{level: flags for level, flags in LEVELS.items() if level in {kept}}}\n")
@@ -138,12 +140,17 @@ def tales():
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """The command line in this process: `call(*arguments)` gives exit code, standard output and standard error."""
+    """The command line in this process: `call(*arguments)` gives exit code, standard output and standard error.
+
+    `stdin` are the bytes in a pipe that is its standard input, if not that of the tests.
+    """
 
     from rwkv_engine.cli import main
 
-    def call(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rwkv-engine", *arguments])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
         monkeypatch.chdir(ROOT)
         code = 0
         try:

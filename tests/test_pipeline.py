@@ -9,7 +9,6 @@ import torch
 from conftest import ROOT
 
 from rwkv_engine import RWKV, CheckpointError, RequestError, StrategyError, TokenizerError
-from rwkv_engine.evaluation import evaluate
 
 GOLDEN = ROOT / "tests" / "golden" / "tales.txt"
 PROMPT = "Once upon a time"
@@ -36,15 +35,9 @@ def test_transformers_writes_the_golden_text_too(tales):
     assert PROMPT + tales.tokenizer.decode(written) + "\n" == GOLDEN.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_the_embedded_model_fits_and_learned_its_corpus(tales, data):
-    """The whole validation text read once, state carried."""
-    size = sum(path.stat().st_size for path in tales.source.iterdir())
-    assert size <= 8_000_000
-    text = (data / "fairy_tales_valid.txt").read_text(encoding="utf-8")
-    loss = evaluate(tales, text).nats_per_byte
-    print(f"{loss:.4f} nats per byte")
-    assert loss <= 1.00
+def test_the_embedded_model_fits(tales):
+    """What it learned is measured with what int8 costs it, in tests/models/test_int8_quality.py."""
+    assert sum(path.stat().st_size for path in tales.source.iterdir()) <= 8_000_000
 
 
 @pytest.mark.slow

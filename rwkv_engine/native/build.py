@@ -80,13 +80,13 @@ def sources() -> list[Path]:
     """Translation units of the CPU library. Only the bindings with pybind11 need `Python.h`."""
     root = source_root()
     modules = root.glob("bindings/*_pybind.cpp") if has_python_headers() else ()
-    return sorted([*root.glob("kernels/cpu/*.cpp"), *root.glob("bindings/*_cpu.cpp"), *modules])
+    return sorted([*root.glob("kernels/cpu/*.cpp"), *root.glob("bindings/cpu.cpp"), *modules])
 
 
 def cuda_sources() -> list[Path]:
     """Translation units of the CUDA library: kernels without torch, for nvcc, and bindings, for the C++ compiler."""
     root = source_root()
-    return sorted([*root.glob("kernels/cuda/*.cu"), *root.glob("bindings/*_cuda.cpp")])
+    return sorted([*root.glob("kernels/cuda/*.cu"), *root.glob("bindings/cuda.cpp")])
 
 
 def compile_flags(level: str) -> list[str]:

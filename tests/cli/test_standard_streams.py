@@ -98,13 +98,12 @@ def test_a_character_that_standard_output_cannot_encode_is_named():
     )
 
 
-def test_the_prompt_comes_from_a_pipe_if_there_is_none(tales):
-    for name in ("", "--file -"):
-        result = shell(f"$RWKV generate {FEW} {name}", b"The fox\n")
-        expected = "The fox" + tales.generate("The fox", max_new_tokens=3, seed=1) + "\n"
-        assert result.stdout.decode() == expected
-    result = shell(f"$RWKV generate {FEW} --each-line --json", b"The fox\nThe king\n")
-    assert result.stdout.count(b'{"prompt": "The ') == 2
+def test_the_prompt_comes_from_a_pipe_if_there_is_none(tales, call):
+    expected = "The fox" + tales.generate("The fox", max_new_tokens=3, seed=1) + "\n"
+    assert shell(f"$RWKV generate {FEW}", b"The fox\n").stdout.decode() == expected
+    assert call("generate", *FEW.split(), "--file", "-", stdin=b"The fox\n")[1] == expected
+    _, output, _ = call("generate", *FEW.split(), "--each-line", "--json", stdin=b"The fox\nThe king\n")
+    assert output.count('{"prompt": "The ') == 2
 
 
 @pytest.mark.parametrize("line", ["$RWKV generate {} < /dev/null", "$RWKV generate {} <&-", "$RWKV generate '' {}"])
@@ -121,22 +120,28 @@ def test_a_given_prompt_leaves_standard_input_to_others():
 MARK = b"\xef\xbb\xbf"
 
 
-def test_a_byte_order_mark_is_not_part_of_a_text(tmp_path):
-    (tmp_path / "input").write_bytes(MARK + b"The fox\n")
-    for line in (
-        f"$RWKV generate {FEW} --file {{}}",
-        f"$RWKV generate {FEW} --file - < {{}}",
-        f"$RWKV generate {FEW} --json < {{}}",
-        "$RWKV embed tales {}",
-        "$RWKV embed tales < {}",
-        "$RWKV eval --json --text {} | sed 's/tokens_per_second.*//'",
-        f"$RWKV chat {FEW} < {{}}",
-    ):
-        marked = shell(line.format(tmp_path / "input"))
-        plain = tmp_path / "plain"
-        plain.write_bytes(b"The fox\n")
-        assert marked.stdout == shell(line.format(plain)).stdout, line
-        assert marked.stdout, marked.stderr
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"generate {FEW} --file FILE",
+        f"generate {FEW} --file -",
+        f"generate {FEW} --json",
+        "embed tales FILE",
+        "embed tales",
+        "eval --json --text FILE",
+        f"chat {FEW}",
+    ],
+)
+def test_a_byte_order_mark_is_not_part_of_a_text(command, call, tmp_path):
+    def output(data: bytes) -> str:
+        path = tmp_path / "input"
+        path.write_bytes(data)
+        arguments = [str(path) if word == "FILE" else word for word in command.split()]
+        code, text, messages = call(*arguments, stdin=data)
+        assert (code, bool(text)) == (0, True), messages
+        return re.sub(r'"tokens_per_second.*', "", text)
+
+    assert output(MARK + b"The fox\n") == output(b"The fox\n")
 
 
 def test_text_that_is_not_utf8_is_refused_with_the_reason_first():

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -48,17 +49,21 @@ def fails_without(place: str, test: str) -> bool:
 
 
 def main(folder: str, *tests: str) -> int:
-    reached: dict[str, list[str]] = {}
-    for test in tests:
-        for place in places_reached(test):
-            reached.setdefault(place, []).append(test)
-    missed = 0
-    for place, line in barriers(Path(folder)).items():
-        using = reached.get(place, [])
-        caught = next((Path(test).name for test in using if fails_without(place, test)), None)
-        verdict = f"caught by {caught}" if caught else "NOT CAUGHT" if using else "NEVER REACHED"
-        print(f"{place:36} {line:30} {verdict}", flush=True)
-        missed += caught is None
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reached: dict[str, list[str]] = {}
+        for test, places in zip(tests, pool.map(places_reached, tests), strict=True):
+            for place in places:
+                reached.setdefault(place, []).append(test)
+
+        def catcher(place: str) -> str | None:
+            return next((test for test in reached.get(place, []) if fails_without(place, test)), None)
+
+        lines = barriers(Path(folder))
+        missed = 0
+        for (place, line), test in zip(lines.items(), pool.map(catcher, lines), strict=True):
+            verdict = f"caught by {Path(test).name}" if test else "NOT CAUGHT" if place in reached else "NEVER REACHED"
+            print(f"{place:36} {line:30} {verdict}", flush=True)
+            missed += test is None
     return 1 if missed else 0
 
 

@@ -1,4 +1,6 @@
 // rwkv_engine::time_mixing4_step and channel_mixing4_step on the CPU: check, allocate, launch, register. No arithmetic.
+#pragma once
+
 #include "bindings/mixing4_steps.h"
 
 #include <torch/library.h>
@@ -10,7 +12,7 @@
 namespace rwkv {
 namespace {
 
-struct Cpu {
+struct MixingOnCpu {
   template <class Step>
   static void launch(const char* op, const Step& step, int64_t S, const Tensor& x) {
     for (int64_t b = 0; step.slots && b < step.B; ++b)
@@ -30,8 +32,8 @@ struct Cpu {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CPU, m) {
-  m.impl("time_mixing4_step", &time_mixing4_step<Cpu>);
-  m.impl("channel_mixing4_step", &channel_mixing4_step<Cpu>);
+  m.impl("time_mixing4_step", &time_mixing4_step<MixingOnCpu>);
+  m.impl("channel_mixing4_step", &channel_mixing4_step<MixingOnCpu>);
 }
 
 }  // namespace rwkv

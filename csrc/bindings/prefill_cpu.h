@@ -1,5 +1,6 @@
 // rwkv_engine::ln_shift, squared_relu and gate_residual on the CPU: check, allocate, launch, register. No arithmetic.
-// They are in one file because including torch's headers takes most of the compilation.
+#pragma once
+
 #include "bindings/prefill.h"
 
 #include <torch/library.h>
@@ -11,8 +12,8 @@
 namespace rwkv {
 namespace {
 
-struct Cpu {
-  explicit Cpu(at::Device) {}
+struct PrefillOnCpu {
+  explicit PrefillOnCpu(at::Device) {}
 
   void ln_shift(const LnShift& all) const { cpu::ln_shift(all, torch_threads); }
   void squared_relu(const float* k, int64_t n, float* y) const { cpu::squared_relu(k, n, y, torch_threads); }
@@ -24,9 +25,9 @@ struct Cpu {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CPU, m) {
-  m.impl("ln_shift", &ln_shift<Cpu>);
-  m.impl("squared_relu", &squared_relu<Cpu>);
-  m.impl("gate_residual", &gate_residual<Cpu>);
+  m.impl("ln_shift", &ln_shift<PrefillOnCpu>);
+  m.impl("squared_relu", &squared_relu<PrefillOnCpu>);
+  m.impl("gate_residual", &gate_residual<PrefillOnCpu>);
 }
 
 }  // namespace rwkv

@@ -1,4 +1,6 @@
 // rwkv_engine::ln_shift, squared_relu and gate_residual on CUDA: check, allocate, launch, register. No arithmetic.
+#pragma once
+
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -11,11 +13,11 @@
 namespace rwkv {
 namespace {
 
-struct Cuda {
+struct PrefillOnCuda {
   const c10::cuda::CUDAGuard guard;
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
 
-  explicit Cuda(at::Device device) : guard(device) {}
+  explicit PrefillOnCuda(at::Device device) : guard(device) {}
 
   void ln_shift(const LnShift& all) const { C10_CUDA_CHECK(cuda::ln_shift(all, stream)); }
   void squared_relu(const float* k, int64_t n, float* y) const { C10_CUDA_CHECK(cuda::squared_relu(k, n, y, stream)); }
@@ -27,9 +29,9 @@ struct Cuda {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CUDA, m) {
-  m.impl("ln_shift", &ln_shift<Cuda>);
-  m.impl("squared_relu", &squared_relu<Cuda>);
-  m.impl("gate_residual", &gate_residual<Cuda>);
+  m.impl("ln_shift", &ln_shift<PrefillOnCuda>);
+  m.impl("squared_relu", &squared_relu<PrefillOnCuda>);
+  m.impl("gate_residual", &gate_residual<PrefillOnCuda>);
 }
 
 }  // namespace rwkv

@@ -1,4 +1,6 @@
 // rwkv_engine::philox_uniform on the CPU: check, allocate, launch, register. No arithmetic.
+#pragma once
+
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 

@@ -1,4 +1,6 @@
 // rwkv_engine::wkv4 and rwkv_engine::wkv4_backward on CUDA: check, allocate, launch, register. No arithmetic.
+#pragma once
+
 #include "kernels/cuda/wkv4.h"
 
 #include <ATen/Dispatch.h>

@@ -1,4 +1,6 @@
 // rwkv_engine::tile, untile and linear on CUDA: check, allocate, launch, register. No arithmetic.
+#pragma once
+
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -11,11 +13,11 @@
 namespace rwkv {
 namespace {
 
-struct Cuda {
+struct LinearOnCuda {
   const c10::cuda::CUDAGuard guard;
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
 
-  explicit Cuda(at::Device device) : guard(device) {}
+  explicit LinearOnCuda(at::Device device) : guard(device) {}
 
   template <class Weight>
   void tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles) const {
@@ -33,9 +35,9 @@ struct Cuda {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CUDA, m) {
-  m.impl("tile", &tile<Cuda>);
-  m.impl("untile", &untile<Cuda>);
-  m.impl("linear", &linear<Cuda>);
+  m.impl("tile", &tile<LinearOnCuda>);
+  m.impl("untile", &untile<LinearOnCuda>);
+  m.impl("linear", &linear<LinearOnCuda>);
 }
 
 }  // namespace rwkv

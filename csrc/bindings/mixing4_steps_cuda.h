@@ -1,6 +1,8 @@
 // rwkv_engine::time_mixing4_step and channel_mixing4_step on CUDA: check, allocate, launch, register. No arithmetic.
 //
 // The values of `slots` are not checked, because that would synchronise with the device, which a CUDA graph cannot.
+#pragma once
+
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -13,7 +15,7 @@
 namespace rwkv {
 namespace {
 
-struct Cuda {
+struct MixingOnCuda {
   template <class Step>
   static void launch(const char*, const Step& step, int64_t, const Tensor& x) {
     const c10::cuda::CUDAGuard guard(x.device());
@@ -33,8 +35,8 @@ struct Cuda {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CUDA, m) {
-  m.impl("time_mixing4_step", &time_mixing4_step<Cuda>);
-  m.impl("channel_mixing4_step", &channel_mixing4_step<Cuda>);
+  m.impl("time_mixing4_step", &time_mixing4_step<MixingOnCuda>);
+  m.impl("channel_mixing4_step", &channel_mixing4_step<MixingOnCuda>);
 }
 
 }  // namespace rwkv

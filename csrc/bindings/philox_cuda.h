@@ -1,4 +1,6 @@
 // rwkv_engine::philox_uniform on CUDA: check, guard, launch on the current stream, register. No arithmetic.
+#pragma once
+
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>

@@ -1,4 +1,6 @@
 // rwkv_engine::tile, untile, linear and linear_many on the CPU: check, allocate, launch, register. No arithmetic.
+#pragma once
+
 #include "bindings/linear.h"
 
 #include <torch/library.h>
@@ -11,8 +13,8 @@
 namespace rwkv {
 namespace {
 
-struct Cpu {
-  explicit Cpu(at::Device) {}
+struct LinearOnCpu {
+  explicit LinearOnCpu(at::Device) {}
 
   template <class Weight>
   void tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles) const {
@@ -47,9 +49,9 @@ Tensor linear_many(const Tensor& x, const Tensor& weight, int64_t outputs, const
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CPU, m) {
-  m.impl("tile", &tile<Cpu>);
-  m.impl("untile", &untile<Cpu>);
-  m.impl("linear", &linear<Cpu>);
+  m.impl("tile", &tile<LinearOnCpu>);
+  m.impl("untile", &untile<LinearOnCpu>);
+  m.impl("linear", &linear<LinearOnCpu>);
   m.impl("linear_many", &linear_many);
 }
 
