@@ -9,14 +9,15 @@
 namespace rwkv {
 
 // The number format of the weights. int8 weights are integers q: W[n, k] = rows[n] q[n, k] columns[k].
-enum class Format : uint8_t { fp32, bf16, fp16, int8 };
+// int4 weights are integers with a scale and a minimum for each group: W[n, k] = (s q[n, k] + m) columns[k].
+enum class Format : uint8_t { fp32, bf16, fp16, int8, int4 };
 
 // W (N outputs, K inputs), in tiles or as W^T row-major.
 struct Matrix {
   Format format;
   const void* weights;
   int64_t N, K;
-  const float *rows, *columns;  // (N,), (K,); for int8 weights only
+  const float *rows, *columns;  // (N,), (K,); rows for int8 weights only, columns for int8 and int4
 
   template <class Weight>
   RWKV_HOST_DEVICE const Weight* as() const {
@@ -37,6 +38,8 @@ auto for_format(Format format, const Function& fn) {
       return fn(Float16{});
     case Format::int8:
       return fn(int8_t{});
+    case Format::int4:
+      return fn(Int4{});
   }
   std::abort();
 }
