@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from threading import Event, Thread
 
 import torch
-from torch import Tensor
 
+from rwkv_engine.storage import huge_pages
 from rwkv_engine.verification.memory import peak_memory, resident_memory
 
 Clock = Callable[[], float]
@@ -45,7 +43,7 @@ class ReadBandwidth:
         self.size = size if device == "cpu" else 2 * size
         self._clock = clock
         self._numbers = (
-            _huge_pages(self.size)
+            huge_pages.empty((self.size // 4,), torch.float32).zero_()
             if device == "cpu"
             else torch.zeros(self.size // 4, dtype=torch.float32, device=device)
         )
@@ -55,15 +53,6 @@ class ReadBandwidth:
         """Bytes per second, the median of a few readings; takes a tenth of a second on a small machine."""
         read: Callable[[], object] = self._numbers.sum
         return self.size / sorted(seconds(read, self._clock, self.device) for _ in range(READINGS))[READINGS // 2]
-
-
-def _huge_pages(size: int) -> Tensor:
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if hasattr(mmap, "MAP_PRIVATE") else None
-    if memory is None:
-        return torch.zeros(size // 4, dtype=torch.float32)
-    with suppress(OSError, AttributeError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).zero_()
 
 
 class MemoryWatch:

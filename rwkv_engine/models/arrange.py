@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from rwkv_engine.core.config import Role
@@ -18,6 +17,7 @@ from rwkv_engine.models.int8 import quantized
 from rwkv_engine.ops import tile
 from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.ops.tiles import ROWS, tiled_shape
+from rwkv_engine.storage import huge_pages
 
 # Quantises a matrix (N, K) to a format that is not a float: returns the integers (N, K) and their scales (N + K,).
 QUANTISERS: dict[WeightFormat, Callable[[Tensor], tuple[Tensor, Tensor]]] = {I8: quantized}
@@ -62,7 +62,7 @@ def arrange(stored: Tensor, form: str, weights: WeightFormat, scales: Tensor | N
     else:
         stored, scales = QUANTISERS[weights](stored) if scales is None else (stored, scales.clone())
     shape = arranged_shape(form, tuple(stored.shape), weights)
-    arranged = torch.empty(shape, dtype=weights.storage, device=stored.device)
+    arranged = huge_pages.empty(shape, weights.storage, stored.device)
     if form == "tiles":
         for part, room in zip(stored.split(TILED), arranged.split(TILED // ROWS), strict=True):
             tile(part.to(weights.storage), room)

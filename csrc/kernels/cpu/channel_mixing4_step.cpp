@@ -12,21 +12,17 @@
 namespace rwkv::cpu {
 namespace {
 
-// Threads get columns of the value matrix in multiples of this number, which is a multiple of a cache line.
-constexpr int64_t kPiece = 64;
-
 struct Pieces {
-  float *now, *squared, *gate;   // (B, C), (B, F), (B, C)
-  char *in_k, *in_r, *in_value;  // prepared
+  float *now, *squared, *gate, *parts;  // (B, C), (B, F), (B, C), (kInputParts, B, C)
+  char *in_k, *in_r;                    // prepared
   int64_t size;
 
   Pieces(const ChannelMixing4Step& step, void* allocation) {
     Scratch scratch(allocation);
     now = scratch.take<float>(step.B * step.C), squared = scratch.take<float>(step.B * step.F);
-    gate = scratch.take<float>(step.B * step.C);
+    gate = scratch.take<float>(step.B * step.C), parts = scratch.take<float>(kInputParts * step.B * step.C);
     in_k = scratch.take<char>(step.B * prepared_size(step.key));
     in_r = scratch.take<char>(step.B * prepared_size(step.receptance));
-    in_value = scratch.take<char>(step.B * input_prepared_size(step.value));
     size = scratch.used();
   }
 };
@@ -49,25 +45,27 @@ void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const R
       const int64_t block = is_key ? unit : unit - key_blocks, width = is_key ? F : C, n = block * kTileRows;
       tile_product(is_key ? step.key : step.receptance, block, is_key ? at.in_k : at.in_r, B, sums.data());
       const int64_t rows = std::min<int64_t>(kTileRows, width - n);
-      for (int64_t b = 0; b < B; ++b)
-        for (int64_t i = 0; i < rows; ++i) {
-          const float sum = sums[b][i], positive = sum < 0 ? 0 : sum;  // keeps NaN
-          (is_key ? at.squared : at.gate)[b * width + n + i] = is_key ? positive * positive : sigmoid(sum);
+      for (int64_t b = 0; b < B; ++b) {
+        float out[kTileRows];  // of all lanes: the compiler vectorises a loop whose length it knows
+        store_lanes(out, sums[b]);
+        for (float& sum : out) {
+          const float positive = sum < 0 ? 0 : sum;  // keeps NaN
+          sum = is_key ? positive * positive : sigmoid(sum);
         }
+        std::copy_n(out, rows, (is_key ? at.squared : at.gate) + b * width + n);
+      }
     }
   });
 
-  prepare_inputs(step.value, at.squared, B, at.in_value, run);
-  run((C + kPiece - 1) / kPiece, B * F * kPiece, [=, &step](int64_t begin, int64_t end) {
-    const int64_t from = begin * kPiece, columns = std::min(C, end * kPiece) - from;
-    const std::vector<int64_t> active = active_inputs(at.squared, B, F);
-    std::vector<float> sums(B * columns);
-    input_product(step.value, at.squared, at.in_value, active, B, from, columns, sums.data());
-    for (int64_t b = 0; b < B; ++b)
-      for (int64_t c = 0; c < columns; ++c) {
-        const int64_t i = b * C + from + c;
-        step.y[i] = step.x[i] + at.gate[i] * sums[b * columns + c];
-      }
+  run(kInputParts, B * F * C / kInputParts, [=, &step](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part)
+      input_product(step.value, at.squared, B, part, at.parts + part * B * C);
+  });
+  run(B * C, kInputParts, [=, &step](int64_t begin, int64_t end) {
+    std::vector<float> sums(at.parts + begin, at.parts + end);
+    for (int64_t part = 1; part < kInputParts; ++part)
+      for (int64_t i = begin; i < end; ++i) sums[i - begin] += at.parts[part * B * C + i];
+    for (int64_t i = begin; i < end; ++i) step.y[i] = step.x[i] + at.gate[i] * sums[i - begin];
   });
 }
 

@@ -5,6 +5,9 @@
 #include <cstring>
 
 #include "kernels/tiles.h"
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 // Loops over lanes and tiles are fast only if the compiler knows their lengths, so they are inlined into each caller.
 #define RWKV_INLINE inline __attribute__((always_inline))
@@ -68,6 +71,18 @@ RWKV_INLINE LaneBits load_16_bits(const void* from) {
 
 RWKV_INLINE Lanes widen_row(const Bfloat16* from) { return as_float(load_16_bits(from) << 16); }
 
-RWKV_INLINE Lanes widen_row(const Float16* from) { return widen_half(load_16_bits(from)); }
+RWKV_INLINE Lanes widen_row(const Float16* from) {
+#if defined(__AVX512F__)
+  return (Lanes)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__)
+  const auto* const eights = reinterpret_cast<const __m128i*>(from);
+  const __m256 halves[2] = {_mm256_cvtph_ps(_mm_loadu_si128(eights)), _mm256_cvtph_ps(_mm_loadu_si128(eights + 1))};
+  Lanes lanes;
+  memcpy(&lanes, halves, sizeof lanes);
+  return lanes;
+#else
+  return widen_half(load_16_bits(from));
+#endif
+}
 
 }  // namespace rwkv::cpu

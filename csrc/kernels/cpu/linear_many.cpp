@@ -2,22 +2,34 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 #include <vector>
 
-#include "kernels/cpu/panel.h"
+#include "kernels/cpu/int4_rows.h"
+#include "kernels/cpu/panel_int4.h"
 
 namespace rwkv::cpu {
 namespace {
 
 constexpr int kUnit = kBlocks * kTileRows;  // outputs
 // The number of consecutive groups of 64 bytes that are multiplied with all rows before the next ones. The weights of a
-// unit for this many stay in the L1 and L2 caches.
+// unit for this many stay in the L1 and L2 caches. Activations share scales over fewer words (cpu/quantized.h).
+template <class Weight>
 constexpr int64_t kDepth = 256;
+template <>
+constexpr int64_t kDepth<Int4> = 252;
+static_assert(kDepth<int8_t> % (kQuantized / 4) == 0 && kDepth<Int4> % (kQuantized / kInt4Inputs * kInt4Words) == 0);
 // The number of rows that are processed at a time. The sums of a unit for this many rows stay in the cache.
 constexpr int64_t kPassing = 264;
 static_assert(kPassing % kRows == 0);
 
 int64_t panels_of(int64_t M) { return (M + kRows - 1) / kRows; }
+
+// The words of 64 bytes in a block of tiles.
+template <class Weight>
+int64_t words_of(int64_t K) {
+  return tiles_per_block<Weight>(K) * (std::is_same_v<Weight, Int4> ? kInt4Words : kTileGroups);
+}
 
 // The bits of 16 consecutive weights of a row of W^T; zeros after the end of the row.
 template <class Weight>
@@ -35,10 +47,36 @@ RWKV_INLINE LaneBits load_row(const Weight* from, int64_t columns) {
     return (LaneBits)widen_ints(from) & 0xffu;
 }
 
+template <class Weight>
+using Packed = std::array<LaneBits, kDepth<Weight>>;
+
+// Packs inputs [k, k + depth) of a unit of outputs, which begins at n, from rows of int4 W^T, as float32.
+void pack_int4_rows(const Matrix& matrix, int64_t n, int64_t k, int64_t depth, Packed<float>* to) {
+  const int64_t stride = int4_row_bytes(matrix.N), words = int4_row_words(matrix.N), word = n / kInt4Outputs;
+  const char* row = matrix.as<char>() + k * stride;
+  for (int64_t i = 0; i < depth; ++i, row += stride) {
+    if (k + i >= matrix.K) {
+      for (int j = 0; j < kBlocks; ++j) to[j][i] = LaneBits{};
+      continue;
+    }
+    float parameters[kTileRows];
+    store_lanes(parameters, widen_row(reinterpret_cast<const Float16*>(row) + 4 * word / kTileRows * kTileRows));
+    const LaneBits bits = load_bits(row + stride + (word - words) * 64);
+    for (int j = 0; j < kBlocks; ++j) {
+      const int block = static_cast<int>(n % kInt4Outputs / kTileRows) + j;
+      const float* const group = parameters + 4 * word % kTileRows + 2 * (block / (kInt4Inputs / kTileRows));
+      const Lanes weights = Int4Values{group[0], group[1]}.at(bits >> 4 * block);
+      memcpy(&to[j][i], &weights, sizeof weights);
+    }
+  }
+}
+
 // Packs groups [g, g + depth) of a unit of outputs, which begins at n, from row-major W^T. Consecutive rows are far
 // apart in memory, so they are prefetched.
 template <class Weight>
-void pack_weights(const Matrix& matrix, int64_t n, int64_t g, int64_t depth, std::array<LaneBits, kDepth>* to) {
+void pack_weights(const Matrix& matrix, int64_t n, int64_t g, int64_t depth, Packed<Weight>* to) {
+  if constexpr (std::is_same_v<Weight, float>)
+    if (matrix.format == Format::int4) return pack_int4_rows(matrix, n, g, depth, to);
   constexpr int P = kGroupInputs<Weight>, kAhead = 16;
   const int64_t N = matrix.N;
   for (int64_t i = 0; i < depth; ++i) {
@@ -61,24 +99,25 @@ void write_row(const Lanes* sums, const float* scales, int64_t outputs, float* y
   for (int64_t n = 0; scales && n < outputs; ++n) y[n] *= scales[n];
 }
 
-// Computes the outputs of units [begin, end) for all rows.
+// Computes the outputs of units [begin, end) for all rows. Int4 weights in rows are multiplied as float32.
 template <class Weight>
 void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64_t end) {
   const auto& [M, x, matrix, in_tiles, y] = linear;
-  const int64_t groups = groups_of<Weight>(matrix.K), size = Panel<Weight>::size(matrix.K),
+  const int64_t groups = words_of<Weight>(matrix.K), size = Panel<Weight>::size(matrix.K),
                 blocks = tile_blocks(matrix.N);
   std::vector<Lanes> all_sums(kPassing * kBlocks);
-  std::vector<std::array<LaneBits, kDepth>> packed(in_tiles ? 0 : kBlocks);
+  std::vector<Packed<Weight>> packed(in_tiles ? 0 : kBlocks);
   const auto* tiles = static_cast<const LaneBits*>(matrix.weights);
   auto* const sums = reinterpret_cast<PanelSums*>(all_sums.data());
   for (int64_t first = 0; first < M; first += kPassing) {
     const int64_t passing = std::min(kPassing, M - first);
     for (int64_t unit = begin; unit < end; ++unit) {
       std::fill(all_sums.begin(), all_sums.end(), Lanes{});
-      for (int64_t g = 0; g < groups; g += kDepth) {
-        const int64_t depth = std::min(kDepth, groups - g);
+      for (int64_t g = 0; g < groups; g += kDepth<Weight>) {
+        const int64_t depth = std::min(kDepth<Weight>, groups - g);
         const LaneBits* weights[kBlocks];
-        if (!in_tiles) pack_weights<Weight>(matrix, unit * kUnit, g, depth, packed.data());
+        if constexpr (!std::is_same_v<Weight, Int4>)
+          if (!in_tiles) pack_weights<Weight>(matrix, unit * kUnit, g, depth, packed.data());
         for (int j = 0; j < kBlocks; ++j) {
           const int64_t block = std::min(unit * kBlocks + j, blocks - 1);  // the last unit may repeat a block
           weights[j] = in_tiles ? tiles + block * groups + g : packed[j].data();
@@ -94,14 +133,24 @@ void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64
   }
 }
 
+// Calls fn(Weight{}) for the type in which weights are multiplied.
+template <class Function>
+auto for_multiplied(const LinearMany& linear, const Function& fn) {
+  return for_format(linear.matrix.format, [&]<class Weight>(Weight weight) {
+    if constexpr (std::is_same_v<Weight, Int4>)
+      if (!linear.in_tiles) return fn(float{});
+    return fn(weight);
+  });
+}
+
 }  // namespace
 
 int64_t LinearMany::scratch_bytes() const {
-  return for_format(matrix.format, [&]<class Weight>(Weight) { return panels_of(M) * Panel<Weight>::size(matrix.K); });
+  return for_multiplied(*this, [&]<class Weight>(Weight) { return panels_of(M) * Panel<Weight>::size(matrix.K); });
 }
 
 void linear_many(const LinearMany& linear, void* scratch, const Run& run) {
-  for_format(linear.matrix.format, [&]<class Weight>(Weight) {
+  for_multiplied(linear, [&]<class Weight>(Weight) {
     const auto& [M, x, matrix, in_tiles, y] = linear;
     char* const panels = static_cast<char*>(scratch);
     const int64_t size = Panel<Weight>::size(matrix.K);

@@ -29,15 +29,20 @@ int64_t groups_of(int64_t K) {
   return tiles_per_block<Weight>(K) * kTileGroups;
 }
 
-// Calls fn(g, i, x) for every group g of inputs and every row i of a panel; x is zero after `rows` rows and after K.
+// Calls fn(g, i, x) for every group g of inputs and every row i of a panel; x is zero after `rows` rows and after K,
+// and times the scales of the columns of weights, if there are any.
 template <class Weight, class Function>
-void for_each_group(const float* x, int64_t rows, int64_t K, const Function& fn) {
+void for_each_group(const float* x, int64_t rows, const Matrix& matrix, const Function& fn) {
   constexpr int P = kGroupInputs<Weight>;
+  const int64_t K = matrix.K;
   for (int i = 0; i < kRows; ++i)
     for (int64_t g = 0; g < groups_of<Weight>(K); ++g) {
       float inputs[P] = {};
       if (i < rows)
-        for (int p = 0; p < P && g * P + p < K; ++p) inputs[p] = x[i * K + g * P + p];
+        for (int p = 0; p < P && g * P + p < K; ++p) {
+          const int64_t k = g * P + p;
+          inputs[p] = matrix.columns ? x[i * K + k] * matrix.columns[k] : x[i * K + k];
+        }
       fn(g, i, inputs);
     }
 }
@@ -52,7 +57,7 @@ struct Panel {
   static int64_t size(int64_t K) { return groups_of<Weight>(K) * kRows * P * sizeof(float); }
 
   static void pack(const float* x, int64_t rows, const Matrix& matrix, char* panel) {
-    for_each_group<Weight>(x, rows, matrix.K, [=](int64_t g, int i, const float* inputs) {
+    for_each_group<Weight>(x, rows, matrix, [=](int64_t g, int i, const float* inputs) {
       std::copy_n(inputs, P, reinterpret_cast<float*>(panel) + (g * kRows + i) * P);
     });
   }
@@ -92,7 +97,7 @@ struct Panel<Bfloat16> {
   }
 
   static void pack(const float* x, int64_t rows, const Matrix& matrix, char* panel) {
-    for_each_group<Bfloat16>(x, rows, matrix.K, [=](int64_t g, int i, const float* inputs) {
+    for_each_group<Bfloat16>(x, rows, matrix, [=](int64_t g, int i, const float* inputs) {
       reinterpret_cast<uint32_t*>(panel)[g * kRows + i] = rounded(inputs[0]) | rounded(inputs[1]) << 16;
     });
   }

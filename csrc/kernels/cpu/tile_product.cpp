@@ -2,11 +2,15 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/int4.h"
 #include "kernels/cpu/quantized.h"
 #include "kernels/cpu/row_sets.h"
 
 namespace rwkv::cpu {
 namespace {
+
+// Weights are prefetched this many bytes ahead, across blocks. The hardware's own prefetchers stop at pages of 4 KB.
+constexpr int64_t kAhead = 4096;
 
 template <class Weight>
 int64_t whole_tiles(int64_t K) {
@@ -37,6 +41,10 @@ struct TileProduct {
     const float* __restrict x = static_cast<const float*>(set);
     Lanes partial[kPartial][sharing] = {};
     for (int64_t k = 0; k < inputs; k += kPartial) {
+      const auto* const step = reinterpret_cast<const char*>(weights + k * kTileRows);
+#pragma GCC unroll 4
+      for (size_t line = 0; line < kPartial * kTileRows * sizeof(Weight); line += 64)
+        __builtin_prefetch(step + kAhead + line);
 #pragma GCC unroll 4
       for (int i = 0; i < kPartial; ++i) {
         const Lanes w = widen_group<Weight>(load_bits(weights + (k + i - i % P) * kTileRows), i % P);
@@ -49,13 +57,46 @@ struct TileProduct {
   }
 };
 
+#ifdef __AVX512F__
+// float16 weights where an instruction converts 16 of them. Both inputs of a group are converted side by side, so a sum
+// has a lane for each, and the lanes of a row are added at the end. Prepared activations are as for other floats.
+template <>
+template <int sharing>
+void TileProduct<Float16>::multiply(const Matrix& matrix, int64_t block, const void* set, Lanes* __restrict sums) {
+  constexpr int kGroups = 2;  // always two, whatever the number of rows
+  const int64_t inputs = whole_tiles<Float16>(matrix.K);
+  const Float16* __restrict weights = matrix.as<Float16>() + block * inputs * kTileRows;
+  const float* __restrict x = static_cast<const float*>(set);
+  Lanes low[kGroups][sharing] = {}, high[kGroups][sharing] = {};  // of rows 0 to 7, and 8 to 15
+  for (int64_t k = 0; k < inputs; k += 2 * kGroups)
+#pragma GCC unroll 2
+    for (int g = 0; g < kGroups; ++g) {
+      const Float16* const group = weights + (k + 2 * g) * kTileRows;
+      __builtin_prefetch(reinterpret_cast<const char*>(group) + kAhead);
+      const Lanes of_low = widen_row(group), of_high = widen_row(group + kTileRows);
+#pragma GCC unroll 4
+      for (int b = 0; b < sharing; ++b) {
+        double pair;
+        memcpy(&pair, x + b * inputs + k + 2 * g, sizeof pair);
+        const Lanes both = (Lanes)_mm512_set1_pd(pair);
+        low[g][b] += of_low * both, high[g][b] += of_high * both;
+      }
+    }
+#pragma GCC unroll 4
+  for (int b = 0; b < sharing; ++b) {
+    const Lanes a = low[0][b] + low[1][b], z = high[0][b] + high[1][b];
+    sums[b] = __builtin_shufflevector(a, z, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+              __builtin_shufflevector(a, z, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
+}
+#endif
+
 // int8 weights. Prepared activations are integers in pairs, with zeros after K: the next four inputs of all rows of a
 // set, then the following four. After them come the scales, those of all rows for each group.
 template <>
 struct TileProduct<int8_t> {
   static constexpr int kSharing = cpu::kSharing;
   static constexpr int64_t kWords = kQuantized / kGroupInputs<int8_t>;  // of 64 bytes, that a group spans
-  static constexpr int64_t kPrefetch = 2048;                            // bytes
   struct Numbers {
     uint32_t pair[2];
   };
@@ -95,7 +136,7 @@ struct TileProduct<int8_t> {
 #pragma GCC unroll 4
         for (int i = 0; i < kChains; ++i, x += sharing) {
           const int8_t* const from = weights + (word + i) * 4 * kTileRows;
-          if constexpr (sharing > 2) __builtin_prefetch(from + kPrefetch);
+          __builtin_prefetch(from + kAhead);
           const Pairs w = pairs_of(load_bits(from));
 #pragma GCC unroll 16
           for (int b = 0; b < sharing; ++b)
@@ -113,6 +154,76 @@ struct TileProduct<int8_t> {
     std::copy_n(matrix.rows + n, std::min<int64_t>(kTileRows, matrix.N - n), rows);
 #pragma GCC unroll 16
     for (int b = 0; b < sharing; ++b) sums[b] *= load_lanes(rows);
+  }
+};
+
+// int4 weights. Prepared activations are as for int8, and after them the sums of the numbers of each tile.
+template <>
+struct TileProduct<Int4> {
+  using Int8 = TileProduct<int8_t>;
+  static constexpr int kSharing = Int8::kSharing;
+  static constexpr int kWords = kInt4Inputs / 4;  // of four inputs of a row of activations, for a tile
+
+  static int64_t tiles_of(int64_t K) { return (K + kInt4Inputs - 1) / kInt4Inputs; }
+  static int64_t prepared_size(int64_t K) {
+    return Int8::prepared_size(K) + (tiles_of(K) * sizeof(float) + 63) / 64 * 64;
+  }
+
+  template <int sharing>
+  static void prepare(const Matrix& matrix, const float* x, int i, void* set) {
+    Int8::prepare<sharing>(matrix, x, i, set);
+    const auto* numbers = static_cast<const Int8::Numbers*>(set) + i;
+    float* const totals = totals_of(set, sharing, matrix.K);
+    for (int64_t tile = 0; tile < tiles_of(matrix.K); ++tile) {
+      float total = 0;
+      for (int w = 0; w < kWords; ++w, numbers += sharing)
+        for (uint32_t pair : numbers->pair)
+          total += static_cast<int16_t>(pair) + static_cast<int16_t>(pair >> 16);  // exact
+      totals[tile * sharing + i] = total;
+    }
+  }
+  template <class Set>
+  static auto totals_of(Set* set, int sharing, int64_t K) {
+    using Float = std::conditional_t<std::is_const_v<Set>, const float, float>;
+    using Char = std::conditional_t<std::is_const_v<Set>, const char, char>;
+    return reinterpret_cast<Float*>(static_cast<Char*>(set) + sharing * Int8::prepared_size(K));
+  }
+
+  template <int sharing>
+  static void multiply(const Matrix& matrix, int64_t block, const void* set, Lanes* __restrict sums) {
+    constexpr int kChains = sharing >= 4 ? 1 : 2;
+    const int64_t tiles = tiles_of(matrix.K);
+    const char* __restrict word = matrix.as<char>() + block * tiles * kInt4Words * 64;
+    const auto* __restrict x = static_cast<const Int8::Numbers*>(set);
+    const float* __restrict scale = reinterpret_cast<const float*>(x + Int8::words_of(matrix.K) * sharing);
+    const float* __restrict total = totals_of(set, sharing, matrix.K);
+#pragma GCC unroll 16
+    for (int b = 0; b < sharing; ++b) sums[b] = Lanes{};
+    for (int64_t tile = 0; tile < tiles; ++tile, total += sharing) {
+      if (tile && tile % (kQuantized / kInt4Inputs) == 0) scale += sharing;
+      __builtin_prefetch(word + kAhead);
+      const Int4Group group(load_bits(word));
+      word += 64;
+      LaneInts products[kChains][sharing] = {};
+#pragma GCC unroll 8
+      for (int w = 1; w < kInt4Words; ++w, word += 64, x += 2 * sharing) {
+        __builtin_prefetch(word + kAhead);
+        const LaneBits bits = load_bits(word);
+        const Pairs low = low_pairs(bits), high = high_pairs(bits);
+#pragma GCC unroll 16
+        for (int b = 0; b < sharing; ++b) {
+          LaneInts& first = products[0][b];
+          first = add_pairs(add_pairs(first, low.even, x[b].pair[0]), low.odd, x[b].pair[1]);
+          LaneInts& second = products[kChains - 1][b];
+          second = add_pairs(add_pairs(second, high.even, x[sharing + b].pair[0]), high.odd, x[sharing + b].pair[1]);
+        }
+      }
+#pragma GCC unroll 16
+      for (int b = 0; b < sharing; ++b) {
+        const LaneInts whole = kChains == 1 ? products[0][b] : products[0][b] + products[1][b];
+        sums[b] += group.sum(whole, total[b]) * scale[b];
+      }
+    }
   }
 };
 

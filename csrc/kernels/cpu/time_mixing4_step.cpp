@@ -27,20 +27,27 @@ struct Pieces {
   }
 };
 
-// sigmoid(r) * wkv for 16 channels of one sequence, beginning at channel a; updates the state. k, v and r have one lane
-// per channel.
-RWKV_INLINE void gate_channels(const TimeMixing4Step& step, int64_t b, int64_t a, int lanes, const float* k,
-                               const float* v, const float* r, float* __restrict gated) {
-  const float *decay = step.decay + a, *first = step.first + a;
+// sigmoid(r) * wkv for up to 16 channels of one sequence, beginning at channel a; updates the state. k, v and r have one
+// lane per channel. The arithmetic is on all lanes of local arrays, so that the compiler vectorises it.
+void gate_channels(const TimeMixing4Step& step, int64_t b, int64_t a, int64_t lanes, const Lanes& k, const Lanes& v,
+                   const Lanes& r, float* gated) {
   const int64_t row = slot_of(step.slots, b) * step.wkv_stride + a;
-  float* __restrict num = step.num + row, * __restrict den = step.den + row, * __restrict max = step.max + row;
-#pragma omp simd
-  for (int i = 0; i < lanes; ++i) {
-    const Wkv4State<float> state{num[i], den[i], max[i]};
-    gated[i] = sigmoid(r[i]) * wkv4_output(first[i], k[i], v[i], state);
-    const auto next = wkv4_update(decay[i], k[i], v[i], state);
-    num[i] = next.num, den[i] = next.den, max[i] = next.max;
+  struct {
+    float k[kTileRows], v[kTileRows], r[kTileRows], decay[kTileRows], first[kTileRows], num[kTileRows], den[kTileRows],
+        max[kTileRows], gated[kTileRows];
+  } at = {};
+  store_lanes(at.k, k), store_lanes(at.v, v), store_lanes(at.r, r);
+  std::copy_n(step.decay + a, lanes, at.decay), std::copy_n(step.first + a, lanes, at.first);
+  std::copy_n(step.num + row, lanes, at.num), std::copy_n(step.den + row, lanes, at.den);
+  std::copy_n(step.max + row, lanes, at.max);
+  for (int i = 0; i < kTileRows; ++i) {
+    const Wkv4State<float> state{at.num[i], at.den[i], at.max[i]};
+    at.gated[i] = sigmoid(at.r[i]) * wkv4_output(at.first[i], at.k[i], at.v[i], state);
+    const auto next = wkv4_update(at.decay[i], at.k[i], at.v[i], state);
+    at.num[i] = next.num, at.den[i] = next.den, at.max[i] = next.max;
   }
+  std::copy_n(at.num, lanes, step.num + row), std::copy_n(at.den, lanes, step.den + row);
+  std::copy_n(at.max, lanes, step.max + row), std::copy_n(at.gated, lanes, gated);
 }
 
 }  // namespace
@@ -55,18 +62,17 @@ void time_mixing4_step(const TimeMixing4Step& step, void* scratch, const Run& ru
   prepare_step(step, inputs, at.now, run);
 
   run(tile_blocks(A), 3 * B * C * kTileRows, [=, &step](int64_t begin, int64_t end) {
-    std::vector<Lanes> k(B), v(B), r(B);
-    for (int64_t block = begin; block < end; ++block) {
-      tile_product(step.key, block, at.in_k, B, k.data());
-      tile_product(step.value, block, at.in_v, B, v.data());
-      tile_product(step.receptance, block, at.in_r, B, r.data());
-      const int64_t a = block * kTileRows;
-      const int lanes = static_cast<int>(std::min<int64_t>(kTileRows, A - a));
-      for (int64_t b = 0; b < B; ++b) {
-        float kb[kTileRows], vb[kTileRows], rb[kTileRows];
-        store_lanes(kb, k[b]), store_lanes(vb, v[b]), store_lanes(rb, r[b]);
-        gate_channels(step, b, a, lanes, kb, vb, rb, at.gated + b * A + a);
-      }
+    const int64_t blocks = end - begin;
+    std::vector<Lanes> k(blocks * B), v(blocks * B), r(blocks * B);
+    // One matrix after the other, because three streams of weights at a time are read more slowly than one.
+    for (int64_t i = 0; i < blocks; ++i) tile_product(step.key, begin + i, at.in_k, B, &k[i * B]);
+    for (int64_t i = 0; i < blocks; ++i) tile_product(step.value, begin + i, at.in_v, B, &v[i * B]);
+    for (int64_t i = 0; i < blocks; ++i) tile_product(step.receptance, begin + i, at.in_r, B, &r[i * B]);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t a = (begin + i) * kTileRows;
+      const int64_t lanes = std::min<int64_t>(kTileRows, A - a);
+      for (int64_t b = 0; b < B; ++b)
+        gate_channels(step, b, a, lanes, k[i * B + b], v[i * B + b], r[i * B + b], at.gated + b * A + a);
     }
   });
 
