@@ -1,152 +1,11 @@
-// Random matrices and both mixing steps as they are defined, in double precision; what CPU and CUDA kernels are tested
-// against.
+// Both mixing steps as they are defined, in double precision; what CPU and CUDA kernels are tested against.
 #pragma once
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <random>
-#include <vector>
 
 #include "check.h"
 #include "kernels/mixing4_steps.h"
+#include "random_matrix.h"
 
 namespace reference {
-
-using namespace rwkv;
-
-using Doubles = std::vector<double>;
-using Floats = std::vector<float>;
-
-inline float value_of(float w) { return w; }
-inline float value_of(Bfloat16 w) {
-  const uint32_t bits = static_cast<uint32_t>(w.bits) << 16;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline float value_of(Float16 w) {  // normal numbers and zero
-  const uint32_t bits = (w.bits & 0x7fffu) == 0 ? 0 : ((w.bits & 0x7fffu) << 13) + (112u << 23);
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return w.bits & 0x8000u ? -value : value;
-}
-inline float value_of(int8_t w) { return w; }
-
-inline Floats normal(int64_t n, double scale = 1) {
-  static std::mt19937 generator(7);
-  std::normal_distribution<double> distribution(0, scale);
-  Floats out(n);
-  for (float& x : out) x = static_cast<float>(distribution(generator));
-  return out;
-}
-
-// int8 weights fill their range whatever the scale: that of their matrix makes them small.
-template <class Weight>
-Weight random_weight(double scale) {
-  if constexpr (std::is_same_v<Weight, int8_t>) return std::clamp(std::round(normal(1, 48)[0]), -127.0f, 127.0f);
-  const float x = normal(1, scale)[0];
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  if constexpr (std::is_same_v<Weight, float>) return x;
-  if constexpr (std::is_same_v<Weight, Bfloat16>) return {static_cast<uint16_t>(bits >> 16)};
-  if constexpr (std::is_same_v<Weight, Float16>) {
-    const uint32_t exponent = (bits >> 23 & 0xff) < 114 ? 0 : (bits >> 23 & 0xff) - 112;
-    return {static_cast<uint16_t>(exponent ? (bits >> 16 & 0x8000u) | exponent << 10 | (bits >> 13 & 0x3ffu) : 0)};
-  }
-}
-
-template <class Weight>
-Weight nan_weight() {
-  Weight nan;
-  memset(&nan, 0xff, sizeof nan);
-  return nan;
-}
-
-template <class Weight>
-constexpr Format kFormat = std::is_same_v<Weight, float>      ? Format::fp32
-                           : std::is_same_v<Weight, Bfloat16> ? Format::bf16
-                           : std::is_same_v<Weight, Float16>  ? Format::fp16
-                                                              : Format::int8;
-
-// n positive numbers around `middle`.
-inline Floats random_scales(int64_t n, double middle) {
-  Floats scales = normal(n, 0.5);
-  for (float& scale : scales) scale = static_cast<float>(middle * std::exp(scale));
-  return scales;
-}
-
-// The quantisation step of each activation in CPU kernels with int8 weights: activations times the scales of their
-// columns are quantised to integers up to 32767 in groups of 256.
-inline Doubles steps_of(const Doubles& x, const Floats& columns) {
-  Doubles steps(x.size());
-  for (size_t first = 0; first < x.size(); first += 256) {
-    const size_t end = std::min(x.size(), first + 256);
-    double largest = 0;
-    for (size_t k = first; k < end; ++k) largest = std::max(largest, std::abs(x[k] * columns[k]));
-    for (size_t k = first; k < end; ++k) steps[k] = largest / 32767 / columns[k];
-  }
-  return steps;
-}
-
-inline Doubles rounded(Doubles x, const Floats& columns) {
-  const Doubles steps = steps_of(x, columns);
-  for (size_t k = 0; k < x.size(); ++k)
-    if (steps[k] > 0) x[k] = std::nearbyint(x[k] / steps[k]) * steps[k];
-  return x;
-}
-
-// What a sum may be off by because a few activations, close to the middle between two steps, went the other way.
-template <class Element>
-double misrounded(const Doubles& steps, const Element& weight) {  // weight(k); no steps where nothing is rounded
-  double most = 0;
-  for (size_t k = 0; k < steps.size(); ++k) most = std::max(most, std::abs(weight(k)) * steps[k]);
-  return 8 * most;
-}
-
-// A matrix row after row, and in tiles as kernels/tiles.h defines them; int8 with scales.
-template <class Weight>
-struct RandomMatrix {
-  int64_t N, K;
-  std::vector<Weight> rows, tiles;
-  Floats of_rows, of_columns;  // scales
-
-  RandomMatrix(int64_t N, int64_t K)
-      : RandomMatrix(N, K, [K](int64_t, int64_t) { return random_weight<Weight>(size_of_weights(K)); }) {}
-
-  template <class Element>
-  RandomMatrix(int64_t N, int64_t K, const Element& element)
-      : N(N), K(K), rows(N * K), tiles(tile_blocks(N) * kTileRows * tiles_per_block<Weight>(K) * kTileInputs<Weight>) {
-    if (kFormat<Weight> == Format::int8)
-      of_rows = random_scales(N, size_of_weights(K) / 48), of_columns = random_scales(K, 1);
-    constexpr int P = kGroupInputs<Weight>, T = kTileInputs<Weight>;
-    for (int64_t n = 0; n < N; ++n)
-      for (int64_t k = 0; k < K; ++k) {
-        const int64_t tile = n / kTileRows * tiles_per_block<Weight>(K) + k / T, group = k % T / P;
-        tiles[((tile * kTileGroups + group) * kTileRows + n % kTileRows) * P + k % P] = rows[n * K + k] = element(n, k);
-      }
-  }
-  static double size_of_weights(int64_t K) { return std::min(0.1, 1 / std::sqrt(static_cast<double>(K))); }
-
-  double at(int64_t n, int64_t k) const {
-    const double scale = of_rows.empty() ? 1 : static_cast<double>(of_rows[n]) * of_columns[k];
-    return value_of(rows[n * K + k]) * scale;
-  }
-  Doubles times(Doubles x, bool rounds = false) const {
-    if (rounds && kFormat<Weight> == Format::int8) x = rounded(x, of_columns);
-    Doubles y(N);
-    for (int64_t n = 0; n < N; ++n)
-      for (int64_t k = 0; k < K; ++k) y[n] += at(n, k) * x[k];
-    return y;
-  }
-  Doubles steps_of(const Doubles& x, bool rounds) const {
-    return rounds && !of_columns.empty() ? reference::steps_of(x, of_columns) : Doubles();
-  }
-  // As kernels take it.
-  Matrix in_tiles() const { return {kFormat<Weight>, tiles.data(), N, K, of_rows.data(), of_columns.data()}; }
-  // Its transpose, whose inputs lie row after row.
-  Matrix transposed() const { return {kFormat<Weight>, rows.data(), K, N, of_columns.data(), of_rows.data()}; }
-};
 
 inline Doubles row(const Floats& from, int64_t b, int64_t width) {
   return {from.begin() + b * width, from.begin() + (b + 1) * width};
@@ -201,15 +60,18 @@ struct Slots {
   }
 };
 
-// Arguments of time_mixing4_step for B sequences.
-template <class Weight>
+// Arguments of time_mixing4_step for B sequences. The types are those of the matrices' weights.
+template <class Key, class Value = Key, class Receptance = Key, class Output = Key>
 struct TimeMixing {
   int64_t B, C, A;
   Floats x = normal(B * C), weight = normal(C), bias = normal(C), mix_k = normal(C), mix_v = normal(C),
          mix_r = normal(C), decay = normal(A), first = normal(A), shift = normal(B * C), num = normal(B * A),
          den = normal(B * A), max = normal(B * A);
-  RandomMatrix<Weight> key{A, C}, value{A, C}, receptance{A, C}, output{C, A};
-  bool rounds = false;  // activations beside int8 weights
+  RandomMatrix<Key> key{A, C};
+  RandomMatrix<Value> value{A, C};
+  RandomMatrix<Receptance> receptance{A, C};
+  RandomMatrix<Output> output{C, A};
+  bool rounds = false;  // activations beside integer weights
 
   // State in its slots, and what a step returns; replaced by the step.
   struct Outcome {
@@ -286,14 +148,16 @@ struct TimeMixing {
   }
 };
 
-// Arguments of channel_mixing4_step for B sequences.
-template <class Weight>
+// Arguments of channel_mixing4_step for B sequences. The types are those of the matrices' weights.
+template <class Key, class Receptance = Key, class Value = Key>
 struct ChannelMixing {
   int64_t B, C, F;
   Floats x = normal(B * C), weight = normal(C), bias = normal(C), mix_k = normal(C), mix_r = normal(C),
          shift = normal(B * C);
-  RandomMatrix<Weight> key{F, C}, receptance{C, C}, value{F, C};  // value: transposed
-  bool rounds = false;                                            // activations beside int8 weights
+  RandomMatrix<Key> key{F, C};
+  RandomMatrix<Receptance> receptance{C, C};
+  RandomMatrix<Value> value{F, C, Layout::input_major};  // transposed
+  bool rounds = false;                                   // activations beside integer weights
 
   struct Outcome {
     Floats shift, y;
@@ -328,7 +192,7 @@ struct ChannelMixing {
       Doubles squared;
       for (int64_t f = 0; f < F; ++f) squared.push_back(k[f] > 0 ? k[f] * k[f] : 0);
       Doubles steps;
-      if (rounds && kFormat<Weight> == Format::int8)
+      if (rounds && kQuantised<Value>)
         steps = steps_of(squared, value.of_rows), squared = rounded(squared, value.of_rows);
       for (int64_t c = 0; c < C; ++c) {
         double sum = 0;

@@ -96,19 +96,19 @@ void test_zeros_are_not_read(int64_t B, int64_t C, int64_t F) {
   std::fill(arguments.weight.begin(), arguments.weight.end(), 0.0f);  // LayerNorm(x) = bias
   std::fill(arguments.bias.begin(), arguments.bias.end(), 1.0f);
   std::fill(arguments.mix_k.begin(), arguments.mix_k.end(), 1.0f);
-  Weight negative = random_weight<Weight>(1);
+  auto negative = random_weight<Weight>(1);
   while (value_of(negative) >= 0) negative = random_weight<Weight>(1);
   arguments.key = RandomMatrix<Weight>(F, C, [=](int64_t, int64_t) { return negative; });
   ChannelMixing<Weight> poisoned = arguments;
-  poisoned.value.rows.assign(F * C, nan_weight<Weight>());
+  poisoned.value.poison(F);
   CHECK(run(poisoned, {B, true}).y == arguments.x, B, C, F);
 
   const int64_t only = F - 1;
-  Weight positive = random_weight<Weight>(1);
+  auto positive = random_weight<Weight>(1);
   while (value_of(positive) <= 0) positive = random_weight<Weight>(1);
   arguments.key = RandomMatrix<Weight>(F, C, [=](int64_t f, int64_t) { return f == only ? positive : negative; });
   poisoned = arguments;
-  std::fill_n(poisoned.value.rows.begin(), only * C, nan_weight<Weight>());
+  poisoned.value.poison(only);
   const auto expected = run(arguments, {B, true}), got = run(poisoned, {B, true});
   CHECK(got.y == expected.y, B, C, F);
   arguments.compare({B, true}, expected);
