@@ -54,6 +54,35 @@ void test_linear_many(int64_t M, int64_t N, int64_t K) {
   }
 }
 
+// Each layout of int4 has groups of its own. Activations beside tiles are quantised as beside int8.
+void test_int4(int64_t M, int64_t N, int64_t K, bool in_tiles) {
+  const auto x = normal(M * K);
+  const RandomMatrix<Int4> tiles(N, K), rows(K, N, Layout::input_major);
+  std::vector<float> y(M * N, NAN);
+  const cpu::LinearMany linear{M, x.data(), in_tiles ? tiles.in_tiles() : rows.transposed(), in_tiles, y.data()};
+  check_same_bits([&](const cpu::Run& run) {
+    std::vector<char> scratch(linear.scratch_bytes(), -1);
+    cpu::linear_many(linear, scratch.data(), run);
+    return bytes_of(y);
+  });
+  const Floats& columns = in_tiles ? tiles.of_columns : rows.of_rows;
+  const double rounding = std::ldexp(1.0, -22) * std::sqrt(K);
+  for (int64_t m = 0; m < M; ++m) {
+    const Doubles input = row(x, m, K), steps = in_tiles ? steps_of(input, columns) : Doubles(K);
+    for (int64_t n = 0; n < N; ++n) {
+      double sum = 0, error = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const auto& w = in_tiles ? tiles.rows[n * K + k] : rows.rows[k * N + n];
+        const double scaled = value_of(w.scale) * w.q, minimum = value_of(w.minimum), of_column = columns[k];
+        sum += (scaled + minimum) * of_column * input[k];
+        error += std::abs(scaled + minimum) * of_column * steps[k] / 2 * 1.01;
+        error += (std::abs(scaled) + std::abs(minimum)) * std::abs(of_column * input[k]) * rounding;
+      }
+      CHECK(std::abs(y[m * N + n] - sum) <= error, M, N, K, in_tiles, m, n, y[m * N + n], sum, error);
+    }
+  }
+}
+
 void test_ln_shift(int64_t B, int64_t T, int64_t C, int64_t M) {
   const auto x = normal(B * T * C), weight = normal(C), bias = normal(C), mixes = normal(M * C), shift = normal(B * C);
   std::vector<float> mixed(M * B * T * C, NAN), last(B * C, NAN);
@@ -116,6 +145,10 @@ int main() {
   test_products<Bfloat16>();
   test_products<Float16>();
   test_products<int8_t>();
+  for (const bool in_tiles : {true, false})
+    for (const int64_t M : {1, 13, 300})
+      for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {16, 64}, {17, 65}, {150, 130}, {33, 2100}})
+        test_int4(M, n, k, in_tiles);
   for (const int64_t T : {1, 2, 7, 33}) {
     test_ln_shift(1, T, 8, 3);
     test_ln_shift(3, T, 33, 2);
