@@ -4,36 +4,50 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/quantized.h"
+#include "kernels/cpu/row_sets.h"
+#include "kernels/matrix.h"
 
 namespace rwkv::cpu {
 
-// Rows that are added per load of the sums. While they are read, the next ones are prefetched: the hardware cannot know
-// which rows are active.
-constexpr int64_t kTogether = 8;
+// Inputs that are looked at together; int8 activations share a scale over as many.
+constexpr int64_t kGroup = kQuantized;
 
-// The inputs in [begin, end) that are not zero in all of B rows of length K.
+// Calls fn(together) with the number of rows of W^T to be added per load of the sums. One or two rows of activations
+// wait for memory, which is fastest where few rows are read from beginning to end; more of them wait for arithmetic.
+template <class Function>
+void for_together(int64_t B, const Function& fn) {
+  if (B <= 2)
+    fn(std::integral_constant<int64_t, 8>{});
+  else
+    fn(std::integral_constant<int64_t, 64>{});
+}
+
+// The inputs in [begin, end), at most kGroup, that are not zero in all of B rows of length K.
 inline void find_active(const float* x, int64_t B, int64_t K, int64_t begin, int64_t end,
                         std::vector<int64_t>* active) {
   active->clear();
-  for (int64_t k = begin; k < end; ++k) {
-    bool any = false;
-    for (int64_t b = 0; b < B; ++b) any |= x[b * K + k] != 0;
-    if (any) active->push_back(k);
-  }
+  bool any[kGroup] = {};
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t k = begin; k < end; ++k) any[k - begin] |= x[b * K + k] != 0;
+  for (int64_t k = begin; k < end; ++k)
+    if (any[k - begin]) active->push_back(k);
 }
 
-// The next rows to be added, n of them, and those after them; the last one is repeated where there are fewer.
+// The next rows to be added, n <= together, and those after them; the last one is repeated where there are fewer. While
+// the rows are read, those after them are prefetched: the hardware cannot know which rows are active.
+template <int64_t together>
 struct ActiveRows {
+  static constexpr int64_t kMost = together;
   int64_t n;
-  const char *rows[kTogether], *ahead[kTogether];
+  const char *rows[together], *ahead[together];
 
   ActiveRows(const void* weights, int64_t row_bytes, const std::vector<int64_t>& active, int64_t first)
-      : n(std::min<int64_t>(kTogether, active.size() - first)) {
+      : n(std::min<int64_t>(together, active.size() - first)) {
     const int64_t last = active.size() - 1;
-    for (int64_t i = 0; i < kTogether; ++i) {
+    for (int64_t i = 0; i < together; ++i) {
       rows[i] = static_cast<const char*>(weights) + active[std::min(first + i, last)] * row_bytes;
-      ahead[i] = static_cast<const char*>(weights) + active[std::min(first + kTogether + i, last)] * row_bytes;
+      ahead[i] = static_cast<const char*>(weights) + active[std::min(first + together + i, last)] * row_bytes;
     }
   }
 
@@ -44,8 +58,7 @@ struct ActiveRows {
 
   // To be called for every 64 bytes.
   RWKV_INLINE void prefetch(int64_t offset) const {
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < kTogether; ++i) __builtin_prefetch(ahead[i] + offset);
+    for (int64_t i = 0; i < together; ++i) __builtin_prefetch(ahead[i] + offset);
   }
 };
 

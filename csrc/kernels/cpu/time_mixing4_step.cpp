@@ -27,8 +27,8 @@ struct Pieces {
   }
 };
 
-// sigmoid(r) * wkv for up to 16 channels of one sequence, beginning at channel a; updates the state. k, v and r have one
-// lane per channel. The arithmetic is on all lanes of local arrays, so that the compiler vectorises it.
+// sigmoid(r) * wkv for up to 16 channels of one sequence, beginning at channel a; updates the state. k, v and r have
+// one lane per channel. The arithmetic is on all lanes of local arrays, so that the compiler vectorises it.
 void gate_channels(const TimeMixing4Step& step, int64_t b, int64_t a, int64_t lanes, const Lanes& k, const Lanes& v,
                    const Lanes& r, float* gated) {
   const int64_t row = slot_of(step.slots, b) * step.wkv_stride + a;
