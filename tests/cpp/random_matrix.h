@@ -34,10 +34,9 @@ inline float value_of(Bfloat16 w) {
   memcpy(&value, &bits, sizeof value);
   return value;
 }
-inline float value_of(Float16 w) {  // normal numbers and zero
-  const uint32_t bits = (w.bits & 0x7fffu) == 0 ? 0 : ((w.bits & 0x7fffu) << 13) + (112u << 23);
-  float value;
-  memcpy(&value, &bits, sizeof value);
+inline float value_of(Float16 w) {  // finite numbers
+  const int exponent = w.bits >> 10 & 0x1f, mantissa = w.bits & 0x3ff;
+  const float value = std::ldexp(static_cast<float>(exponent ? 1024 + mantissa : mantissa), std::max(exponent, 1) - 25);
   return w.bits & 0x8000u ? -value : value;
 }
 inline float value_of(int8_t w) { return w; }

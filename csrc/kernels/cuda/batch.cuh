@@ -8,26 +8,25 @@
 #include <type_traits>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/tiles.h"
 
 namespace rwkv::cuda {
 
 constexpr int kMostRows = 16;
 
-// Calls fn with the smallest std::integral_constant<int, batch> that holds B rows, or the largest.
-template <class Function>
+// Calls fn with the smallest std::integral_constant<int, batch> that holds B rows, or the largest, `most`.
+template <int most = kMostRows, class Function>
 cudaError_t for_batch(int64_t B, const Function& fn) {
-  if (B <= 1) return fn(std::integral_constant<int, 1>{});
-  if (B <= 2) return fn(std::integral_constant<int, 2>{});
-  if (B <= 4) return fn(std::integral_constant<int, 4>{});
-  if (B <= 8) return fn(std::integral_constant<int, 8>{});
-  return fn(std::integral_constant<int, kMostRows>{});
+  if constexpr (most > 1)
+    if (B <= most / 2) return for_batch<most / 2>(B, fn);
+  return fn(std::integral_constant<int, most>{});
 }
 
 // The number of blocks of this many threads that a multiprocessor should hold at once, for __launch_bounds__. With few
 // rows a kernel is memory-bound, and 768 threads keep enough loads in flight; without the bound, ptxas would use more
-// registers per thread.
-template <int batch, int threads>
-constexpr int kResident = batch > 4 ? 1 : 768 / threads;
+// registers per thread. With int4 weights a load takes twice the registers, so 512 threads have as many in flight.
+template <class Weight, int batch, int threads>
+constexpr int kResident = batch > 4 ? 1 : (std::is_same_v<Weight, Int4> ? 512 : 768) / threads;
 
 inline int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
 

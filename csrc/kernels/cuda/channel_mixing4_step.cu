@@ -1,6 +1,9 @@
 // There are two kernels. The first computes relu(k)^2, with a bit for each input that is not zero, and sigmoid(r). The
 // second reads those rows of the value matrix whose bits are set. Every block of the first kernel reads the old shift
 // row, so the new one is written to scratch, and replaces it in the second kernel.
+//
+// A kernel is compiled for one format of weights. If key and receptance differ in their formats, the first kernel is
+// launched once for each.
 #include "kernels/cuda/channel_mixing4_step.h"
 
 #include <algorithm>
@@ -8,6 +11,7 @@
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
+#include "kernels/cuda/row_segment.cuh"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/math.h"
 
@@ -15,52 +19,51 @@ namespace rwkv::cuda {
 namespace {
 
 constexpr int kWordBits = 32;
-// In the second kernel, a lane computes the outputs of 16 bytes of weights, and this many rows share each load of the
-// value matrix, because 64 sums fit into registers.
-template <class Weight>
-constexpr int kColumns = 16 / sizeof(Weight);
-template <class Weight, int batch>
-constexpr int kSparseRows = std::min(batch, kColumns<Weight> > 8 ? 4 : 8);
 
 struct Scratch {
-  float* squared;    // (groups of kSparseRows, F, kSparseRows): the rows of an input are adjacent
+  int64_t batch;     // the number of rows in a group of the first kernel
+  float* squared;    // (groups, F, batch): the rows of an input are adjacent
   float* gate;       // (B, C), sigmoid(r)
   float* now;        // (B, C), LayerNorm(x)
-  uint32_t* active;  // (groups of kSparseRows, words of F bits)
+  uint32_t* active;  // (groups, words of F bits, batch)
 };
 
-// The number of rows in the buffers, padded to full groups.
-int64_t padded_rows(int64_t B) {
+// The number of rows in a group.
+int64_t group_rows(int64_t B) {
   int64_t rows = 0;
   for_batch(B, [&](auto batch) {
-    rows = pieces(B, batch()) * batch();
+    rows = batch();
     return cudaSuccess;
   });
   return rows;
 }
 
+// The number of rows in the buffers, padded to full groups.
+int64_t padded_rows(int64_t B) { return pieces(B, group_rows(B)) * group_rows(B); }
+
 constexpr int kSlices = 4;
 constexpr int kBlocks = kWordBits / kTileRows;  // of 16 outputs a CUDA block makes
 constexpr int kInnerThreads = kBlocks * kSlices * kWarp;
 
-// Computes 32 outputs of the key or, in the blocks after those, of the receptance.
+// A block computes 32 outputs of the key or, in the blocks after those, of the receptance. The blocks of a launch are
+// numbered from `first_block`.
 template <class Weight, int batch>
-__global__ void __launch_bounds__(kInnerThreads, kResident<batch, kInnerThreads>)
-    inner_kernel(ChannelMixing4Step step, Scratch scratch) {
+__global__ void __launch_bounds__(kInnerThreads, kResident<Weight, batch, kInnerThreads>)
+    inner_kernel(ChannelMixing4Step step, Scratch scratch, int64_t first_block) {
   using Product = TileProduct<Weight, batch, kSlices>;
-  constexpr int kSparse = kSparseRows<Weight, batch>;
   alignas(16) __shared__ float staged[batch * Product::kChunk];
   __shared__ float parts[kBlocks][kSlices * Product::kSums];
   __shared__ RowStatistics<batch, kInnerThreads> statistics;
   __shared__ int64_t state[batch];
-  __shared__ uint32_t votes[batch];
 
   const int64_t C = step.C, F = step.F, words = (F + kWordBits - 1) / kWordBits;
-  const bool is_key = blockIdx.x < words;
-  const int64_t word = is_key ? blockIdx.x : blockIdx.x - words, width = is_key ? F : C;
+  const int64_t mine = first_block + blockIdx.x;
+  const bool is_key = mine < words;
+  const int64_t word = is_key ? mine : mine - words, width = is_key ? F : C;
   const int64_t block = word * kBlocks + warp() / kSlices;
-  const Weight *const key = step.key.as<Weight>(), *const receptance = step.receptance.as<Weight>();
-  Product product(tile_block(is_key ? key : receptance, block, C), C, warp() % kSlices, block * kTileRows < width);
+  const void *const key = step.key.weights, *const receptance = step.receptance.weights;
+  Product product(tile_block<Weight>(is_key ? key : receptance, block, C), C, warp() % kSlices,
+                  block * kTileRows < width);
 
   const Group rows = Group::mine<batch>(step.B);
   const float *const x = step.x + rows.first * C, *const mix = is_key ? step.mix_k : step.mix_r,
@@ -77,8 +80,8 @@ __global__ void __launch_bounds__(kInnerThreads, kResident<batch, kInnerThreads>
       if (b < rows.count && c < C) {
         const float now = normalised(x[b * C + c], statistics.mean[b], statistics.scale[b], step.norm, c);
         const float last = step.shift[state[b] * step.shift_stride + c];
-        mixed = scaled<Weight>(token_shift(now, last, mix[c]), columns, c);
-        if (blockIdx.x == 0) scratch.now[(rows.first + b) * C + c] = now;
+        mixed = times_column<Weight>(token_shift(now, last, mix[c]), columns, c);
+        if (mine == 0) scratch.now[(rows.first + b) * C + c] = now;
       }
       staged[i] = mixed;
     }
@@ -90,77 +93,79 @@ __global__ void __launch_bounds__(kInnerThreads, kResident<batch, kInnerThreads>
   const int64_t n = word * kWordBits + lane();
   for (int b = warp(); b < batch; b += kInnerThreads / kWarp) {
     float sum = sum_of_slices<Product>(parts[lane() / kTileRows], b * kTileRows + lane() % kTileRows);
-    if (n < width) sum = scaled<Weight>(sum, scales, n);
+    if (n < width) sum = times_row<Weight>(sum, scales, n);
     if (is_key) {
       const float positive = sum < 0 ? 0 : sum;  // keeps NaN
-      const float squared = b < rows.count && n < F ? scaled<Weight>(positive * positive, step.value.columns, n) : 0;
-      const int64_t group = (rows.first + b) / kSparse;
-      if (n < F) scratch.squared[(group * F + n) * kSparse + b % kSparse] = squared;
+      float squared = b < rows.count && n < F ? positive * positive : 0;
+      if (n < F) {
+        if (has_column_scales(step.value.format)) squared *= step.value.columns[n];
+        scratch.squared[(blockIdx.y * F + n) * batch + b] = squared;
+      }
       const uint32_t vote = __ballot_sync(kAllLanes, squared != 0);
-      if (lane() == 0) votes[b] = vote;
+      if (lane() == 0) scratch.active[(blockIdx.y * words + word) * batch + b] = vote;
     } else if (b < rows.count && n < C) {
       scratch.gate[(rows.first + b) * C + n] = sigmoid(sum);
     }
-  }
-  if (!is_key) return;
-  __syncthreads();
-  if (thread() < batch / kSparse) {
-    uint32_t any = 0;
-    for (int b = 0; b < kSparse; ++b) any |= votes[thread() * kSparse + b];
-    scratch.active[(rows.first / kSparse + thread()) * words + word] = any;
   }
 }
 
 // The number of adjacent lanes in a row of the value matrix: 32 bytes, the size of a memory transaction.
 constexpr int kRowLanes = 2;
-// With 8-bit weights half as many blocks compute all outputs, so each block has twice as many threads.
+// With 8-bit weights half as many blocks compute all outputs, and a quarter with int4, so each block has more threads.
 template <class Weight>
-constexpr int kSparseThreads = sizeof(Weight) == 1 ? 512 : 256;
+constexpr int kSparseThreads = kVectorOutputs<Weight> > 8 ? 512 : 256;
+// The number of rows that share each load of the value matrix, because 64 sums fit into registers.
+template <class Weight>
+constexpr int kMostSparseRows = std::min(8, 64 / kVectorOutputs<Weight>);
 
-// Computes y = x + gate * (sum over the active inputs f of squared[f] value[f]) for kRowLanes * columns outputs, and
-// their part of the new shift row. A worker computes `columns` outputs per lane. Words of 32 inputs are assigned to
+// Computes y = x + gate * (sum over the active inputs f of squared[f] value[f]) for kRowLanes * outputs outputs, and
+// their part of the new shift row. A worker computes `outputs` outputs per lane. Words of 32 inputs are assigned to
 // workers in turn, by the index of the inputs and not by which of them are active; otherwise the result of a row would
 // depend on the other rows of the batch.
-template <class Weight, int batch, int columns>
+template <class Weight, int batch, int outputs>
 __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(ChannelMixing4Step step, Scratch scratch) {
-  constexpr int kSums = batch * columns, kThreads = kSparseThreads<Weight>, kWorkers = kThreads / kRowLanes,
+  constexpr int kSums = batch * outputs, kThreads = kSparseThreads<Weight>, kWorkers = kThreads / kRowLanes,
                 kWarps = kThreads / kWarp, kAhead = batch > 4 || kSums > 32 ? 2 : 4;
-  // With uint4 the compiler does not split the 16 bytes into weights and pack them again.
-  using Words = std::conditional_t<columns == 1, Weight, uint4>;
+  using Segment = RowSegment<Weight, outputs>;
+  using Squared = Pack<float, batch>;
+  using Votes = Pack<uint32_t, batch>;
   __shared__ float parts[kWarps][kRowLanes * kSums];
 
   const int64_t C = step.C, F = step.F, words = (F + kWordBits - 1) / kWordBits;
   const int side = lane() % kRowLanes, worker = thread() / kRowLanes;
-  const int64_t column = (static_cast<int64_t>(blockIdx.x) * kRowLanes + side) * columns;
-  const uint32_t* const active = scratch.active + blockIdx.y * words;
-  const auto* const inputs = reinterpret_cast<const Pack<float, batch>*>(scratch.squared) + blockIdx.y * F;
+  const Group rows = Group::mine<batch>(step.B);
+  const int64_t group = rows.first / scratch.batch, within = rows.first % scratch.batch;
+  const uint32_t* const active = scratch.active + group * words * scratch.batch + within;
+  const float* const inputs = scratch.squared + group * F * scratch.batch + within;
+  const Segment segment(step.value, static_cast<int64_t>(blockIdx.x) * kRowLanes + side);
 
   float sums[kSums] = {};
-  for (int64_t word = worker; word < words && column < C; word += kWorkers) {
-    uint32_t left = active[word];
+  for (int64_t word = worker; word < words && segment.exists(); word += kWorkers) {
+    const Votes votes = *reinterpret_cast<const Votes*>(active + word * scratch.batch);
+    uint32_t left = 0;
+#pragma unroll
+    for (int b = 0; b < batch; ++b) left |= votes.at[b];
     while (left) {
-      Words words[kAhead];
-      Pack<float, batch> squared[kAhead];
+      typename Segment::Words loaded[kAhead];
+      Squared squared[kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int64_t f = word * kWordBits + __ffs(static_cast<int>(left)) - 1;
-        words[i] = {}, squared[i] = {};
+        loaded[i] = {}, squared[i] = {};
         if (left) {
-          words[i] = *reinterpret_cast<const Words*>(step.value.as<Weight>() + f * C + column);
-          squared[i] = inputs[f];
+          loaded[i] = segment.load(f);
+          squared[i] = *reinterpret_cast<const Squared*>(inputs + f * scratch.batch);
         }
         left &= left - 1;  // clears the lowest bit
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        Pack<Weight, columns> weights;
-        memcpy(&weights, &words[i], sizeof weights);
-        float w[columns];
-        widen(weights, w);
+        float w[outputs];
+        Segment::widen(loaded[i], w);
 #pragma unroll
-        for (int j = 0; j < columns; ++j)
+        for (int j = 0; j < outputs; ++j)
 #pragma unroll
-          for (int b = 0; b < batch; ++b) sums[b * columns + j] = fmaf(w[j], squared[i].at[b], sums[b * columns + j]);
+          for (int b = 0; b < batch; ++b) sums[b * outputs + j] = fmaf(w[j], squared[i].at[b], sums[b * outputs + j]);
       }
     }
   }
@@ -170,25 +175,50 @@ __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(Chann
     for (int i = 0; i < kSpread<kSums, kWarp / 2, kRowLanes>; ++i) parts[warp()][side * kSums + first + i] = sums[i];
   __syncthreads();
 
-  const Group rows = Group::mine<batch>(step.B);
   for (int i = thread(); i < kRowLanes * kSums; i += kThreads) {
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) sum += parts[w][i];
-    const int b = i % kSums / columns;
-    const int64_t c = (static_cast<int64_t>(blockIdx.x) * kRowLanes + i / kSums) * columns + i % columns;
+    const int b = i % kSums / outputs;
+    const int64_t c = Segment::output(static_cast<int64_t>(blockIdx.x) * kRowLanes + i / kSums, i % outputs);
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
-    step.y[at] = fmaf(scratch.gate[at], scaled<Weight>(sum, step.value.rows, c), step.x[at]);
+    step.y[at] = fmaf(scratch.gate[at], times_row<Weight>(sum, step.value.rows, c), step.x[at]);
     step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }
 
-template <class Weight, int batch, int columns>
+// Launches the blocks of the first kernel that belong to the key, the receptance or both.
+cudaError_t launch_inner(Format format, const ChannelMixing4Step& step, const Scratch& scratch, int64_t first_block,
+                         int64_t blocks, cudaStream_t stream) {
+  return for_format(format, [&]<class Weight>(Weight) {
+    return for_batch(step.B, [&](auto batch) {
+      return launch(&inner_kernel<Weight, batch()>, grid_of(blocks, pieces(step.B, batch())), kInnerThreads, 0, stream,
+                    step, scratch, first_block);
+    });
+  });
+}
+
+template <class Weight, int batch, int outputs>
 cudaError_t launch_sparse(const ChannelMixing4Step& step, const Scratch& scratch, cudaStream_t stream) {
-  return launch(&sparse_kernel<Weight, batch, columns>,
-                grid_of(pieces(step.C, kRowLanes * columns), pieces(step.B, batch)), kSparseThreads<Weight>, 0, stream,
+  const int64_t padded = std::is_same_v<Weight, Int4> ? pieces(step.C, kInt4Outputs) * kInt4Outputs : step.C;
+  return launch(&sparse_kernel<Weight, batch, outputs>,
+                grid_of(pieces(padded, kRowLanes * outputs), pieces(step.B, batch)), kSparseThreads<Weight>, 0, stream,
                 step, scratch);
+}
+
+// Rows of int4 weights are padded; with other weights, the 16 bytes of a lane may not be aligned in every row.
+cudaError_t launch_sparse(const ChannelMixing4Step& step, const Scratch& scratch, cudaStream_t stream) {
+  return for_format(step.value.format, [&]<class Weight>(Weight) {
+    return for_batch<kMostSparseRows<Weight>>(step.B, [&](auto batch) {
+      constexpr int outputs = kVectorOutputs<Weight>;
+      if constexpr (!std::is_same_v<Weight, Int4>) {
+        const bool aligned = step.C % outputs == 0 && reinterpret_cast<uintptr_t>(step.value.weights) % 16 == 0;
+        if (!aligned) return launch_sparse<Weight, batch(), 1>(step, scratch, stream);
+      }
+      return launch_sparse<Weight, batch(), outputs>(step, scratch, stream);
+    });
+  });
 }
 
 }  // namespace
@@ -200,22 +230,17 @@ int64_t scratch_bytes(const ChannelMixing4Step& step) {
 }
 
 cudaError_t channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, cudaStream_t stream) {
+  const int64_t rows = padded_rows(step.B), of_key = pieces(step.F, kWordBits),
+                of_receptance = pieces(step.C, kWordBits);
   float* const squared = static_cast<float*>(scratch);
-  return for_format(step.key.format, [&]<class Weight>(Weight) {
-    return for_batch(step.B, [&](auto batch) {
-      float* const gate = squared + padded_rows(step.B) * step.F;
-      float* const now = gate + step.B * step.C;
-      const Scratch parts{squared, gate, now, reinterpret_cast<uint32_t*>(now + step.B * step.C)};
-      const int64_t words = pieces(step.F, kWordBits) + pieces(step.C, kWordBits);
-      const cudaError_t status = launch(&inner_kernel<Weight, batch()>, grid_of(words, pieces(step.B, batch())),
-                                        kInnerThreads, 0, stream, step, parts);
-      if (status != cudaSuccess) return status;
-      constexpr int rows = kSparseRows<Weight, batch()>, columns = kColumns<Weight>;
-      const bool aligned = step.C % columns == 0 && reinterpret_cast<uintptr_t>(step.value.weights) % 16 == 0;
-      return aligned ? launch_sparse<Weight, rows, columns>(step, parts, stream)
-                     : launch_sparse<Weight, rows, 1>(step, parts, stream);
-    });
-  });
+  auto* const active = reinterpret_cast<uint32_t*>(squared + rows * step.F);
+  float* const gate = reinterpret_cast<float*>(active + rows * of_key);
+  const Scratch parts{group_rows(step.B), squared, gate, gate + step.B * step.C, active};
+  const Format key = step.key.format, receptance = step.receptance.format;
+  const bool together = key == receptance;
+  cudaError_t status = launch_inner(key, step, parts, 0, together ? of_key + of_receptance : of_key, stream);
+  if (status == cudaSuccess && !together) status = launch_inner(receptance, step, parts, of_key, of_receptance, stream);
+  return status == cudaSuccess ? launch_sparse(step, parts, stream) : status;
 }
 
 }  // namespace rwkv::cuda

@@ -9,7 +9,8 @@ namespace rwkv::cuda {
 
 int64_t scratch_bytes(const ChannelMixing4Step& step);  // for `scratch`, at a multiple of 16 bytes
 
-// All matrices have the same format; tiles begin at multiples of 16 bytes.
+// The matrices may differ in their formats; tiles, and int4 rows of the value matrix, begin at multiples of 16
+// bytes.
 cudaError_t channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, cudaStream_t stream);
 
 }  // namespace rwkv::cuda

@@ -1,37 +1,31 @@
 // W x for a batch of rows x and 16 rows of a matrix W in tiles (kernels/tiles.h), by the warps of a block. Torch-free;
 // device code.
 //
-// A warp reads 512 bytes at once, which are 8 groups of inputs of 16 rows; a lane reads 16 bytes, which are 4 rows of
-// one group. Consecutive reads along the inputs are assigned to `slices` warps in turn. The sum of a row is first
-// computed in each lane, then over the lanes, then over the slices, always in this order. The caller applies the scales
-// of int8 weights: x has been multiplied by those of the columns.
+// Consecutive reads along the inputs (cuda/tile_reading.cuh) are assigned to `slices` warps in turn. The sum of a row
+// is first computed in each lane, then over the lanes, then over the slices, always in this order. The caller applies
+// the scales of rows and columns: x has been multiplied by those of the columns.
 #pragma once
 
-#include "kernels/cuda/widen.cuh"
+#include "kernels/cuda/tile_reading.cuh"
 #include "kernels/matrix.h"
 
 namespace rwkv::cuda {
 
-constexpr int kLaneRows = 4;                              // rows in a lane's 16 bytes
-constexpr int kRowLanes = kTileRows / kLaneRows;          // lanes that share a group
-constexpr int kWarpGroups = kWarp / kRowLanes;            // groups per read
-constexpr int kTileReadings = kTileGroups / kWarpGroups;  // reads of 512 bytes per tile
-
 // The address of block i of a matrix with K inputs.
 template <class Weight>
-__host__ __device__ const Weight* tile_block(const Weight* matrix, int64_t i, int64_t K) {
+__device__ const uint4* tile_block(const void* matrix, int64_t i, int64_t K) {
   const int64_t tiles = (K + kTileInputs<Weight> - 1) / kTileInputs<Weight>;
-  return matrix + i * tiles * (kTileInputs<Weight> * kTileRows);
+  return static_cast<const uint4*>(matrix) + i * tiles * kTileVectors<Weight>;
 }
 
 // One warp's part of the product.
 template <class Weight, int batch, int slices>
 class TileProduct {
-  static constexpr int P = kGroupInputs<Weight>;
-  static constexpr int kInputs = kWarpGroups * P;  // inputs per read
-  // The number of reads in flight while as many are multiplied. With 8-bit weights and 16 rows, a read takes 256
-  // multiplications, so one in flight is enough; with two, the inputs of three blocks would not fit into shared memory.
-  static constexpr int kAhead = batch <= 4 ? 4 : batch * P <= 32 ? 2 : 1;
+  using Read = Reading<Weight>;
+  static constexpr int P = Read::kPart;
+  static constexpr int kLaneInputs = Read::kParts * P;
+  static constexpr int kInputs = kWarpGroups * kLaneInputs;  // inputs per read
+  static constexpr int kAhead = Read::template kAhead<batch>;
   static constexpr int kRound = slices * kAhead * kInputs;
 
  public:
@@ -41,10 +35,11 @@ class TileProduct {
   static constexpr int kChunk = 2048 / batch > kRound ? 2048 / batch : kRound;
 
   // Starts the first reads, so that activations can be prepared meanwhile. If `exists` is false, `block` is not read.
-  __device__ TileProduct(const Weight* block, int64_t K, int slice, bool exists = true)
-      : next_(reinterpret_cast<const uint4*>(block) + slice * kWarp + lane()),
+  __device__ TileProduct(const uint4* block, int64_t K, int slice, bool exists = true)
+      : next_(block + slice * Read::kVectors + Read::first()),
         left_(0),
-        offset_(slice * kInputs + lane() / kRowLanes * P) {
+        offset_(slice * kInputs + lane() / kRowLanes * kLaneInputs) {
+    constexpr int kTileReadings = kTileInputs<Weight> / kInputs;
     const int64_t readings = (K + kTileInputs<Weight> - 1) / kTileInputs<Weight> * kTileReadings;
     if (exists && readings > slice) left_ = static_cast<int>((readings - slice + slices - 1) / slices);
     read();
@@ -53,12 +48,15 @@ class TileProduct {
   // Adds the products with the next kChunk inputs of x.
   __device__ void add(const float* x) {
     for (int at = 0; at < kChunk && left_ > -kAhead; at += kRound) {
-      uint4 words[kAhead];
+      Read reads[kAhead];
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) words[i] = words_[i];
+      for (int i = 0; i < kAhead; ++i) reads[i] = reads_[i];
       read();
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) multiply(words[i], x + at + offset_ + i * slices * kInputs);
+      for (int i = 0; i < kAhead; ++i)
+#pragma unroll
+        for (int part = 0; part < Read::kParts; ++part)
+          multiply(reads[i], part, x + at + offset_ + i * slices * kInputs + part * P);
     }
   }
 
@@ -76,16 +74,17 @@ class TileProduct {
   // Starts the next reads, with zeros after the last one. All lanes take the same branch.
   __device__ void read() {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) words_[i] = i < left_ ? next_[i * slices * kWarp] : uint4{0, 0, 0, 0};
-    next_ += kAhead * slices * kWarp;
+    for (int i = 0; i < kAhead; ++i) {
+      reads_[i] = {};
+      if (i < left_) reads_[i].load(next_ + i * slices * Read::kVectors);
+    }
+    next_ += kAhead * slices * Read::kVectors;
     left_ -= kAhead;
   }
 
-  __device__ void multiply(const uint4& words, const float* x) {
-    Pack<Weight, kLaneRows * P> weights;
-    memcpy(&weights, &words, sizeof weights);
+  __device__ void multiply(const Read& read, int part, const float* x) {
     float w[kLaneRows * P];
-    widen(weights, w);
+    read.widen(part, w);
 #pragma unroll
     for (int b = 0; b < batch; ++b) {
       const auto inputs = *reinterpret_cast<const Pack<float, P>*>(x + b * kChunk);
@@ -100,7 +99,7 @@ class TileProduct {
   const uint4* next_;
   int left_;    // reads of this slice that have not been started
   int offset_;  // the position of this lane's first input
-  uint4 words_[kAhead];
+  Read reads_[kAhead];
   float sums_[batch * kLaneRows] = {};
 };
 
@@ -132,7 +131,7 @@ __device__ void stage_rows(const float* x, int rows, int64_t K, const float* col
   for (int i = thread(); i < batch * Product::kChunk; i += threads) {
     const int b = i / Product::kChunk;
     const int64_t k = first + i % Product::kChunk;
-    staged[i] = b < rows && k < K ? scaled<Weight>(x[b * K + k], columns, k) : 0.0f;
+    staged[i] = b < rows && k < K ? times_column<Weight>(x[b * K + k], columns, k) : 0.0f;
   }
 }
 

@@ -2,7 +2,13 @@
 // need no global memory for them. The second is the output product. Every block of the first kernel reads the old shift
 // row, so the new one is written to scratch, and replaces it in the second kernel. Only one thread uses the
 // recurrence's state of a channel, so it is replaced in the first kernel.
+//
+// A kernel is compiled for one format of weights. If k, v and r differ in their formats, the first kernel is launched
+// once for each format; the last launch finds the products of the others in scratch.
 #include "kernels/cuda/time_mixing4_step.h"
+
+#include <bit>
+#include <type_traits>
 
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
@@ -14,19 +20,29 @@ namespace rwkv::cuda {
 namespace {
 
 struct Scratch {
-  float* now;    // (B, C), LayerNorm(x)
-  float* gated;  // (B, A), sigmoid(r) wkv
+  float* now;       // (B, C), LayerNorm(x)
+  float* gated;     // (B, A), sigmoid(r) wkv
+  float* products;  // (3, B, A), k, v and r; only if their matrices differ in format
 };
 
 constexpr int kMatrices = 3;  // k, v, r
+
+// The part of one launch of the first kernel.
+struct Part {
+  unsigned mine;  // bit i: multiplies matrix i
+  bool last;
+
+  __host__ __device__ bool has(int matrix) const { return mine >> matrix & 1; }
+};
+
 constexpr int kMatrixSlices = 4;
 constexpr int kGatedThreads = kMatrices * kMatrixSlices * kWarp;
 
 // gated = sigmoid(r) wkv(k, v) for 16 channels, whose state is replaced; warps 0 to 3 compute k, the next v, the last
-// r.
+// r. Matrices in `step` that belong to other parts are not read, but their columns are.
 template <class Weight, int batch>
-__global__ void __launch_bounds__(kGatedThreads, kResident<batch, kGatedThreads>)
-    gated_kernel(TimeMixing4Step step, Scratch scratch) {
+__global__ void __launch_bounds__(kGatedThreads, kResident<Weight, batch, kGatedThreads>)
+    gated_kernel(TimeMixing4Step step, Scratch scratch, Part part) {
   using Product = TileProduct<Weight, batch, kMatrixSlices>;
   alignas(16) __shared__ float staged[kMatrices][batch * Product::kChunk];
   __shared__ float parts[kMatrices][kMatrixSlices * Product::kSums];
@@ -35,12 +51,12 @@ __global__ void __launch_bounds__(kGatedThreads, kResident<batch, kGatedThreads>
 
   const int64_t C = step.C, A = step.A;
   const int matrix = warp() / kMatrixSlices, slice = warp() % kMatrixSlices;
-  const Weight *const key = step.key.as<Weight>(), *const value = step.value.as<Weight>(),
-                      *const receptance = step.receptance.as<Weight>(),
-                      *const weights = matrix == 0   ? key
-                                       : matrix == 1 ? value
-                                                     : receptance;
-  Product product(tile_block(weights, blockIdx.x, C), C, slice);
+  const void *const key = step.key.weights, *const value = step.value.weights,
+                    *const receptance = step.receptance.weights,
+                    *const weights = matrix == 0   ? key
+                                     : matrix == 1 ? value
+                                                   : receptance;
+  Product product(tile_block<Weight>(weights, blockIdx.x, C), C, slice, part.has(matrix));
 
   const Group rows = Group::mine<batch>(step.B);
   const float* const x = step.x + rows.first * C;
@@ -55,9 +71,9 @@ __global__ void __launch_bounds__(kGatedThreads, kResident<batch, kGatedThreads>
       if (b < rows.count && c < C) {
         const float now = normalised(x[b * C + c], statistics.mean[b], statistics.scale[b], step.norm, c);
         const float last = step.shift[state[b] * step.shift_stride + c];
-        k = scaled<Weight>(token_shift(now, last, step.mix_k[c]), step.key.columns, c);
-        v = scaled<Weight>(token_shift(now, last, step.mix_v[c]), step.value.columns, c);
-        r = scaled<Weight>(token_shift(now, last, step.mix_r[c]), step.receptance.columns, c);
+        k = times_column<Weight>(token_shift(now, last, step.mix_k[c]), step.key.columns, c);
+        v = times_column<Weight>(token_shift(now, last, step.mix_v[c]), step.value.columns, c);
+        r = times_column<Weight>(token_shift(now, last, step.mix_r[c]), step.receptance.columns, c);
         if (blockIdx.x == 0) scratch.now[(rows.first + b) * C + c] = now;
       }
       staged[0][i] = k, staged[1][i] = v, staged[2][i] = r;
@@ -70,9 +86,20 @@ __global__ void __launch_bounds__(kGatedThreads, kResident<batch, kGatedThreads>
     const int b = i / kTileRows;
     const int64_t a = static_cast<int64_t>(blockIdx.x) * kTileRows + i % kTileRows;
     if (b >= rows.count || a >= A) continue;
-    const float k = scaled<Weight>(sum_of_slices<Product>(parts[0], i), step.key.rows, a),
-                v = scaled<Weight>(sum_of_slices<Product>(parts[1], i), step.value.rows, a),
-                r = scaled<Weight>(sum_of_slices<Product>(parts[2], i), step.receptance.rows, a);
+    const float* const scales[kMatrices] = {step.key.rows, step.value.rows, step.receptance.rows};
+    float products[kMatrices];
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m) {
+      float* const kept = scratch.products + (m * step.B + rows.first + b) * A + a;
+      if (part.has(m)) {
+        products[m] = times_row<Weight>(sum_of_slices<Product>(parts[m], i), scales[m], a);
+        if (!part.last) *kept = products[m];
+      } else {
+        products[m] = part.last ? *kept : 0;
+      }
+    }
+    if (!part.last) continue;
+    const auto& [k, v, r] = products;
     const int64_t at = state[b] * step.wkv_stride + a;
     const Wkv4State<float> before{step.num[at], step.den[at], step.max[at]};
     scratch.gated[(rows.first + b) * A + a] = sigmoid(r) * wkv4_output(step.first[a], k, v, before);
@@ -86,14 +113,14 @@ constexpr int kOutputThreads = kOutputSlices * kWarp;
 
 // y = x + Wo gated for 16 outputs, and their part of the new shift row.
 template <class Weight, int batch>
-__global__ void __launch_bounds__(kOutputThreads, kResident<batch, kOutputThreads>)
+__global__ void __launch_bounds__(kOutputThreads, kResident<Weight, batch, kOutputThreads>)
     output_kernel(TimeMixing4Step step, Scratch scratch) {
   using Product = TileProduct<Weight, batch, kOutputSlices>;
   alignas(16) __shared__ float staged[batch * Product::kChunk];
   __shared__ float parts[kOutputSlices * Product::kSums];
 
   const int64_t C = step.C, A = step.A;
-  Product product(tile_block(step.output.as<Weight>(), blockIdx.x, A), A, warp());
+  Product product(tile_block<Weight>(step.output.weights, blockIdx.x, A), A, warp());
   const Group rows = Group::mine<batch>(step.B);
   multiply_all(product, A, staged, [&](int64_t first) {
     stage_rows<Weight, Product, batch, kOutputThreads>(scratch.gated + rows.first * A, rows.count, A,
@@ -106,30 +133,64 @@ __global__ void __launch_bounds__(kOutputThreads, kResident<batch, kOutputThread
     const int64_t c = static_cast<int64_t>(blockIdx.x) * kTileRows + i % kTileRows;
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
-    step.y[at] = step.x[at] + scaled<Weight>(sum_of_slices<Product>(parts, i), step.output.rows, c);
+    step.y[at] = step.x[at] + times_row<Weight>(sum_of_slices<Product>(parts, i), step.output.rows, c);
     step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
+}
+
+// Three matrices' inputs of 16 rows, 256 of each for int4 weights, would not fit into shared memory.
+template <class Weight>
+constexpr int kMostGatedRows = std::is_same_v<Weight, Int4> ? 8 : kMostRows;
+
+cudaError_t launch_gated(TimeMixing4Step step, const Scratch& scratch, Part part, cudaStream_t stream) {
+  Matrix* const matrices[kMatrices] = {&step.key, &step.value, &step.receptance};
+  const Matrix mine = *matrices[std::countr_zero(part.mine)];
+  for (int m = 0; m < kMatrices; ++m)
+    if (!part.has(m)) *matrices[m] = mine;
+  return for_format(mine.format, [&]<class Weight>(Weight) {
+    return for_batch<kMostGatedRows<Weight>>(step.B, [&](auto batch) {
+      return launch(&gated_kernel<Weight, batch()>, grid_of(tile_blocks(step.A), pieces(step.B, batch())),
+                    kGatedThreads, 0, stream, step, scratch, part);
+    });
+  });
+}
+
+cudaError_t launch_output(const TimeMixing4Step& step, const Scratch& scratch, cudaStream_t stream) {
+  return for_format(step.output.format, [&]<class Weight>(Weight) {
+    return for_batch(step.B, [&](auto batch) {
+      return launch(&output_kernel<Weight, batch()>, grid_of(tile_blocks(step.C), pieces(step.B, batch())),
+                    kOutputThreads, 0, stream, step, scratch);
+    });
+  });
+}
+
+bool same_format(const TimeMixing4Step& step) {
+  return step.key.format == step.value.format && step.key.format == step.receptance.format;
 }
 
 }  // namespace
 
 int64_t scratch_bytes(const TimeMixing4Step& step) {
-  return step.B * (step.C + step.A) * static_cast<int64_t>(sizeof(float));
+  const int64_t products = same_format(step) ? 0 : kMatrices * step.A;
+  return step.B * (step.C + step.A + products) * static_cast<int64_t>(sizeof(float));
 }
 
 cudaError_t time_mixing4_step(const TimeMixing4Step& step, void* scratch, cudaStream_t stream) {
   float* const now = static_cast<float*>(scratch);
-  return for_format(step.key.format, [&]<class Weight>(Weight) {
-    return for_batch(step.B, [&](auto batch) {
-      const int64_t groups = pieces(step.B, batch());
-      const Scratch parts{now, now + step.B * step.C};
-      const cudaError_t status = launch(&gated_kernel<Weight, batch()>, grid_of(tile_blocks(step.A), groups),
-                                        kGatedThreads, 0, stream, step, parts);
-      if (status != cudaSuccess) return status;
-      return launch(&output_kernel<Weight, batch()>, grid_of(tile_blocks(step.C), groups), kOutputThreads, 0, stream,
-                    step, parts);
-    });
-  });
+  float* const gated = now + step.B * step.C;
+  const Scratch parts{now, gated, gated + step.B * step.A};
+  const Format formats[kMatrices] = {step.key.format, step.value.format, step.receptance.format};
+  constexpr unsigned kAll = (1u << kMatrices) - 1;
+  for (unsigned done = 0; done != kAll;) {
+    const Format format = formats[std::countr_one(done)];
+    unsigned mine = 0;
+    for (int m = 0; m < kMatrices; ++m)
+      if (formats[m] == format) mine |= 1u << m;
+    done |= mine;
+    const cudaError_t status = launch_gated(step, parts, {mine, done == kAll}, stream);
+    if (status != cudaSuccess) return status;
+  }
+  return launch_output(step, parts, stream);
 }
 
 }  // namespace rwkv::cuda

@@ -9,7 +9,7 @@ namespace rwkv::cuda {
 
 int64_t scratch_bytes(const TimeMixing4Step& step);  // for `scratch`, at a multiple of 16 bytes
 
-// All matrices have the same format; tiles begin at multiples of 16 bytes.
+// The matrices may differ in their formats; tiles begin at multiples of 16 bytes.
 cudaError_t time_mixing4_step(const TimeMixing4Step& step, void* scratch, cudaStream_t stream);
 
 }  // namespace rwkv::cuda

@@ -1,7 +1,7 @@
 // Converts weights of every format to float32. Torch-free; device code.
 //
-// int8 weights are integers q: W[n, k] = rows[n] q[n, k] columns[k]. The scales of the columns are multiplied into the
-// activations, once for all outputs, and those of the rows into the finished sums.
+// The scales of columns (int8, int4) are multiplied into the activations, once for all outputs, and those of rows
+// (int8) into the finished sums.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/warp.cuh"
-#include "kernels/tiles.h"
+#include "kernels/matrix.h"
 
 namespace rwkv::cuda {
 
@@ -47,13 +47,24 @@ __device__ void widen(const Pack<Weight, n>& weights, float* to) {
   }
 }
 
-// x times scale i for int8 weights; x for others, which have no scales.
+__device__ inline bool has_column_scales(Format format) { return format == Format::int8 || format == Format::int4; }
+
+// An activation times the scale of its column, if these weights have such scales.
 template <class Weight>
-__device__ float scaled(float x, const float* scales, int64_t i) {
-  if constexpr (std::is_same_v<Weight, int8_t>)
-    return x * scales[i];
+__device__ float times_column(float x, const float* columns, int64_t k) {
+  if constexpr (std::is_same_v<Weight, int8_t> || std::is_same_v<Weight, Int4>)
+    return x * columns[k];
   else
     return x;
+}
+
+// A sum times the scale of its row, if these weights have such scales.
+template <class Weight>
+__device__ float times_row(float sum, const float* rows, int64_t n) {
+  if constexpr (std::is_same_v<Weight, int8_t>)
+    return sum * rows[n];
+  else
+    return sum;
 }
 
 }  // namespace rwkv::cuda

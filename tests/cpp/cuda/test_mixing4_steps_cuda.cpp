@@ -1,5 +1,7 @@
 // Both mixing steps on emulated devices: against their definitions in double precision, and bit for bit against
 // themselves.
+#include <tuple>
+
 #include "kernels/cuda/channel_mixing4_step.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/time_mixing4_step.h"
@@ -38,16 +40,16 @@ void keep(Floats& rows, int64_t b, int64_t count, int64_t width) {
   rows = Floats(rows.begin() + b * width, rows.begin() + (b + count) * width);
 }
 
-template <class Weight>
-TimeMixing<Weight> some_rows(TimeMixing<Weight> all, int64_t b, int64_t count) {
+template <class... Weights>
+TimeMixing<Weights...> some_rows(TimeMixing<Weights...> all, int64_t b, int64_t count) {
   for (Floats* rows : {&all.x, &all.shift}) keep(*rows, b, count, all.C);
   for (Floats* rows : {&all.num, &all.den, &all.max}) keep(*rows, b, count, all.A);
   all.B = count;
   return all;
 }
 
-template <class Weight>
-ChannelMixing<Weight> some_rows(ChannelMixing<Weight> all, int64_t b, int64_t count) {
+template <class... Weights>
+ChannelMixing<Weights...> some_rows(ChannelMixing<Weights...> all, int64_t b, int64_t count) {
   for (Floats* rows : {&all.x, &all.shift}) keep(*rows, b, count, all.C);
   all.B = count;
   return all;
@@ -147,6 +149,26 @@ void test_long_rows() {
   test_step(ChannelMixing<Weight>(1, 2056, 40));
 }
 
+// Outputs of one word of int4 weights, of its first half, of several words, and of an incomplete last one.
+void test_int4_words() {
+  for (const auto& [b, c, inner] :
+       {std::tuple<int64_t, int64_t, int64_t>{1, 128, 33}, {2, 65, 64}, {3, 200, 70}, {16, 129, 5}, {1, 1100, 40}})
+    test_step(ChannelMixing<Int4>(b, c, inner));
+}
+
+// Matrices of one step in two and in three formats.
+void test_mixed_formats() {
+  for (const int64_t B : {1, 3, 16, 18}) {
+    test_step(TimeMixing<int8_t, Int4, Int4, int8_t>(B, 40, 33));
+    test_step(TimeMixing<Int4, Int4, int8_t, Int4>(B, 65, 17));
+    test_step(TimeMixing<Bfloat16, Int4, int8_t, float>(B, 24, 40));
+    test_step(ChannelMixing<Int4, int8_t, int8_t>(B, 40, 130));
+    test_step(ChannelMixing<int8_t, Int4, Int4>(B, 130, 33));
+    test_step(ChannelMixing<Int4, Int4, Bfloat16>(B, 24, 45));
+    test_step(ChannelMixing<float, Bfloat16, Int4>(B, 33, 45));
+  }
+}
+
 // What a missing barrier would show in: several chunks of activations, several warps.
 template <class Weight>
 void test_order() {
@@ -161,17 +183,26 @@ int main() {
   emulation::in_every_order([](const char*) {
     test_order<Bfloat16>();
     test_order<int8_t>();
+    test_order<Int4>();
   });
   if (failure_count()) return failures();  // a barrier is missing: the rest has no more to say
   test_sizes<float>({1, 3});
   test_sizes<Bfloat16>({2, 5, 16});
   test_sizes<Float16>({1});
   test_sizes<int8_t>({1, 3, 16});
+  test_sizes<Int4>({1, 2, 5, 16});
+  test_int4_words();
+  test_mixed_formats();
   test_long_rows<Float16>();
   test_long_rows<int8_t>();
+  test_long_rows<Int4>();
   test_rows_are_independent(TimeMixing<Bfloat16>(16, 300, 17));
   test_rows_are_independent(TimeMixing<int8_t>(16, 300, 17));
+  test_rows_are_independent(TimeMixing<Int4>(16, 300, 17));
+  test_rows_are_independent(TimeMixing<Int4, int8_t, Int4, float>(16, 300, 17));
   test_rows_are_independent(ChannelMixing<float>(16, 8, 4200));
   test_rows_are_independent(ChannelMixing<int8_t>(16, 48, 300));
+  test_rows_are_independent(ChannelMixing<Int4>(16, 48, 300));
+  test_rows_are_independent(ChannelMixing<Int4, int8_t, Int4>(16, 140, 300));
   return failures();
 }
