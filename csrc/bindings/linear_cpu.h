@@ -31,14 +31,14 @@ struct LinearOnCpu {
   }
 };
 
-Tensor linear_many(const Tensor& x, const Tensor& weight, int64_t outputs, const std::optional<Tensor>& scales) {
+Tensor linear_many(const Tensor& x, const Tensor& weight, int64_t outputs, const Scales& scales) {
   static constexpr char op[] = "rwkv_engine::linear_many";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (M, K), got ", x.sizes());
   const int64_t M = x.size(0), K = x.size(1);
   const Tensor rows = float_argument(op, "x", x, {M, K}, x.device());
   const bool in_tiles = weight.dim() != 2;
   const auto argument = in_tiles ? &tiles_argument : &rows_argument;
-  const Matrix matrix = argument(op, "weight", weight, outputs, K, scales ? &*scales : nullptr, x.device());
+  const Matrix matrix = argument(op, "weight", weight, outputs, K, scales, x.device());
   Tensor y = at::empty({M, outputs}, rows.options());
   const cpu::LinearMany linear{M, rows.const_data_ptr<float>(), matrix, in_tiles, y.data_ptr<float>()};
   Tensor scratch = at::empty({linear.scratch_bytes()}, rows.options().dtype(at::kByte));

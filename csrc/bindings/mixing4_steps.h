@@ -3,6 +3,7 @@
 // Device::launch(op, step, S, x) runs a TimeMixing4Step or ChannelMixing4Step over a state of S rows.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
 
 #include <array>
@@ -16,13 +17,15 @@ namespace rwkv {
 using at::Tensor;
 using Slots = std::optional<Tensor>;
 
-// The scales of a step's `n` matrices: either all of them have scales, or none.
+using ScalesList = c10::List<Scales>;
+
+// The scales of a step's `n` matrices, which may have different formats; an empty list means that none has scales.
 template <size_t n>
-std::array<const Tensor*, n> scales_argument(const char* op, at::TensorList scales) {
+std::array<Scales, n> scales_argument(const char* op, const ScalesList& scales) {
   TORCH_CHECK(scales.empty() || scales.size() == n, op, ": scales: expected none or those of ", n, " matrices, got ",
               scales.size());
-  std::array<const Tensor*, n> of_matrix{};
-  for (size_t i = 0; i < scales.size(); ++i) of_matrix[i] = &scales[i];
+  std::array<Scales, n> of_matrix{};
+  for (size_t i = 0; i < scales.size(); ++i) of_matrix[i] = scales.get(i);
   return of_matrix;
 }
 
@@ -31,7 +34,7 @@ Tensor time_mixing4_step(const Tensor& x, const Tensor& ln_weight, const Tensor&
                          const Tensor& mix_k, const Tensor& mix_v, const Tensor& mix_r, const Tensor& decay,
                          const Tensor& first, const Tensor& key, const Tensor& value, const Tensor& receptance,
                          const Tensor& output, const Tensor& shift, const Tensor& num, const Tensor& den,
-                         const Tensor& max, const Slots& slots, at::TensorList scales) {
+                         const Tensor& max, const Slots& slots, const ScalesList& scales) {
   static constexpr char op[] = "rwkv_engine::time_mixing4_step";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
   TORCH_CHECK(decay.dim() == 1, op, ": decay: expected shape (A,), got ", decay.sizes());
@@ -44,9 +47,6 @@ Tensor time_mixing4_step(const Tensor& x, const Tensor& ln_weight, const Tensor&
                mv = float_argument(op, "mix_v", mix_v, {C}, device),
                mr = float_argument(op, "mix_r", mix_r, {C}, device),
                w = float_argument(op, "decay", decay, {A}, device), u = float_argument(op, "first", first, {A}, device);
-  for (const Tensor* other : {&value, &receptance, &output})
-    TORCH_CHECK(other->scalar_type() == key.scalar_type(), op, ": expected matrices of one dtype, got ",
-                key.scalar_type(), " and ", other->scalar_type());
   const auto scales_of = scales_argument<4>(op, scales);
   const Matrix Wk = tiles_argument(op, "key", key, A, C, scales_of[0], device),
                Wv = tiles_argument(op, "value", value, A, C, scales_of[1], device),
@@ -87,7 +87,7 @@ Tensor time_mixing4_step(const Tensor& x, const Tensor& ln_weight, const Tensor&
 template <class Device>
 Tensor channel_mixing4_step(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
                             const Tensor& mix_k, const Tensor& mix_r, const Tensor& key, const Tensor& receptance,
-                            const Tensor& value, const Tensor& shift, const Slots& slots, at::TensorList scales) {
+                            const Tensor& value, const Tensor& shift, const Slots& slots, const ScalesList& scales) {
   static constexpr char op[] = "rwkv_engine::channel_mixing4_step";
   TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
   TORCH_CHECK(value.dim() == 2, op, ": value: expected shape (F, C), got ", value.sizes());
@@ -98,9 +98,6 @@ Tensor channel_mixing4_step(const Tensor& x, const Tensor& ln_weight, const Tens
                bias = float_argument(op, "ln_bias", ln_bias, {C}, device),
                mk = float_argument(op, "mix_k", mix_k, {C}, device),
                mr = float_argument(op, "mix_r", mix_r, {C}, device);
-  for (const Tensor* other : {&value, &receptance})
-    TORCH_CHECK(other->scalar_type() == key.scalar_type(), op, ": expected matrices of one dtype, got ",
-                key.scalar_type(), " and ", other->scalar_type());
   const auto scales_of = scales_argument<3>(op, scales);
   const Matrix Wk = tiles_argument(op, "key", key, F, C, scales_of[0], device),
                Wr = tiles_argument(op, "receptance", receptance, C, C, scales_of[1], device),

@@ -55,17 +55,21 @@ inline Format format_of(const char* op, const char* name, const at::Tensor& weig
       return Format::fp16;
     case at::kChar:
       return Format::int8;
+    case at::kByte:
+      return Format::int4;
     default:
-      TORCH_CHECK(false, op, ": ", name, ": expected float32, bfloat16, float16 or int8, got ", weight.scalar_type());
+      TORCH_CHECK(false, op, ": ", name, ": expected float32, bfloat16, float16, int8 or uint8 (int4), got ",
+                  weight.scalar_type());
   }
 }
 
 // Checks that `weight` is an (N, K) matrix in tiles.
 inline void check_tiles(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
                         at::Device device) {
-  format_of(op, name, weight);
-  const int64_t group = 4 / weight.element_size(), inputs = kTileGroups * group;
-  const std::vector<int64_t> shape{tile_blocks(N), (K + inputs - 1) / inputs, kTileGroups, kTileRows, group};
+  const bool is_int4 = format_of(op, name, weight) == Format::int4;
+  const int64_t group = 4 / weight.element_size(), inputs = is_int4 ? kInt4Inputs : kTileGroups * group;
+  const std::vector<int64_t> shape{tile_blocks(N), (K + inputs - 1) / inputs, is_int4 ? kInt4Words : kTileGroups,
+                                   kTileRows, group};
   TORCH_CHECK(weight.sizes() == at::IntArrayRef(shape) && weight.is_contiguous() && weight.device() == device, op, ": ",
               name, ": expected ", N, " x ", K, " in contiguous tiles on ", name_of(device), ", of shape ",
               at::IntArrayRef(shape), ", got shape ", weight.sizes(), " on ", name_of(weight.device()));
@@ -73,33 +77,43 @@ inline void check_tiles(const char* op, const char* name, const at::Tensor& weig
               ": expected tiles that begin at a multiple of 16 bytes");
 }
 
-// W (N, K) and its scales, first those of the N rows, then of the K columns; only int8 weights have scales.
+// The scales of a matrix, if it has any.
+using Scales = std::optional<at::Tensor>;
+
+// W (N, K) and its scales: for int8 weights those of the N rows, then of the K columns; for int4 weights those of the
+// columns.
 inline Matrix with_scales(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
-                          const at::Tensor* scales) {
+                          const Scales& scales) {
   const Format format = format_of(op, name, weight);
-  if (format != Format::int8) {
-    TORCH_CHECK(!scales, op, ": ", name, ": scales belong to int8 weights, got ", weight.scalar_type());
+  const bool has_rows = format == Format::int8;
+  if (!has_rows && format != Format::int4) {
+    TORCH_CHECK(!scales, op, ": ", name, ": scales belong to int8 and int4 weights, got ", weight.scalar_type());
     return {format, weight.const_data_ptr(), N, K, nullptr, nullptr};
   }
-  TORCH_CHECK(scales, op, ": ", name, ": int8 weights need their scales");
+  TORCH_CHECK(scales, op, ": ", name, ": ", has_rows ? "int8" : "int4", " weights need their scales");
   TORCH_CHECK(scales->is_contiguous(), op, ": ", name, ": expected contiguous scales");
-  const float* const rows = float_argument(op, name, *scales, {N + K}, weight.device()).const_data_ptr<float>();
-  return {format, weight.const_data_ptr(), N, K, rows, rows + N};
+  const int64_t size = has_rows ? N + K : K;
+  const float* const first = float_argument(op, name, *scales, {size}, weight.device()).const_data_ptr<float>();
+  return {format, weight.const_data_ptr(), N, K, has_rows ? first : nullptr, first + size - K};
 }
 
 // An argument that is a matrix in tiles.
 inline Matrix tiles_argument(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
-                             const at::Tensor* scales, at::Device device) {
+                             const Scales& scales, at::Device device) {
   check_tiles(op, name, weight, N, K, device);
   return with_scales(op, name, weight, N, K, scales);
 }
 
-// An argument that is W^T row-major, (K, N).
+// An argument that is W^T row-major, (K, N), or (K, bytes of a row) with int4 weights.
 inline Matrix rows_argument(const char* op, const char* name, const at::Tensor& weight, int64_t N, int64_t K,
-                            const at::Tensor* scales, at::Device device) {
-  TORCH_CHECK(weight.sizes() == at::IntArrayRef({K, N}) && weight.is_contiguous() && weight.device() == device, op,
-              ": ", name, ": expected contiguous (", K, ", ", N, ") on ", name_of(device), ", got shape ",
+                            const Scales& scales, at::Device device) {
+  const bool is_int4 = format_of(op, name, weight) == Format::int4;
+  const int64_t width = is_int4 ? int4_row_bytes(N) : N;
+  TORCH_CHECK(weight.sizes() == at::IntArrayRef({K, width}) && weight.is_contiguous() && weight.device() == device, op,
+              ": ", name, ": expected contiguous (", K, ", ", width, ") on ", name_of(device), ", got shape ",
               weight.sizes(), " on ", name_of(weight.device()));
+  TORCH_CHECK(!is_int4 || device.is_cpu() || reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 16 == 0, op, ": ",
+              name, ": expected rows that begin at a multiple of 16 bytes");
   return with_scales(op, name, weight, N, K, scales);
 }
 

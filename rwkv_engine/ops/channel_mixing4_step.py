@@ -20,14 +20,14 @@ from torch.nn import functional as F
 
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define, refuse_gradients
-from rwkv_engine.ops.int8 import in_floats
+from rwkv_engine.ops.in_floats import rows_in_floats
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.slots import replace_rows, rows_of
 
 CHANNEL_MIXING4_STEP_SCHEMA = (
     "channel_mixing4_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_r,"
     " Tensor key, Tensor receptance, Tensor value, Tensor(a!) shift,"
-    " Tensor? slots, Tensor[] scales) -> Tensor"
+    " Tensor? slots, Tensor?[] scales) -> Tensor"
 )
 
 
@@ -40,10 +40,11 @@ class ChannelMixing4Step(NamedTuple):
         eps: epsilon of the LayerNorm.
         key: (F, C) in tiles.
         receptance: (C, C) in tiles.
-        value: (F, C), W^T row-major instead of tiles: row f has the weights of input f.
+        value: (F, C), W^T row-major instead of tiles: row f has the weights of input f; int4 weights as in `ops.int4`.
         shift: (S, C) float32, with any stride between rows; replaced in place by ln of this token.
         slots: (B,) int64 or None, as in `TimeMixing4Step`.
-        scales: for int8 matrices, the scales of key, receptance and value, see `ops.int8`; empty otherwise.
+        scales: the scales of key, receptance and value, as for `ops.linear`; empty if all have float
+            weights.
     """
 
     x: Tensor
@@ -57,7 +58,7 @@ class ChannelMixing4Step(NamedTuple):
     value: Tensor
     shift: Tensor
     slots: Tensor | None = None
-    scales: Sequence[Tensor] = ()
+    scales: Sequence[Tensor | None] = ()
 
 
 def channel_mixing4_step(step: ChannelMixing4Step) -> Tensor:
@@ -85,7 +86,8 @@ def channel_mixing4_step_reference(step: ChannelMixing4Step) -> Tensor:
     of_key, of_receptance, of_value = step.scales or (None,) * 3
     r = linear_reference(torch.lerp(last, now, step.mix_r), step.receptance, x.shape[-1], of_receptance)
     k = linear_reference(torch.lerp(last, now, step.mix_k), key, len(value), of_key)
-    y = x + torch.sigmoid(r) * F.linear(torch.relu(k).square(), in_floats(value.t(), of_value).to(x.dtype))
+    weight = rows_in_floats(value, x.shape[-1], of_value).to(x.dtype)
+    y = x + torch.sigmoid(r) * F.linear(torch.relu(k).square(), weight)
     replace_rows(step.shift, step.slots, now)
     return y
 

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
-from rwkv_engine.ops.int8 import in_floats
-from rwkv_engine.ops.tiles import untile_reference
+from rwkv_engine.ops.in_floats import tiles_in_floats
 
 LINEAR_SCHEMA = "linear(Tensor x, Tensor tiles, int outputs, Tensor? scales=None) -> Tensor"
 # For more rows than this, `linear_many` is faster.
@@ -26,9 +25,10 @@ def linear(x: Tensor, tiles: Tensor, outputs: int, scales: Tensor | None = None)
 
     Args:
         x: (B, K) float32.
-        tiles: W (N, K) as `ops.tiles.tile` writes it.
+        tiles: W (N, K) as `ops.tiles.tile` writes it, or in uint8 as `ops.int4` does.
         outputs: N.
-        scales: the scales of int8 weights, (N + K,) float32, see `ops.int8`; None for float weights.
+        scales: (N + K,) float32 for int8 weights, see `ops.int8`; (K,) float32 for int4 weights, see `ops.int4`; None
+            for float weights.
 
     Returns:
         (B, N) float32.
@@ -42,7 +42,7 @@ def linear(x: Tensor, tiles: Tensor, outputs: int, scales: Tensor | None = None)
 
 def linear_reference(x: Tensor, tiles: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:
     """`linear` in plain torch."""
-    return F.linear(x, in_floats(untile_reference(tiles, outputs, x.shape[1]), scales).to(x.dtype))
+    return F.linear(x, tiles_in_floats(tiles, outputs, x.shape[1], scales).to(x.dtype))
 
 
 def _fake(x: Tensor, tiles: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
-from rwkv_engine.ops.int8 import in_floats
+from rwkv_engine.ops.in_floats import rows_in_floats, tiles_in_floats
 from rwkv_engine.ops.tiles import untile
 
 LINEAR_MANY_SCHEMA = "linear_many(Tensor x, Tensor weight, int outputs, Tensor? scales=None) -> Tensor"
@@ -18,16 +18,17 @@ def linear_many(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None =
     """y = x W^T for many rows x. On the CPU the bits of a row of y do not depend on the number of rows.
 
     Sums are float32. The dtype of the activations in the product depends on the weights. With bfloat16 weights they
-    are rounded to bfloat16 on processors with bfloat16 dot products. With int8 weights they are quantised as in
-    `ops.linear`, and on GPUs rounded to float16, see `int8_product`. The torch reference, which runs on every device
-    without a kernel of its own, rounds them to the dtype of 16-bit weights, see `dense_product`. Otherwise they stay
-    float32.
+    are rounded to bfloat16 on processors with bfloat16 dot products. With quantised weights they are quantised as in
+    `ops.linear`, and on GPUs rounded to float16, like int4 weights without their column scales. The torch reference,
+    which runs on every device without a kernel of its own, rounds them to the dtype of 16-bit weights, see
+    `dense_product`. Otherwise they stay float32.
 
     Args:
         x: (M, K) float32.
         weight: W (N, K) as `ops.tiles.tile` writes it, or W^T (K, N) row-major; float32, bfloat16, float16 or int8.
+            int4 weights are uint8, in one of the two layouts of `ops.int4`.
         outputs: N.
-        scales: the scales of int8 weights, (N + K,) float32, see `ops.int8`; None for float weights.
+        scales: as for `ops.linear`.
 
     Returns:
         (M, N) float32.
@@ -41,10 +42,18 @@ def linear_many(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None =
 
 def linear_many_reference(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:
     """`linear_many` in plain torch."""
-    matrix = weight.t() if weight.ndim == 2 else untile(weight, outputs, x.shape[1])
-    if x.is_cuda and scales is not None:
-        return int8_product(x, matrix, scales)
-    return dense_product(x, in_floats(matrix, scales))
+    in_tiles = weight.ndim != 2
+    if x.is_cuda and weight.dtype == torch.int8 and scales is not None:
+        return int8_product(x, untile(weight, outputs, x.shape[1]) if in_tiles else weight.t(), scales)
+    on_gpu_in_int4 = x.is_cuda and weight.dtype == torch.uint8 and scales is not None
+    if on_gpu_in_int4:
+        x, scales = x * scales, torch.ones_like(scales)
+    matrix = (
+        tiles_in_floats(weight, outputs, x.shape[1], scales) if in_tiles else rows_in_floats(weight, outputs, scales)
+    )
+    # float16 takes half the memory, and its rounding errors are a hundredth of those of 4 bits. Without the scales of
+    # the columns the numbers are within its range, because the quantiser makes them about 1.
+    return dense_product(x, matrix.half() if on_gpu_in_int4 else matrix)
 
 
 def dense_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ TIME_MIXING4_STEP_SCHEMA = (
     "time_mixing4_step(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mix_k, Tensor mix_v, Tensor mix_r,"
     " Tensor decay, Tensor first, Tensor key, Tensor value, Tensor receptance, Tensor output,"
     " Tensor(a!) shift, Tensor(b!) num, Tensor(c!) den, Tensor(d!) max,"
-    " Tensor? slots, Tensor[] scales) -> Tensor"
+    " Tensor? slots, Tensor?[] scales) -> Tensor"
 )
 
 
@@ -46,7 +46,8 @@ class TimeMixing4Step(NamedTuple):
         num, den, max: (S, A) float32, all with the same stride between rows; replaced in place.
         slots: (B,) int64 on x's device, the state's row for each row of x; other rows are left unchanged. Slots are
             distinct, except that rows whose result is discarded may share one. None: S = B, in the same order.
-        scales: for int8 matrices, the scales of key, value, receptance and output, see `ops.int8`; empty otherwise.
+        scales: the scales of key, value, receptance and output, as for `ops.linear`; empty if all have float
+            weights.
     """
 
     x: Tensor
@@ -67,7 +68,7 @@ class TimeMixing4Step(NamedTuple):
     den: Tensor
     max: Tensor
     slots: Tensor | None = None
-    scales: Sequence[Tensor] = ()
+    scales: Sequence[Tensor | None] = ()
 
 
 def time_mixing4_step(step: TimeMixing4Step) -> Tensor:

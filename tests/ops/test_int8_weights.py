@@ -190,6 +190,20 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(kind):
             assert torch.equal(one, all_[rows])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_of_one_step_may_have_different_formats(kind):
+    """The first one is float32 here, all others are int8."""
+    _, step, reference = KINDS[kind]
+    half, scales = int8_half(kind, (40, 56, 300), 3)
+    at = {"time": 9, "channel": 6}[kind]
+    half.arguments[at] = KINDS[kind][0]((40, 56, 300), 3, torch.float32).arguments[at]
+    mixed = [None, *scales[1:]]
+    (y, state), (exact_y, exact_state) = half.run(step, scales=mixed), half.run(exactly(reference), scales=mixed)
+    bound = 4 * 2.0**-16 * math.sqrt(300)
+    for got, exact in zip([y, *state], [exact_y, *exact_state], strict=True):
+        assert (got - exact).abs().max() < bound * exact.abs().max().clamp_min(1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck(kind):
@@ -223,7 +237,7 @@ def test_scales_that_do_not_fit_are_refused(scales, message):
 
 
 def test_scales_belong_to_int8():
-    with pytest.raises(RuntimeError, match="weight: scales belong to int8 weights, got Float"):
+    with pytest.raises(RuntimeError, match="weight: scales belong to int8 and int4 weights, got Float"):
         linear_many(torch.randn(3, 40), torch.randn(40, 20), 20, torch.ones(60))
     with pytest.raises(RuntimeError, match="int8 weights need scales"):
         linear_many_reference(torch.randn(3, 40), torch.randn(40, 20), 20, torch.ones(60))

@@ -176,7 +176,10 @@ def test_opcheck():
         (lambda x: linear_many(x[0], tiled(x), 3), r"linear_many: x: expected shape \(M, K\)"),
         (lambda x: linear_many(x, tiled(x), 17), "linear_many: weight: expected 17 x 4 in contiguous tiles"),
         (lambda x: linear_many(x, x, 3), r"linear_many: weight: expected contiguous \(4, 3\)"),
-        (lambda x: linear_many(x, x.t().contiguous().double(), 3), "bfloat16, float16 or int8, got Double"),
+        (
+            lambda x: linear_many(x, x.t().contiguous().double(), 3),
+            r"bfloat16, float16, int8 or uint8 \(int4\), got Double",
+        ),
         (lambda x: ln_shift(x, x[0], x[0], 1e-5, x, x), r"ln_shift: x: expected shape \(B, T, C\)"),
         (lambda x: ln_shift(x[None], x[0], x[0, :3], 1e-5, x, x[:1]), r"ln_bias: expected shape \[4\], got \[3\]"),
         (lambda x: gate_residual(None, x, x[:2]), r"gate_residual: y: expected shape \[3, 4\], got \[2, 4\]"),

@@ -103,7 +103,7 @@ def test_every_float16_is_widened_exactly():
         (lambda x, t: tile(x.bfloat16(), t), "tile: tiles: expected 3 x 40"),
         (
             lambda x, t: linear(x, t.double(), 20),
-            "linear: tiles: expected float32, bfloat16, float16 or int8, got Double",
+            "linear: tiles: expected float32, bfloat16, float16, int8 or uint8 \\(int4\\), got Double",
         ),
     ],
 )
