@@ -41,9 +41,8 @@ REFUSED = {
     "config": "the sizes of a model are read from its tensors",
     "force_download": "delete the model from the hub cache instead: hf cache delete",
     "gguf_file": "GGUF is not supported; use the .pth or Hugging Face files that it was made from",
-    "load_in_4bit": "int4 weights are not supported yet; use load_in_8bit=True",
     "max_memory": "give the layers of each device instead: strategy='cuda fp16 *10 -> cpu fp32'",
-    "quantization_config": "use load_in_8bit=True, or strategy='cuda fp16i8'",
+    "quantization_config": "use load_in_8bit=True or load_in_4bit=True, or strategy='cuda fp16i8'",
     "state_dict": "call model.load_state_dict instead",
     "subfolder": "give the path of the file: owner/name/FOLDER/FILE.pth",
     "use_auth_token": "pass token instead",
@@ -75,6 +74,7 @@ def strategy_for(
     torch_dtype: DType,
     device_map: DeviceMap,
     load_in_8bit: bool,
+    load_in_4bit: bool = False,
 ) -> Strategy:
     """The strategy that the options of `from_pretrained` describe, with every layer assigned.
 
@@ -83,7 +83,7 @@ def strategy_for(
         strategy: a strategy string, in place of all other options.
         dtype, torch_dtype: two names of one option; None is float32.
         device_map: the device or devices; None is the CPU.
-        load_in_8bit: store matrices in int8.
+        load_in_8bit, load_in_4bit: store matrices in int8, or in int4.
 
     Raises:
         StrategyError: a precision or device is not available, or two options contradict each other.
@@ -92,23 +92,27 @@ def strategy_for(
         raise StrategyError(f"dtype={dtype} and torch_dtype={torch_dtype} contradict each other; pass only dtype")
     dtype = dtype if dtype is not None else torch_dtype
     if strategy is not None:
-        given = {"dtype": dtype, "device_map": device_map, "load_in_8bit": load_in_8bit or None}
+        of_weights = {"load_in_8bit": load_in_8bit or None, "load_in_4bit": load_in_4bit or None}
+        given = {"dtype": dtype, "device_map": device_map, **of_weights}
         if also := [name for name, value in given.items() if value is not None]:
             raise StrategyError(f"strategy={strategy!r} already sets {also[0]}; leave {also[0]} out")
         parsed = Strategy.parse(strategy)
         parsed.check_runnable()
         return parsed.resolve(checkpoint.config)
+    if load_in_8bit and load_in_4bit:
+        raise StrategyError("load_in_8bit and load_in_4bit contradict each other; pass one of them")
+    weights = "i8" if load_in_8bit else "i4" if load_in_4bit else None
     device = _device(device_map)
     precision = None if dtype is None else _precision(dtype)
     if precision == "auto":
         precision = _stored_precision(checkpoint)
-        load_in_8bit = load_in_8bit or (checkpoint.packing is not None and checkpoint.packing.is_quantised)
+        weights = weights or (checkpoint.packing.quantised if checkpoint.packing else None)
     if device == "auto":
         chosen = Strategy.parse("auto").resolve(checkpoint.config, precision)
     else:
         chosen = Strategy.of([Segment(device, precision or "fp32")])
-    if load_in_8bit:
-        chosen = chosen.with_weights("i8")
+    if weights:
+        chosen = chosen.with_weights(weights)
     try:
         chosen.check_runnable()
     except StrategyError as error:

@@ -38,7 +38,7 @@ from rwkv_engine.pipeline import locate
 from rwkv_engine.runtime import load_model
 from rwkv_engine.storage.json_object import read_json
 
-_OPTIONS = ("dtype", "device_map", "revision", "token", "local_files_only", "strategy", "load_in_8bit", "torch_dtype")
+_OPTIONS = ("dtype", "device_map", "revision", "token", "local_files_only", "strategy", "load_in_8bit", "load_in_4bit")
 
 
 class RwkvForCausalLM(Generation, Saving, TrainingInterface):
@@ -52,7 +52,7 @@ class RwkvForCausalLM(Generation, Saving, TrainingInterface):
     `train()`, and calls with gradients enabled (the default outside `torch.no_grad()`) convert them to plain matrices
     with the same numbers, for good; a notice says so. `generate` then uses the trained weights and is slower, until the
     model is saved and loaded again. After `requires_grad_(False)`, calls with gradients enabled leave the weights
-    packed. int8 weights cannot be trained. `model.device` and `model.dtype` do not convert anything.
+    packed. Quantised weights cannot be trained. `model.device` and `model.dtype` do not convert anything.
 
     **Masked tokens are never read.** With an `attention_mask`, each row gets the logits, loss, hidden states and state
     that it would get alone and without padding, wherever its padding is. Logits and hidden states of padding are zeros.
@@ -91,6 +91,7 @@ class RwkvForCausalLM(Generation, Saving, TrainingInterface):
         local_files_only: bool = False,
         strategy: str | None = None,
         load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
         **options: Any,
     ) -> Self:
         """Loads a model, in evaluation mode.
@@ -102,7 +103,7 @@ class RwkvForCausalLM(Generation, Saving, TrainingInterface):
             revision, token: of a hub id: branch, tag or commit; the access token of a private or gated repository.
             local_files_only: take a hub id from the hub cache without asking the server.
             strategy: where each layer runs, in place of dtype and device_map: "cuda fp16 *10 -> cpu fp32".
-            load_in_8bit: store matrices in int8.
+            load_in_8bit, load_in_4bit: store matrices in int8, or in int4.
             **options: transformers' options that have no effect here (`low_cpu_mem_usage`, `trust_remote_code`, ...).
 
         Raises:
@@ -113,7 +114,7 @@ class RwkvForCausalLM(Generation, Saving, TrainingInterface):
         check_options(options, _OPTIONS)
         path = locate(name_or_path, revision, token, local_files_only)
         checkpoint = Checkpoint.open(path)
-        parsed = strategy_for(checkpoint, strategy, dtype, torch_dtype, device_map, load_in_8bit)
+        parsed = strategy_for(checkpoint, strategy, dtype, torch_dtype, device_map, load_in_8bit, load_in_4bit)
         with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode cannot be trained
             core = load_model(checkpoint, parsed)
         config = RwkvConfig.of(checkpoint.config, path)

@@ -173,7 +173,7 @@ class _Refusal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise StrategyError("int8 weights have no gradient; load the model in a float type to train it")
+        raise StrategyError("quantised weights have no gradient; load the model in a float type to train it")
 
 
 def refuse_gradient(output: Tensor) -> Tensor:

@@ -39,11 +39,11 @@ class Saving:
             CheckpointError: the directory cannot be written.
             RequestError: the model has adapters that are not merged, the size cannot be parsed, or
                 `safe_serialization` is False.
-            StrategyError: the weights are int8, which the format cannot hold.
+            StrategyError: the weights are quantised, which the format cannot hold.
         """
         if self.is_quantized:
             raise StrategyError(
-                "save_pretrained: the Hugging Face format has no place for int8 weights; load the model in a float"
+                "save_pretrained: the Hugging Face format has no place for quantised weights; load the model in a float"
                 " type, or write a packed file: rwkv-engine quantize"
             )
         if not safe_serialization:

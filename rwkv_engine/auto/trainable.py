@@ -33,7 +33,7 @@ class Trainable(nn.Module):
         core: the model itself. It is not registered as a submodule, or every parameter would have two names.
         is_trainable: whether the weights are plain matrices already.
         is_frozen: whether `requires_grad_(False)` was called.
-        is_quantized: whether matrices are int8, which cannot be trained.
+        is_quantized: whether matrices are quantised, which cannot be trained.
     """
 
     core: Model
@@ -67,7 +67,7 @@ class Trainable(nn.Module):
         """Converts the weights to plain matrices, for good. `reason` is part of the notice that generation gets slower.
 
         Raises:
-            StrategyError: the weights are int8.
+            StrategyError: the weights are quantised.
         """
         if self.is_trainable:
             return
@@ -85,7 +85,7 @@ class Trainable(nn.Module):
         """As `nn.Module.train`; training mode converts the weights to plain matrices.
 
         Raises:
-            StrategyError: the weights are int8, and `mode` is True.
+            StrategyError: the weights are quantised, and `mode` is True.
         """
         if mode:
             self.make_trainable("train()")
@@ -95,7 +95,7 @@ class Trainable(nn.Module):
         """As `nn.Module.requires_grad_`. After False, calls with gradients enabled leave packed weights packed.
 
         Raises:
-            StrategyError: the weights are int8, and `requires_grad` is True.
+            StrategyError: the weights are quantised, and `requires_grad` is True.
         """
         self.is_frozen = not requires_grad
         if requires_grad:
@@ -113,7 +113,7 @@ class Trainable(nn.Module):
         """The tensors of a checkpoint by their original names; `torch.save` makes a `.pth` of it that can be loaded.
 
         Raises:
-            StrategyError: the weights are int8.
+            StrategyError: the weights are quantised.
         """
         self.make_trainable("state_dict()")
         return super().state_dict(*args, **kwargs)
@@ -123,7 +123,7 @@ class Trainable(nn.Module):
 
         Raises:
             CheckpointError: tensors are missing, unknown, or have another shape.
-            StrategyError: the weights are int8.
+            StrategyError: the weights are quantised.
         """
         try:
             return super().load_state_dict(state_dict, strict, assign)
@@ -187,7 +187,7 @@ class Trainable(nn.Module):
             raise StrategyError(f"the model cannot run in {target.dtype}: expected float32, float16 or bfloat16")
         if self.is_quantized and target.dtype != self.dtype:
             raise StrategyError(
-                f"int8 weights cannot be converted to {target.dtype}; load the model again in that dtype without int8"
+                f"quantised weights cannot be converted to {target.dtype}; load the model again in that dtype"
             )
 
     def _unreachable(self, error: Exception) -> StrategyError:

@@ -38,7 +38,7 @@ class TrainingInterface(Trainable):
 
         Raises:
             RequestError: the weight has another shape.
-            StrategyError: the weights are int8.
+            StrategyError: the weights are quantised.
         """
         self._set("emb", value)
 
@@ -47,7 +47,7 @@ class TrainingInterface(Trainable):
 
         Raises:
             RequestError: the weight has another shape.
-            StrategyError: the weights are int8.
+            StrategyError: the weights are quantised.
         """
         self._set("head", new_embeddings)
 
@@ -103,7 +103,7 @@ class TrainingInterface(Trainable):
 
         Raises:
             RequestError: an argument is not supported.
-            StrategyError: the weights are int8.
+            StrategyError: the weights are quantised.
         """
         options = {"preserve_rng_state": False, **(gradient_checkpointing_kwargs or {})}  # nothing is random here
         if options.pop("use_reentrant", False):

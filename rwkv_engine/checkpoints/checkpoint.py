@@ -83,7 +83,8 @@ class Checkpoint:
         """Reads a tensor, in its stored dtype, on the CPU. Call `release` once it has been copied.
 
         It is usually a view of the mapped file, with the shape of its `TensorSpec`. Matrices of a packed file are
-        converted to row-major copies; quantised ones are int8, and `read_scales` returns their scales.
+        converted to row-major copies: int8 ones stay int8, and `read_scales` returns their scales; int4 ones become
+        float32.
 
         Raises:
             CheckpointError: the tensor's dtype is not a floating-point one, or the file is damaged.
@@ -91,14 +92,27 @@ class Checkpoint:
         return self._numbers(name, self._tensors[name].read).reshape(self.specs[name].shape)
 
     def read_scales(self, name: str) -> Tensor | None:
-        """The scales of a quantised matrix (N, K): float32 (N + K,), a view of the file; None for any other tensor.
+        """The scales of an int8 matrix (N, K): float32 (N + K,), a view of the file; None for any other tensor.
 
         The N scales of the rows come first, then the K of the columns: W[n, k] = scales[n] q[n, k] scales[N + k].
 
         Raises:
             CheckpointError: a scale is not positive and finite, or the file is damaged.
         """
-        read = self._tensors[name].read_scales
+        return self._scales(self._tensors[name].read_scales)
+
+    def read_arranged_scales(self, name: str) -> Tensor | None:
+        """The scales that belong to `read_arranged`: float32, a view of the file; None for a matrix of floats.
+
+        Those of an int4 matrix (N, K) are the K of the columns, see `ops.int4`; those of an int8 matrix are as for
+        `read_scales`.
+
+        Raises:
+            CheckpointError: as for `read_scales`.
+        """
+        return self._scales(self._tensors[name].arranged_scales)
+
+    def _scales(self, read: Callable[[], Tensor] | None) -> Tensor | None:
         if read is None:
             return None
         with damage_reported(self.path):
@@ -128,7 +142,7 @@ class Checkpoint:
     def _numbers(self, name: str, read: Callable[[], Tensor]) -> Tensor:
         with damage_reported(self.path):
             tensor = read()
-        if tensor.dtype not in FLOAT_TYPES and self._tensors[name].read_scales is None:
+        if tensor.dtype not in FLOAT_TYPES and self._tensors[name].arranged_scales is None:
             raise CheckpointError(f"{self.path}: {name}: expected a floating-point tensor, got {tensor.dtype}")
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise CheckpointError(

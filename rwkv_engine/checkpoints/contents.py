@@ -13,14 +13,16 @@ from torch import Tensor
 class StoredTensor:
     """One tensor on disk. `read` returns it row-major, as a view of the mapped file where the format allows.
 
-    For a tensor of a packed file, `form` is its memory layout, `read_arranged` returns it in that layout, and
-    `read_scales` returns the scales of a quantised matrix; see `packed`.
+    For a tensor of a packed file, `form` is its memory layout and `read_arranged` returns it in that layout; see
+    `packed`. A quantised matrix has scales: `arranged_scales` returns those of `read_arranged`, `read_scales` those of
+    `read`, which has none where `read` converts the matrix to floats.
     """
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     form: str | None = None
     read_arranged: Callable[[], Tensor] | None = None
+    arranged_scales: Callable[[], Tensor] | None = None
     read_scales: Callable[[], Tensor] | None = None
 
 

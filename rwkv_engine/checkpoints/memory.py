@@ -18,8 +18,8 @@ from rwkv_engine.errors import OutOfMemoryError
 
 _SIGNS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 # From the most precise to the smallest.
-_ON_CPU = ("cpu fp32", "cpu bf16", "cpu fp32i8", "cpu bf16i8")
-_ON_GPU = ("cuda fp16", "cuda fp16i8", "auto")
+_ON_CPU = ("cpu fp32", "cpu bf16", "cpu fp32i8", "cpu bf16i8", "cpu bf16i4")
+_ON_GPU = ("cuda fp16", "cuda fp16i8", "cuda fp16i4", "auto")
 _SPARE = 1.1  # times the weights: room for one matrix while it is converted, and for the kernels
 
 P = ParamSpec("P")

@@ -8,6 +8,8 @@ It is a safetensors file, which other tools can open and list, with these additi
   `csrc/kernels/tiles.h`), `input_major` (K rows of N numbers) or `rows` (N rows of K numbers: the embedding).
 - A matrix with `dtype` "i8" consists of int8 numbers q, and of X.scales, float32 (N + K,), positive:
   W[n, k] = scales[n] q[n, k] scales[N + k].
+- A matrix with `dtype` "i4" consists of bytes in the layouts of `rwkv_engine.ops.int4`, and of X.scales, float32 (K,),
+  positive: those of the columns. It has no axes; only readers that know the layout can read it.
 - The metadata contain one JSON object under `rwkv_engine.packed`: the `version` of this format; `model`, the generation
   of RWKV; the `fingerprint` of the model it was made from; its `config`, with the names of a config.json; the tag
   `layout` of the tiles; `axes`; and the `shape` [N, K], `form` and `dtype` of each matrix.
@@ -15,20 +17,17 @@ It is a safetensors file, which other tools can open and list, with these additi
 `axes` says for each form which dimensions of a stored tensor make up n and which make up k, the most significant first;
 for `tiles` it is "nkknk". Therefore a reader can convert tiles of a layout it does not know to row-major matrices.
 
-The format can be extended: int4 will be another value of `dtype`, with tensors of its own next to X.tiles; a matrix of
-several dtypes will have a list as its entry, one for each block of rows, stored as X.0.tiles, X.1.tiles, and so on.
-A reader refuses values that it does not know.
+The format can be extended: a matrix of several dtypes will have a list as its entry, one for each block of rows, stored
+as X.0.tiles, X.1.tiles, and so on. A reader refuses values that it does not know.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints.contents import StoredTensor, shown
+from rwkv_engine.checkpoints.packed_matrix import PackedMatrix, stored_matrix
 from rwkv_engine.checkpoints.safetensors import Header, raw_bytes
 from rwkv_engine.core.architectures import CONFIGS
 from rwkv_engine.core.weight_format import FORMATS
@@ -47,15 +47,6 @@ VERSION = 1
 ALIGNMENT = 64
 LAYOUT = "tiles.1"
 AXES = {"tiles": "nkknk", "input_major": "kn", "rows": "nk"}
-
-
-@dataclass(frozen=True)
-class PackedMatrix:
-    """One matrix: `shape` is (N, K), `form` one of `AXES`, `dtype` the name of a `WeightFormat`."""
-
-    shape: tuple[int, ...]
-    form: str
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,13 @@ class Packing:
     @property
     def is_quantised(self) -> bool:
         """Whether a matrix is quantised."""
-        return any(not FORMATS[matrix.dtype].is_float for matrix in self.matrices.values())
+        return self.quantised is not None
+
+    @property
+    def quantised(self) -> str | None:
+        """The name of the format in which matrices are quantised, "i4" if some are, "i8", or None if all are floats."""
+        names = {matrix.dtype for matrix in self.matrices.values() if not FORMATS[matrix.dtype].is_float}
+        return min(names, default=None)
 
 
 def pack_tensors(
@@ -141,24 +138,14 @@ def unpack(path: Path, stored: Mapping[str, StoredTensor], metadata: str) -> tup
     found = {}
     for name, matrix in packing.matrices.items():
         tensor = rest.pop(f"{name}.{matrix.form}", None)
-        axes = packing.axes[matrix.form]
         if tensor is None or name in rest:
             raise CheckpointError(
                 f"{path}: {shown(name)}: {'missing' if tensor is None else 'stored twice'}; pack it again"
             )
-        if not _fits(tensor.shape, axes, matrix.shape):
-            raise CheckpointError(
-                f"{path}: {shown(name)}: {shown(matrix.form)} of shape {shown(tensor.shape)} cannot hold"
-                f" {shown(matrix.shape)}; pack it again"
-            )
-        known = AXES.get(matrix.form) == axes and (packing.layout == LAYOUT or matrix.form != "tiles")
-        weights = FORMATS[matrix.dtype]
-        whole = partial(_checked, path, name, tensor, weights.storage)
-        plain = partial(_plain, whole, axes, matrix.shape)
-        scales = None
-        if weights.has_scales:
-            scales = _scales(path, name, rest.pop(f"{name}.scales", None), matrix.shape)
-        found[name] = StoredTensor(matrix.shape, plain, matrix.form if known else None, whole, scales)
+        axes = packing.axes[matrix.form]
+        is_known = AXES.get(matrix.form) == axes and (packing.layout == LAYOUT or matrix.form != "tiles")
+        scales = rest.pop(f"{name}.scales", None) if FORMATS[matrix.dtype].scaled_axes else None
+        found[name] = stored_matrix(f"{path}: {shown(name)}", matrix, axes, is_known, tensor, scales)
     vectors = {name: StoredTensor(tensor.shape, tensor.read, "rows", tensor.read) for name, tensor in rest.items()}
     return packing, found | vectors
 
@@ -171,7 +158,7 @@ def _parsed(path: Path, content: dict[str, Any]) -> Packing:
             f" expected version {VERSION} with an RWKV-{' or '.join(map(str, models))}; upgrade rwkv_engine, or pack"
             " the model again"
         )
-    known = [name for name, weights in FORMATS.items() if weights.has_kernels]
+    known = list(FORMATS)
     matrices = {}
     for name, matrix in content["matrices"].items():
         dtype = matrix["dtype"] if isinstance(matrix, dict) else "several dtypes"
@@ -186,47 +173,3 @@ def _parsed(path: Path, content: dict[str, Any]) -> Packing:
         raise ValueError("fingerprint: expected 16 hexadecimal digits")
     layout, axes = str(content["layout"]), dict(content["axes"])
     return Packing(content["fingerprint"], dict(content["config"]), matrices, int(content["model"]), layout, axes)
-
-
-def _fits(got: tuple[int, ...], axes: str, shape: tuple[int, ...]) -> bool:
-    """Whether a stored tensor of shape `got` can hold a matrix of `shape`, possibly padded in both dimensions."""
-    if len(got) != len(axes) or set(axes) != {"n", "k"}:
-        return False
-    return all(0 < size <= _extent(got, axes, axis) for axis, size in zip("nk", shape, strict=True))
-
-
-def _extent(shape: tuple[int, ...], axes: str, axis: str) -> int:
-    return math.prod(size for size, its in zip(shape, axes, strict=True) if its == axis)
-
-
-def _checked(path: Path, name: str, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
-    tensor = stored.read()
-    if tensor.dtype != dtype:
-        raise CheckpointError(f"{path}: {shown(name)}: declared as {dtype}, stored as {tensor.dtype}; pack it again")
-    return tensor
-
-
-def _scales(path: Path, name: str, stored: StoredTensor | None, shape: tuple[int, ...]) -> Callable[[], Tensor]:
-    """A function that reads and checks the scales of an int8 matrix."""
-    if stored is None or stored.shape != (sum(shape),):
-        got = "no scales" if stored is None else f"scales of shape {shown(stored.shape)}"
-        raise CheckpointError(f"{path}: {shown(name)}: int8 with {got}, expected ({sum(shape)},); pack it again")
-
-    def read() -> Tensor:
-        scales = _checked(path, f"{name}.scales", stored, torch.float32)
-        if not (scales.isfinite() & (scales > 0)).all():  # a NaN would show in a single output only, a zero not at all
-            raise CheckpointError(
-                f"{path}: {shown(name)}: scales that are not positive and finite: the file is damaged;"
-                " quantise the model again"
-            )
-        return scales
-
-    return read
-
-
-def _plain(whole: Callable[[], Tensor], axes: str, shape: tuple[int, ...]) -> Tensor:
-    """The row-major matrix; a copy if its axes are split, as in tiles."""
-    tensor = whole()
-    order = sorted(range(len(axes)), key=lambda i: axes[i] != "n")  # the dimensions of n, then those of k
-    rows = tensor.permute(order).reshape(_extent(tuple(tensor.shape), axes, "n"), -1)
-    return rows[: shape[0], : shape[1]]

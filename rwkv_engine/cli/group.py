@@ -20,7 +20,7 @@ COMMANDS = {
     "generate": ("generate", "generate", "Continues a text."),
     "info": ("info", "info", "Shows this installation, or a model."),
     "pack": ("pack", "pack", "Writes a file that loads by memory mapping."),
-    "quantize": ("quantize", "quantize", "Writes a packed file with int8 weights."),
+    "quantize": ("quantize", "quantize", "Writes a packed file with int8 or int4 weights."),
     "verify": ("verify", "verify", "Checks a model, and compares it with other programs."),
 }
 

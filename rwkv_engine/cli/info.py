@@ -53,7 +53,7 @@ def _machine_rows() -> list[tuple[str, str]]:
         *_gpu_rows(),
         (
             "strategies",
-            "cpu, cuda or cuda:N with fp32, bf16, fp16, fp32i8, bf16i8 or fp16i8; several joined by ->; auto",
+            "cpu, cuda or cuda:N with fp32, bf16 or fp16, each also with i8 or i4; several joined by ->; auto",
         ),
         ("models", ", ".join(EMBEDDED)),
     ]

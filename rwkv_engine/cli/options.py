@@ -49,7 +49,7 @@ loading_options = _together(
         "--strategy",
         default="cpu fp32",
         show_default=True,
-        help='Device and precision, such as "cpu bf16", "cpu fp32i8", "cuda fp16"; or auto.',
+        help='Device and precision, such as "cpu bf16", "cpu fp32i8", "cpu fp32i4", "cuda fp16"; or auto.',
     ),
     click.option("--tokenizer", help="Tokenizer file; by default searched next to the model and in the hub cache."),
 )

@@ -37,10 +37,10 @@ from rwkv_engine.pipeline import locate
 def quantize(
     model: str, output: Path, weights: str, embedding: str | None, revision: str | None, offline: bool
 ) -> None:
-    """Writes MODEL as a packed file with its matrices quantised to 8-bit integers.
+    """Writes MODEL as a packed file with its matrices quantised to 8-bit or 4-bit integers.
 
-    Run it under a strategy with i8, such as "cpu fp32i8" or "cuda fp16i8"; other strategies convert the weights back
-    while loading.
+    Run it under a strategy with i8 or i4, such as "cpu fp32i8" or "cuda fp16i4"; other strategies convert the weights
+    while loading. With i4, the matrices that suffer most stay int8, within a budget of bytes.
     """
     console = stderr()
     path = locate(model, revision, offline=offline)

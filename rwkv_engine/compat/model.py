@@ -8,13 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from rwkv_engine import pipeline
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.checks import require_ids
 from rwkv_engine.core import Strategy
+from rwkv_engine.core.config import Role
 from rwkv_engine.core.rwkv4_layouts import from_layout, to_layout
 from rwkv_engine.errors import CheckpointError, RequestError, TokenizerError
 from rwkv_engine.runtime import Engine, load_model
@@ -32,10 +32,11 @@ class RWKV:
     that fails leaves the list unchanged. Returned tensors are float32 on the head's device, whatever the strategy;
     given tensors may have any floating-point dtype and be on any device.
 
-    Strategies are those of the package. Strategies that the package accepts but does not follow are refused: `i4` and
-    `i3` (which it runs without quantisation), `*0`, segments that get no layer, numbers of layers that do not add up.
-    Weights with `i8` are quantised in another way, so logits differ by the error of the quantisation. float16 needs no
-    rescaling here. The package's environment variables have no effect, except that `RWKV_V7_ON=1` is refused.
+    Strategies are those of the package. Strategies that the package accepts but does not follow are refused: `i3`
+    (which it runs without quantisation), `*0`, segments that get no layer, numbers of layers that do not add up.
+    Weights with `i8` are quantised in another way, and `i4`, which the package runs without quantisation, quantises; so
+    logits differ by the error of the quantisation. float16 needs no rescaling here. The package's environment variables
+    have no effect, except that `RWKV_V7_ON=1` is refused.
 
     Attributes:
         args: `n_layer`, `n_embd`, `n_att`, `n_ffn`, `vocab_size`, `MODEL_NAME` (a path), `strategy_string`.
@@ -102,7 +103,7 @@ class RWKV:
             SimpleNamespace(
                 device=placement.device,
                 atype=placement.dtype,
-                wtype=torch.int8 if placement.weight_format == "i8" else placement.dtype,
+                wtype=placement.format_of(Role.MATRIX).storage,
                 stream=not placement.resident,
             )
             for placement in parsed.place(config)

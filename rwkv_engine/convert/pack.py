@@ -12,21 +12,23 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.checkpoints.memory import conversion_memory_reported
-from rwkv_engine.checkpoints.packed import PackedMatrix, Packing, pack_tensors
+from rwkv_engine.checkpoints.packed import Packing, pack_tensors
+from rwkv_engine.checkpoints.packed_matrix import PackedMatrix
 from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.config import Role
-from rwkv_engine.core.weight_format import I8, float_format
-from rwkv_engine.errors import CheckpointError, StrategyError
+from rwkv_engine.core.weight_format import float_format
+from rwkv_engine.errors import CheckpointError
 from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.loader import converted, rounding_note
+from rwkv_engine.runtime.mixed_formats import mixed
 from rwkv_engine.runtime.plan import plan_tensors
 from rwkv_engine.storage.atomic import file_problem
 
 SUFFIX = ".safetensors"
 # The formats of `quantize`.
-FORMATS = ("i8",)
+FORMATS = ("i8", "i4")
 
 
 def pack(
@@ -48,7 +50,7 @@ def pack(
         CheckpointError: the model is damaged, or contains NaN, infinity or numbers too large for the strategy; or the
             file cannot be written.
         OutOfMemoryError: a tensor does not fit into memory.
-        StrategyError: the strategy cannot be parsed, does not fit this model, or asks for int4.
+        StrategyError: the strategy cannot be parsed, or does not fit this model.
     """
     output = _checked(output)
     checkpoint = Checkpoint.open(model)
@@ -67,7 +69,8 @@ def quantize(
     Args:
         model: path of a checkpoint that is not quantised.
         output: the file, whose name must end in .safetensors; an existing one is replaced.
-        weights: the format of the matrices: "i8".
+        weights: the format of the matrices: "i8", or "i4", which keeps some of them in int8, see
+            `runtime.mixed_formats`; a notice tells which.
         embedding: the dtype of the embedding, "fp32", "fp16" or "bf16"; by default that of the checkpoint. The
             embedding is never quantised.
         progress: called after each tensor with the parameters written so far and in all.
@@ -100,9 +103,9 @@ def _checked(output: str | Path) -> Path:
 def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None) -> Packing:
     config = checkpoint.config
     placements = Strategy.parse(strategy).place(config)
-    plans = plan_tensors(config, placements)
-    if planned := {plan.weights.name for plan in plans.values() if not plan.weights.has_kernels}:
-        raise StrategyError(f"strategy: {strategy}: {planned.pop()} weights cannot be packed yet; use i8, bf16 or fp16")
+    plans, mixture = mixed(checkpoint, plan_tensors(config, placements))
+    if mixture:
+        log.warning(f"{checkpoint.path}: {mixture}")
     if note := rounding_note(checkpoint, placements):
         log.warning(f"{checkpoint.path}: packed, {checkpoint.packing}{note}")
     if looks_divided(checkpoint):
@@ -115,8 +118,8 @@ def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progre
     shapes = {}
     for name, plan in plans.items():
         shapes[f"{name}.{plan.form}" if name in matrices else name] = (plan.weights.storage, plan.shape)
-        if plan.weights.has_scales:
-            shapes[f"{name}.scales"] = (torch.float32, (sum(plan.spec.shape),))
+        if n_scales := plan.weights.n_scales(plan.spec.shape):
+            shapes[f"{name}.scales"] = (torch.float32, (n_scales,))
 
     def arranged() -> Iterator[Tensor]:
         done = 0
@@ -137,11 +140,12 @@ def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progre
 
 
 def _stored_precision(checkpoint: Checkpoint) -> str:
-    head = _word(checkpoint, "head.weight")
-    return f"{_word(checkpoint, 'emb.weight')}i8" if head == "i8" else head
+    packing = checkpoint.packing
+    if packing and packing.matrices["head.weight"].dtype in FORMATS:
+        return f"{_word(checkpoint, 'emb.weight')}{packing.quantised}"
+    return _word(checkpoint, "head.weight")
 
 
 def _word(checkpoint: Checkpoint, name: str) -> str:
-    """The name of the format in which the checkpoint stores a tensor."""
-    dtype = checkpoint.read(name).dtype
-    return I8.name if dtype == I8.storage else float_format(dtype).name
+    """The name of the format in which the checkpoint stores a tensor that is not quantised."""
+    return float_format(checkpoint.read(name).dtype).name

@@ -19,7 +19,7 @@ from rwkv_engine.errors import CheckpointError
 from rwkv_engine.notices import log
 from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.progress import Progress
-from rwkv_engine.runtime.loader import check_finite
+from rwkv_engine.runtime.finite import check_finite
 
 # These are exponentiated; transformers keeps them in float32 whatever dtype the rest has.
 KEPT = ("att.time_decay", "att.time_first")
@@ -64,7 +64,7 @@ class Source:
             check_size(model, self.checkpoint.config, size)
         self._undone = _undone(self.checkpoint, undo_rescale)
         if self.checkpoint.packing and self.checkpoint.packing.is_quantised:
-            log.warning(f"{model}: packed, {self.checkpoint.packing}; its int8 weights keep their rounding errors")
+            log.warning(f"{model}: packed, {self.checkpoint.packing}; its quantised weights keep their rounding errors")
         self.shapes: Shapes = {
             name: (self._dtype(name, dtype), spec.file_shape) for name, spec in self.checkpoint.specs.items()
         }

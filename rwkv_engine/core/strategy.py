@@ -27,8 +27,8 @@ from rwkv_engine.core.strategy_grammar import Segment, parse_segments, print_seg
 from rwkv_engine.errors import StrategyError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# The versions of this package that will first run what is parsed already.
-INT4_SINCE, STREAMING_SINCE = "0.4", "0.4"
+# The version of this package that will first run what is parsed already.
+STREAMING_SINCE = "0.4"
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,6 @@ class Strategy:
         for s in self.segments:
             if s.device in ("mps", "dml"):
                 raise self._error(s, f"{s.device} is not supported; use cuda or cpu")
-            if s.weight_format == "i4":
-                needs = f"i4 weights need rwkv_engine {INT4_SINCE}, this is {__version__}"
-                raise self._error(s, f"{needs}; use {s.dtype}i8 or {s.dtype}")
             if s.device.startswith("cuda"):
                 self._check_gpu(s)
 

@@ -16,15 +16,14 @@ class WeightFormat:
         name: its name in strategies, packed files and messages.
         storage: the dtype of the tensor that holds the encoded weights.
         bytes_per_weight: bytes per weight, without scales.
-        has_scales: whether each row and each column has a float32 scale, see `ops.int8`.
-        has_kernels: False for a format that strategies can plan but no kernel supports yet.
+        scaled_axes: the axes of a matrix (N, K) each of whose indices has a float32 scale, see `ops.int8` and
+            `ops.int4`.
     """
 
     name: str
     storage: torch.dtype
     bytes_per_weight: float
-    has_scales: bool = False
-    has_kernels: bool = True
+    scaled_axes: tuple[int, ...] = ()
 
     @property
     def is_float(self) -> bool:
@@ -33,8 +32,11 @@ class WeightFormat:
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """The bytes of a tensor of this shape with its scales, without the padding of a matrix to full tiles."""
-        scales = 4 * sum(shape) if self.has_scales else 0
-        return int(math.prod(shape) * self.bytes_per_weight) + scales
+        return int(math.prod(shape) * self.bytes_per_weight) + 4 * self.n_scales(shape)
+
+    def n_scales(self, shape: tuple[int, ...]) -> int:
+        """The number of float32 scales of a matrix of this shape."""
+        return sum(shape[axis] for axis in self.scaled_axes)
 
     def __str__(self) -> str:
         return self.name
@@ -43,9 +45,9 @@ class WeightFormat:
 FP32 = WeightFormat("fp32", torch.float32, 4)
 FP16 = WeightFormat("fp16", torch.float16, 2)
 BF16 = WeightFormat("bf16", torch.bfloat16, 2)
-I8 = WeightFormat("i8", torch.int8, 1, has_scales=True)
+I8 = WeightFormat("i8", torch.int8, 1, scaled_axes=(0, 1))
 # 4 bits, and a 16-bit scale and minimum for every 64 weights.
-I4 = WeightFormat("i4", torch.uint8, 9 / 16, has_kernels=False)
+I4 = WeightFormat("i4", torch.uint8, 9 / 16, scaled_axes=(1,))
 FORMATS = {weights.name: weights for weights in (FP32, FP16, BF16, I8, I4)}
 
 

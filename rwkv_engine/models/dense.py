@@ -21,11 +21,11 @@ def make_dense(model: Model, copies: bool = False) -> None:
             written to.
 
     Raises:
-        StrategyError: the model has int8 weights.
+        StrategyError: the model has quantised weights.
     """
     if is_quantized(model):
         raise StrategyError(
-            "int8 weights have no gradient and no place in a state dict; load the model in a float type"
+            "quantised weights have no gradient and no place in a state dict; load the model in a float type"
         )
     for name in model.config.tensors():
         path, _, attribute = name.rpartition(".")
@@ -37,7 +37,7 @@ def make_dense(model: Model, copies: bool = False) -> None:
 
 
 def dense_of(matrix: Tiled | InputMajor) -> Dense:
-    """A row-major copy of a matrix; int8 weights are converted to float32."""
+    """A row-major copy of a matrix; quantised weights are converted to float32."""
     weight = matrix.weight.clone(memory_format=torch.contiguous_format)
     outputs, inputs = weight.shape
     with torch.device("meta"):  # avoids random initialisation of a weight that is replaced at once
@@ -47,7 +47,7 @@ def dense_of(matrix: Tiled | InputMajor) -> Dense:
 
 
 def is_quantized(model: Model) -> bool:
-    """Whether any matrix is int8."""
+    """Whether any matrix is quantised."""
     return any(isinstance(m, Tiled | InputMajor) and m.scales is not None for m in model.modules())
 
 

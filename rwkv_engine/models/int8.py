@@ -11,14 +11,15 @@ R[n] gives every row the same influence on them. A scale is 1 where all weights 
 most half of rows[n] columns[k]. Zeros are exact, and so are, up to float32 rounding, matrices whose columns are
 constant.
 
-The result has the same bits on every processor and for any number of threads: sums are computed by pairwise halving
-with element-wise operations, because the order of additions in torch's own sums depends on both.
+The result has the same bits on every processor and for any number of threads, see `models.sums`.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from rwkv_engine.models.sums import summed
 
 LARGEST = 127
 # Rows that are processed at a time, so that loading needs no float32 copy of a whole matrix.
@@ -54,21 +55,11 @@ def _column_scales(weight: Tensor) -> Tensor:
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
     for part in weight.split(PIECE):
         squares = part.double().square()
-        of_rows = _summed(squares.clone(), 1) / weight.shape[1]
+        of_rows = summed(squares.clone(), 1) / weight.shape[1]
         squares /= torch.where(of_rows > 0, of_rows, 1).unsqueeze(-1)
-        total += _summed(squares, 0)
+        total += summed(squares, 0)
     return _positive((total / len(weight)).sqrt())
 
 
 def _positive(scales: Tensor) -> Tensor:
     return torch.where(scales > 0, scales.clamp_min(_SMALLEST), 1)
-
-
-def _summed(x: Tensor, dim: int) -> Tensor:
-    """The sum over a dimension of `x`, which is overwritten."""
-    while (size := x.shape[dim]) > 1:
-        if size % 2:
-            x.select(dim, 0).add_(x.select(dim, size - 1))
-        half = size // 2
-        x = x.narrow(dim, 0, half).add_(x.narrow(dim, half, half))
-    return x.squeeze(dim)

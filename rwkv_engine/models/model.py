@@ -10,7 +10,7 @@ Shapes: B sequences, T tokens, C = n_embd, V = n_vocab.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar, cast
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.device_map import DeviceMap
 from rwkv_engine.core.state import LayerState, State
+from rwkv_engine.models.int4 import Int4Error
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.ops.slots import replace_rows, rows_of
@@ -108,6 +109,24 @@ class Model(nn.Module):
     """
 
     block: ClassVar[type[Block]]
+
+    @staticmethod
+    def input_moments(name: str, read: Callable[[str], Tensor]) -> Tensor | None:
+        """What the weights alone tell about the inputs x of a matrix: E[x_k^2] (K,) float64, up to a factor.
+
+        Args:
+            name: the matrix's original name.
+            read: reads a tensor of the checkpoint by its original name, in any floating-point dtype.
+
+        Returns:
+            None if nothing is known, as for versions that do not implement it.
+        """
+        return None
+
+    @staticmethod
+    def noise(config: ModelConfig, name: str, error: Int4Error) -> float:
+        """The noise in the logits that an error in a matrix causes, in a unit that is the same for all matrices."""
+        return error.relative
 
     def __init__(self, config: ModelConfig, fingerprint: str = ""):
         super().__init__()

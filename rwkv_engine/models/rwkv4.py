@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.core.state import LayerState
 from rwkv_engine.models.model import Block, Model, float32_parameter
+from rwkv_engine.models.rwkv4_noise import input_moments, noise
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.ops import (
     ChannelMixing4Step,
@@ -172,3 +173,5 @@ class Rwkv4(Model):
     """An RWKV-4 model."""
 
     block = Rwkv4Block
+    input_moments = staticmethod(input_moments)
+    noise = staticmethod(noise)

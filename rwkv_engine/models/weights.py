@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rwkv_engine.ops import linear, linear_many, untile
-from rwkv_engine.ops.int8 import in_floats
+from rwkv_engine.ops import linear, linear_many
+from rwkv_engine.ops.in_floats import rows_in_floats, tiles_in_floats
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.ops.linear_many import dense_product
 
@@ -29,7 +29,7 @@ class Tiled(nn.Module):
     """y = x W^T with W in tiles, see `ops.tiles`."""
 
     def __init__(self, tiles: Tensor, outputs: int, inputs: int, scales: Tensor | None = None):
-        """`tiles`: of W (outputs, inputs), perhaps a view of a file; `scales`: for int8 weights, see `ops.int8`."""
+        """`tiles`: of W (outputs, inputs), perhaps a view of a file; `scales`: of quantised weights."""
         super().__init__()
         self.out_features, self.in_features = outputs, inputs
         self.tiles = nn.Parameter(tiles, requires_grad=False)
@@ -37,8 +37,8 @@ class Tiled(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W (outputs, inputs), a row-major copy; int8 weights are converted to float32."""
-        return in_floats(untile(self.tiles, self.out_features, self.in_features), self.scales)
+        """W (outputs, inputs), a row-major copy; quantised weights are converted to float32."""
+        return tiles_in_floats(self.tiles, self.out_features, self.in_features, self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
@@ -52,23 +52,24 @@ class Tiled(nn.Module):
 class InputMajor(nn.Module):
     """y = x W^T with W^T row-major, so that the weights of one input are contiguous and zero inputs can be skipped."""
 
-    def __init__(self, rows: Tensor, scales: Tensor | None = None):
-        """`rows`: W^T (inputs, outputs), perhaps a view of a file; `scales`: for int8 weights, see `ops.int8`."""
+    def __init__(self, rows: Tensor, outputs: int, scales: Tensor | None = None):
+        """`rows`: W^T (inputs, outputs), perhaps a view of a file; `scales`: of quantised weights."""
         super().__init__()
+        self.out_features, self.in_features = outputs, len(rows)
         self.rows = nn.Parameter(rows, requires_grad=False)
         self.scales = None if scales is None else nn.Parameter(scales, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
-        """W (outputs, inputs), a view; int8 weights are converted to a float32 copy."""
-        return in_floats(self.rows.t(), self.scales)
+        """W (outputs, inputs), a view; quantised weights are converted to a float32 copy."""
+        return rows_in_floats(self.rows, self.out_features, self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
-        inputs, outputs = self.rows.shape
-        return linear_many(x.reshape(-1, inputs), self.rows, outputs, self.scales).view(*x.shape[:-1], outputs)
+        rows = linear_many(x.reshape(-1, self.in_features), self.rows, self.out_features, self.scales)
+        return rows.view(*x.shape[:-1], self.out_features)
 
 
-def scales_of(*matrices: Tiled | InputMajor) -> list[Tensor]:
-    """The scales of int8 matrices, as the fused steps take them; empty for float weights."""
-    return [matrix.scales for matrix in matrices if matrix.scales is not None]
+def scales_of(*matrices: Tiled | InputMajor) -> list[Tensor | None]:
+    """The scales of matrices, as the fused steps take them."""
+    return [matrix.scales for matrix in matrices]

@@ -45,8 +45,8 @@ def linear_many_reference(x: Tensor, weight: Tensor, outputs: int, scales: Tenso
     in_tiles = weight.ndim != 2
     if x.is_cuda and weight.dtype == torch.int8 and scales is not None:
         return int8_product(x, untile(weight, outputs, x.shape[1]) if in_tiles else weight.t(), scales)
-    on_gpu_in_int4 = x.is_cuda and weight.dtype == torch.uint8 and scales is not None
-    if on_gpu_in_int4:
+    if on_gpu_in_int4 := x.is_cuda and weight.dtype == torch.uint8 and scales is not None:
+        assert scales is not None
         x, scales = x * scales, torch.ones_like(scales)
     matrix = (
         tiles_in_floats(weight, outputs, x.shape[1], scales) if in_tiles else rows_in_floats(weight, outputs, scales)

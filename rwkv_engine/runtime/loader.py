@@ -16,6 +16,7 @@ from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
 from rwkv_engine.core.config import Role, TensorSpec
 from rwkv_engine.core.placement import Placement
 from rwkv_engine.core.strategy import Strategy
+from rwkv_engine.core.weight_format import I4, I8
 from rwkv_engine.errors import CheckpointError, StrategyError
 from rwkv_engine.models import MODELS, Model
 from rwkv_engine.models.arrange import Arranged, arrange
@@ -23,6 +24,8 @@ from rwkv_engine.models.weights import InputMajor, Tiled
 from rwkv_engine.native import cpu_kernels, cuda_kernels
 from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
+from rwkv_engine.runtime.finite import check_finite
+from rwkv_engine.runtime.mixed_formats import mixed, reader
 from rwkv_engine.runtime.plan import TensorPlan, plan_tensors
 
 
@@ -62,7 +65,10 @@ def load_model(
     # `has_kernels` also loads the kernels of a GPU; training needs that of wkv4.
     kernels = {device: has_kernels(device) for device in {p.device for p in placements}}
     said, done = False, 0
-    for name, plan in plan_tensors(config, placements).items():
+    plans, mixture = mixed(checkpoint, plan_tensors(config, placements))
+    if mixture:
+        log.warning(f"{checkpoint.path}: {mixture}")
+    for name, plan in plans.items():
         placement = placements[plan.spec.layer]
         packed = not trainable and (kernels[plan.device] or placement.weight_format != "dense")
         if not packed:
@@ -86,10 +92,10 @@ def load_model(
 
 
 def rounding_note(checkpoint: Checkpoint, placements: Sequence[Placement]) -> str:
-    """The end of a notice where quantised weights are converted to floats, which does not restore their precision."""
-    quantised = checkpoint.packing is not None and checkpoint.packing.is_quantised
-    lost = quantised and any(p.weight_format == "dense" for p in placements)
-    return "; its int8 weights keep their rounding errors" if lost else ""
+    """The end of a notice where quantised weights are converted, which does not restore their precision."""
+    stored = None if checkpoint.packing is None else checkpoint.packing.quantised
+    lost = stored and any(p.weight_format != stored for p in placements)
+    return "; its quantised weights keep their rounding errors" if lost else ""
 
 
 def has_kernels(device: str) -> bool:
@@ -104,16 +110,33 @@ def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
     Raises:
         CheckpointError: the file is damaged, or contains NaN, infinity or numbers too large for the format.
     """
+    whole = checkpoint.read_arranged(name, plan.form) if plan.weights == I4 else None
+    if whole is not None and whole.dtype == I4.storage:
+        return _copied(checkpoint, name, whole, plan.device)
     stored, scales = checkpoint.read(name), checkpoint.read_scales(name)
     what = f"{checkpoint.path}: {name}"
     if scales is None:
         check_finite(what, stored, plan.weights.storage if plan.weights.is_float else torch.float32)
-    device = plan.device
-    arranged = arrange(stored.to(device), plan.form, plan.weights, None if scales is None else scales.to(device))
-    if scales is None and arranged.scales is not None and not arranged.scales.isfinite().all():
-        raise CheckpointError(f"{what}: holds numbers too large for int8 with float32 scales; choose a float type")
+    device, moments = plan.device, None
+    if plan.weights == I4:
+        known = MODELS[type(checkpoint.config)].input_moments(name, reader(checkpoint))
+        moments = None if known is None else known.to(device)
+    scales = None if scales is None else scales.to(device)
+    arranged = arrange(stored.to(device), plan.form, plan.weights, scales, moments)
+    if not (arranged.scales is None or arranged.scales.isfinite().all()):
+        kind = "int8" if plan.weights == I8 else "int4"
+        raise CheckpointError(f"{what}: holds numbers too large for {kind} with float32 scales; choose a float type")
     checkpoint.release(stored)
     return arranged
+
+
+def _copied(checkpoint: Checkpoint, name: str, whole: Tensor, device: str) -> Arranged:
+    """A copy of an int4 matrix of a packed file: quantising it again would change it."""
+    scales = checkpoint.read_arranged_scales(name)
+    assert scales is not None
+    copied = Arranged(whole.to(device, copy=True), scales.to(device, copy=True))
+    checkpoint.release(whole)
+    return copied
 
 
 def _ready(checkpoint: Checkpoint, name: str, plan: TensorPlan, placement: Placement) -> Arranged | None:
@@ -130,7 +153,7 @@ def _ready(checkpoint: Checkpoint, name: str, plan: TensorPlan, placement: Place
             return None
     elif tuple(values.shape) != plan.shape:
         return None
-    ready = Arranged(values, checkpoint.read_scales(name))
+    ready = Arranged(values, checkpoint.read_arranged_scales(name))
     # Another program may have rewritten the file without the alignment.
     return ready if all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in ready) else None
 
@@ -154,28 +177,6 @@ def put(model: Model, name: str, spec: TensorSpec, form: str, placed: Arranged) 
         outputs, inputs = spec.shape
         model.set_submodule(path, Tiled(values, outputs, inputs, scales))
     elif form == "input_major":
-        model.set_submodule(path, InputMajor(values, scales))
+        model.set_submodule(path, InputMajor(values, spec.shape[0], scales))
     else:
         setattr(model.get_submodule(path), attribute, nn.Parameter(values, requires_grad=False))
-
-
-def check_finite(what: str, stored: Tensor, dtype: torch.dtype) -> None:
-    """Refuses a tensor with NaN or infinity, or with numbers that would become infinite in a floating-point dtype.
-
-    Only the minimum and the maximum are checked, both of which are NaN if any element is. That takes one pass, a tenth
-    of the time of the copy, and no memory.
-
-    Raises:
-        CheckpointError: the message begins with `what`.
-    """
-    extremes = torch.stack(stored.aminmax())
-    if extremes.to(dtype).isfinite().all():
-        return
-    if extremes.isfinite().all():
-        largest = f"{extremes.abs().max().item():.3g}"
-        raise CheckpointError(f"{what}: holds numbers up to {largest}, too large for {dtype}; choose a wider type")
-    wrong = sum(int((~part.isfinite()).sum()) for part in stored.flatten().split(1 << 20))
-    raise CheckpointError(
-        f"{what}: {wrong} of {stored.numel()} numbers are NaN or infinite: the file is damaged, or the training"
-        " diverged; download it again or take an earlier checkpoint"
-    )

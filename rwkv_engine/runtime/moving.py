@@ -14,7 +14,8 @@ from rwkv_engine.models import Model
 from rwkv_engine.models.arrange import Arranged, arrange, form_of
 from rwkv_engine.models.dense import dense_of
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
-from rwkv_engine.runtime.loader import check_finite, has_kernels, put
+from rwkv_engine.runtime.finite import check_finite
+from rwkv_engine.runtime.loader import has_kernels, put
 
 Matrix = Dense | Tiled | InputMajor
 
@@ -63,7 +64,7 @@ def _move_matrix(model: Model, name: str, spec: TensorSpec, device: torch.device
     matrix = cast(Matrix, model.get_submodule(path))
     form = form_of(spec.role)
     scales = None if isinstance(matrix, Dense) else matrix.scales
-    if scales is not None:  # int8 matrices have the same layout on every device, with or without kernels
+    if scales is not None:  # quantised matrices have the same layout on every device, with or without kernels
         put(model, name, spec, form, Arranged(held.detach().to(device), scales.detach().to(device)))
         return
     dense = matrix if isinstance(matrix, Dense) else dense_of(matrix)

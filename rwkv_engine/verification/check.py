@@ -13,8 +13,8 @@ Verdict = Literal["ok", "FAILED", "skipped", "info"]
 # The largest difference allowed between two computations of the same logits or states, relative to their largest
 # number. Rounding errors accumulate over the layers. In a small model they stay a factor of ten below these limits,
 # while a fault (a wrong tensor, a wrong sign, a shift by one token) is far above them. int8 weights are as inexact as
-# bfloat16 weights.
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.int8: 1e-1}
+# bfloat16 weights, and int4 weights three times as inexact.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "i8": 1e-1, "i4": 3e-1}
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, State, Strategy
+from rwkv_engine.core.config import Role
 from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError, TokenizerError
 from rwkv_engine.progress import StageProgress
 from rwkv_engine.runtime import Engine, load_model
-from rwkv_engine.runtime.loader import check_finite
+from rwkv_engine.runtime.finite import check_finite
 from rwkv_engine.text import Tokenizer, check_fits, find_tokenizer, load_tokenizer
 from rwkv_engine.verification.activations import watched
 from rwkv_engine.verification.agreement import RUNNERS, check_baseline
@@ -84,7 +85,7 @@ def verify(
         checkpoint = Checkpoint.open(path)
         config = checkpoint.config
         parsed = parsed.resolve(config)
-        tolerance = max(TOLERANCES[torch.int8 if p.weight_format == "i8" else p.dtype] for p in parsed.place(config))
+        tolerance = max(TOLERANCES[p.format_of(Role.MATRIX).name] for p in parsed.place(config))
         yield from _described(checkpoint)
         found, check = _tokenizer(path, config.n_vocab, tokenizer)
         yield check

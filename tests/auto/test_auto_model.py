@@ -420,5 +420,5 @@ def test_int8_models(folder):
     assert torch.equal(mine(ids).logits, pipeline.engine.forward(ids, full_output=True)[0])
     assert next(mine.parameters()).device == torch.device("cpu")
     assert torch.equal(mine.to("cpu").float()(ids).logits, mine(ids).logits)
-    with pytest.raises(StrategyError, match=r"int8 weights cannot be converted to torch\.float16"):
+    with pytest.raises(StrategyError, match=r"quantised weights cannot be converted to torch\.float16"):
         mine.half()

@@ -242,7 +242,7 @@ def test_gradient_checkpointing_refuses_what_it_cannot_do(options, message, fold
     with pytest.raises(RequestError, match=message) as raised:
         ours(folder).gradient_checkpointing_enable(**options)
     assert "\n" not in str(raised.value)
-    with pytest.raises(StrategyError, match="int8 weights have no gradient"):
+    with pytest.raises(StrategyError, match="quantised weights have no gradient"):
         ours(folder, load_in_8bit=True).gradient_checkpointing_enable()
 
 

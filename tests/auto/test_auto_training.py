@@ -261,7 +261,7 @@ def test_training_does_not_write_to_a_mapped_file(tmp_path):
 )
 def test_training_int8_weights_is_refused(train, folder):
     mine = ours(folder, load_in_8bit=True)
-    with pytest.raises(StrategyError, match="int8 weights have no gradient") as raised:
+    with pytest.raises(StrategyError, match="quantised weights have no gradient") as raised:
         train(mine)
     assert "\n" not in str(raised.value)
     assert not mine.training

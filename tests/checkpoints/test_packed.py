@@ -227,7 +227,7 @@ def test_packing_a_quantised_file_does_not_quantise_it_again(base, source, capfd
     assert capfd.readouterr().err == ""
     as_floats = packed(first, "cpu fp32", "floats.safetensors")
     [line] = capfd.readouterr().err.splitlines()
-    said = f"packed, {base}, i8 in tiles.1; its int8 weights keep their rounding errors"
+    said = f"packed, {base}, i8 in tiles.1; its quantised weights keep their rounding errors"
     assert line == f"rwkv_engine: {first}: {said}"
     expected, got = (Checkpoint.open(path) for path in (first, as_floats))
     for name in expected.names:

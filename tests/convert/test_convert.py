@@ -266,7 +266,7 @@ def test_converting_a_quantised_model_to_floats_warns(source, weights, capfd):
     path = source.with_name("q.safetensors")
     quantize(source, path)
     to_hugging_face(path, source.parent / "hf")
-    assert "its int8 weights keep their rounding errors" in capfd.readouterr().err
+    assert "its quantised weights keep their rounding errors" in capfd.readouterr().err
     expected = RWKV.from_pretrained(path, "cpu fp32").engine.model.state_dict()
     got = RWKV.from_pretrained(source.parent / "hf").engine.model.state_dict()
     assert expected.keys() == got.keys()

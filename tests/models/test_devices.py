@@ -130,7 +130,7 @@ def placed(devices: list[str], home: str, packed: bool) -> Rwkv4:
             if packed and isinstance(module, Dense):
                 form, shape = form_of(config.tensors()[f"{path}.weight"].role), tuple(module.weight.shape)
                 weight = torch.empty(arranged_shape(form, shape, BF16), dtype=torch.bfloat16, device=device)
-                model.set_submodule(path, Tiled(weight, *shape) if form == "tiles" else InputMajor(weight))
+                model.set_submodule(path, Tiled(weight, *shape) if form == "tiles" else InputMajor(weight, shape[0]))
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device=device), requires_grad=False))

@@ -157,7 +157,7 @@ def test_a_quantised_file_is_converted_to_floats_with_a_notice(dtype, weights, t
     model = RWKV.from_pretrained(path, f"cpu {dtype}")
     [line] = capfd.readouterr().err.splitlines()
     assert line.startswith(f"rwkv_engine: {path}: packed, fp32, i8 in tiles.1; converting it for ")
-    assert line.endswith("; its int8 weights keep their rounding errors")
+    assert line.endswith("; its quantised weights keep their rounding errors")
     for name, value in as_torch(weights).items():
         if value.squeeze().ndim == 2 and name != "emb.weight":
             got = placed(model, name)
@@ -170,7 +170,7 @@ def test_a_quantised_file_may_be_trained_as_floats(weights, tmp_path, capfd):
     pack(save_pth(weights, tmp_path / "m.pth"), path, "cpu fp32i8")
     checkpoint = Checkpoint.open(path)
     model = load_model(checkpoint, Strategy.parse("cpu fp32"), trainable=True)
-    assert "for training; its int8 weights keep their rounding errors" in capfd.readouterr().err
+    assert "for training; its quantised weights keep their rounding errors" in capfd.readouterr().err
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
     model(torch.tensor([[1, 2, 3]]), State.initial(checkpoint.config))[0].sum().backward()
     assert model.get_parameter("blocks.0.att.key.weight").grad.any()
@@ -197,4 +197,4 @@ def test_int8_runs_without_compiled_kernels(weights, tmp_path, run_python):
     assert result.returncode == 0, result.stderr
     assert "torch.int8" in result.stdout
     [line] = result.stderr.splitlines()  # of the float strategy alone
-    assert "converting it for plain torch; its int8 weights" in line
+    assert "converting it for plain torch; its quantised weights" in line
