@@ -141,7 +141,7 @@ def test_wrong_arguments_are_refused_at_the_call(tales):
             tales.forward([1], state)
         with pytest.raises(RequestError, match="state: got"):
             tales.stream(PROMPT, state=state)
-    for strategy in ("cuda fp16", "cpu fp32i4", "cpu", "", "cpu fp32 *9", "mps fp16"):
+    for strategy in ("cuda fp16", "cpu fp32i3", "cpu", "", "cpu fp32 *9", "mps fp16"):
         with pytest.raises(StrategyError, match=r"\^"):
             RWKV.from_pretrained("tales", strategy=strategy)
 

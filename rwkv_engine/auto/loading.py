@@ -74,7 +74,7 @@ def strategy_for(
     torch_dtype: DType,
     device_map: DeviceMap,
     load_in_8bit: bool,
-    load_in_4bit: bool = False,
+    load_in_4bit: bool,
 ) -> Strategy:
     """The strategy that the options of `from_pretrained` describe, with every layer assigned.
 

@@ -97,7 +97,7 @@ def int4_columns(weight: Tensor, form: str, moments: Tensor | None) -> tuple[Ten
         rounded = _rounded(sample / columns[0], None).double() * columns[0].double()
         return columns.contiguous(), _error(sample, rounded, h, weight.shape[0] / step)
     sample, best = weight[::step].float(), None
-    for power in _powers(None if moments is None else _floored(known)):
+    for power in [torch.ones_like(known)] if moments is None else _powers(_floored(known)):
         of_row = 1 / power
         scale = _power_of_two((weight.abs().amax(dim=0).double() / of_row).max())
         columns = (of_row * scale).float()
@@ -114,10 +114,8 @@ def _usable(moments: Tensor | None) -> Tensor | None:
     return moments if moments is not None and moments.isfinite().all() and moments.any() else None
 
 
-def _powers(moments: Tensor | None) -> list[Tensor]:
+def _powers(moments: Tensor) -> list[Tensor]:
     """sqrt(h) to the powers 0, 1/4, 1/2, 3/4 and 1, (K,) float64. Square roots have the same bits everywhere."""
-    if moments is None:
-        return [torch.ones((), dtype=torch.float64)]
     whole = moments.sqrt()
     half = whole.sqrt()
     quarter = half.sqrt()

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core.weight_format import FORMATS, I4, I8
-from rwkv_engine.errors import CheckpointError
 from rwkv_engine.models import MODELS
 from rwkv_engine.models.int4 import int4_columns
 from rwkv_engine.ops.int8 import in_floats
+from rwkv_engine.runtime.finite import check_finite
 from rwkv_engine.runtime.plan import TensorPlan
 
 # What int8 may add to the bytes of all int4 matrices: 4.5 bits a weight become up to 5.9.
@@ -69,7 +69,7 @@ def mixed(
         The new plans, and what was chosen; None if the strategy has no int4, or the file has chosen already.
 
     Raises:
-        CheckpointError: the file is damaged, or a matrix contains NaN or infinity.
+        CheckpointError: the file is damaged, or a matrix contains NaN, infinity or numbers too large for float32.
     """
     wanted = [name for name, plan in plans.items() if plan.weights == I4]
     packing = checkpoint.packing
@@ -103,8 +103,7 @@ def _with_int8(plans: Mapping[str, TensorPlan], names: list[str] | tuple[str, ..
 def _noise(checkpoint: Checkpoint, name: str, form: str) -> float:
     model, read = MODELS[type(checkpoint.config)], reader(checkpoint)
     weight = read(name)
-    if not torch.stack(weight.aminmax()).isfinite().all():
-        raise CheckpointError(f"{checkpoint.path}: {name}: holds NaN or infinity")
+    check_finite(f"{checkpoint.path}: {name}", weight, torch.float32)
     _, error = int4_columns(weight, form, model.input_moments(name, read))
     checkpoint.release(weight)
     return model.noise(checkpoint.config, name, error)

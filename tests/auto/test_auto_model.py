@@ -218,13 +218,14 @@ def test_device_map_auto_fills_the_available_gpus(tmp_path, monkeypatch):
 
     checkpoint = Checkpoint.open(save_pth(oracle.random_weights(SHAPE), tmp_path / "m.pth"))
 
-    def plan(dtype=None, load_in_8bit=False):
-        return str(strategy_for(checkpoint, None, dtype, None, "auto", load_in_8bit))
+    def plan(dtype=None, load_in_8bit=False, load_in_4bit=False):
+        return str(strategy_for(checkpoint, None, dtype, None, "auto", load_in_8bit, load_in_4bit))
 
     monkeypatch.setattr(strategy, "gpu_count", lambda: 0)
     assert plan() == "cpu fp32"
     assert plan("float16") == "cpu fp16"
     assert plan(load_in_8bit=True) == "cpu fp32i8"
+    assert plan(load_in_4bit=True) == "cpu fp32i4"
     monkeypatch.setattr(strategy, "gpu_count", lambda: 2)
     monkeypatch.setattr(strategy, "free_memory", lambda device: 1_500_000_000 + 50_000)
     half, single = plan(), plan(torch.float32)
@@ -248,7 +249,8 @@ def test_device_map_auto_fills_the_available_gpus(tmp_path, monkeypatch):
         ({"device_map": "mps"}, "device_map='mps': mps is not supported; use cuda or cpu"),
         ({"device_map": -1}, "device_map: got -1, expected auto"),
         ({"max_memory": {0: "1GB"}}, "max_memory=.*strategy="),
-        ({"load_in_4bit": True}, "int4 weights are not supported yet"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "load_in_8bit and load_in_4bit contradict each other"),
+        ({"strategy": "cpu fp32", "load_in_4bit": True}, "already sets load_in_4bit"),
         ({"lod_in_8bit": True}, "unknown option 'lod_in_8bit', expected dtype, device_map"),
     ],
     ids=str,

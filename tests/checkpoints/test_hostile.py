@@ -27,7 +27,8 @@ def megabytes():
 
 def load(path):
     checkpoint = Checkpoint.open(path)
-    load_model(checkpoint, Strategy.parse("cpu fp32i8" if path.suffixes[0] == ".i8" else "cpu fp32"))
+    quantised = path.suffixes[0][1:] if path.suffixes[0] in (".i8", ".i4") else ""
+    load_model(checkpoint, Strategy.parse(f"cpu fp32{quantised}"))
     return checkpoint.config
 
 warnings.simplefilter("ignore")
@@ -61,6 +62,8 @@ print(json.dumps({"bad": bad, "seen": seen, "slowest": slowest, "grown": megabyt
         ("packed_metadata", "packed.safetensors", 500),
         ("safetensors_headers", "packed.i8.safetensors", 300),
         ("packed_metadata", "packed.i8.safetensors", 300),
+        ("safetensors_headers", "packed.i4.safetensors", 300),
+        ("packed_metadata", "packed.i4.safetensors", 300),
         ("pickles", "good.pth", 100),
         ("pickles", "legacy.pth", 100),
     ],
@@ -70,9 +73,14 @@ def test_mutated_files_are_refused_or_harmless(make, name, count, tmp_path, run_
         "good.safetensors": save_safetensors,
         "packed.safetensors": save_packed,
         "packed.i8.safetensors": save_packed,
+        "packed.i4.safetensors": save_packed,
     }
     save = kinds.get(name, save_pth)
-    options = {"legacy.pth": {"legacy": True}, "packed.i8.safetensors": {"strategy": "cpu fp32i8"}}.get(name, {})
+    options = {
+        "legacy.pth": {"legacy": True},
+        "packed.i8.safetensors": {"strategy": "cpu fp32i8"},
+        "packed.i4.safetensors": {"strategy": "cpu fp32i4"},
+    }.get(name, {})
     good = save(oracle.random_weights(SHAPE), tmp_path / name, **options)
     result = run_python(LOAD_ALL, make, str(good), str(count))
     assert result.returncode == 0, result.stderr

@@ -16,7 +16,7 @@ from oracle import Shape
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rwkv_engine import RWKV, Checkpoint, CheckpointError, StrategyError
+from rwkv_engine import RWKV, Checkpoint, CheckpointError
 from rwkv_engine.checkpoints.packed import KEY, PackedMatrix, Packing, pack_tensors
 from rwkv_engine.convert import pack as packing
 from rwkv_engine.convert.pack import pack
@@ -499,11 +499,6 @@ def test_what_a_model_must_not_hold_is_not_packed(spoil, strategy, message, weig
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_int4_is_refused(source):
-    with pytest.raises(StrategyError, match="i4 weights cannot be packed yet; use i8, bf16 or fp16"):
-        packed(source, "cpu bf16i8 *1 -> cpu bf16i4")
-
-
 def test_a_writer_with_wrong_tensors_leaves_nothing(source):
     checkpoint = Checkpoint.open(source)
     packing = Packing(checkpoint.fingerprint(), checkpoint.config.settings(), {}, 4)
@@ -539,7 +534,11 @@ def head(about):
     [
         (lambda h, a: a.update(version=2), "a packed file of version 2 with an RWKV-4, expected version 1"),
         (lambda h, a: a.update(model=5), "a packed file of version 1 with an RWKV-5"),
-        (lambda h, a: head(a).update(dtype="i4"), "head.weight: packed in i4, expected one of fp32, fp16, bf16, i8"),
+        (lambda h, a: head(a).update(dtype="i4"), r"head.weight: int4 tiles of shape .* cannot hold \(33, 16\)"),
+        (
+            lambda h, a: head(a).update(dtype="i3"),
+            "head.weight: packed in i3, expected one of fp32, fp16, bf16, i8, i4",
+        ),
         (lambda h, a: head(a).update(dtype="i8"), r"head.weight: int8 with no scales, expected \(49,\)"),
         (lambda h, a: a["matrices"].update({"head.weight": []}), "head.weight: packed in several dtypes"),
         (lambda h, a: head(a).update(dtype="fp16"), "declared as torch.float16, stored as torch.float32"),

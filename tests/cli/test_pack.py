@@ -67,7 +67,6 @@ def test_a_file_that_is_there_is_replaced_even_the_source(call, source):
             "d.safetensors: is a directory, not a regular file; nothing was written",
         ),
         (["{folder}/no.pth", "-o", "{folder}/p.safetensors"], "no.pth: no such file or directory"),
-        (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16i4"], "i4 weights cannot be packed yet"),
         (["{source}", "-o", "{folder}/p.safetensors", "--strategy", "cpu fp16 *9"], "too many layers"),
     ],
 )

@@ -105,6 +105,20 @@ def test_a_users_mistake_is_an_error_and_leaves_nothing(arguments, message, call
     assert sorted(p.name for p in source.parent.iterdir()) == ["d.safetensors", "m.pth"]
 
 
+def test_int4_says_what_stays_int8(call, source):
+    path, code, text, errors = quantize(call, source, "--format", "i4")
+    assert (code, text) == (0, "")
+    chosen, written = errors.splitlines()
+    dtypes = [dtype for name, dtype in precisions(path).items() if name != "emb.weight"]
+    kept = dtypes.count("i8")
+    assert 0 < kept < len(dtypes)
+    said = rf"{kept} of {len(dtypes)} int4 matrices stay int8, which adds \S+ MB \(at most \S+\) to \S+ MB: "
+    assert re.fullmatch(f"rwkv_engine: {re.escape(str(source))}: {said}.*", chosen)
+    assert written.startswith(f"{path}: ")
+    assert ", fp32, i4, i8 in tiles.1; " in written
+    assert Checkpoint.open(path).fingerprint() == Checkpoint.open(source).fingerprint()
+
+
 @pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu fp32 *2 -> cpu fp32i8"])
 def test_quantised_models_are_refused(strategy, call, source):
     path = source.with_name("p.safetensors")
@@ -130,7 +144,7 @@ def test_a_damaged_model_leaves_nothing(weights, call, tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
-@pytest.mark.parametrize("options", [[], ["--format", "i4"], ["--embedding", "i8"]], ids=str)
+@pytest.mark.parametrize("options", [[], ["--format", "i3"], ["--embedding", "i8"]], ids=str)
 def test_wrong_usage(options, call, source):
     output = ["-o", str(source.with_name("q.safetensors"))] if options else []
     assert call("quantize", str(source), *output, *options)[0] == 2

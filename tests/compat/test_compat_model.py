@@ -140,6 +140,12 @@ def test_int8_says_so(path):
     assert [layer.wtype for layer in model.strategy] == [torch.int8, torch.int8, torch.float32, torch.float32]
 
 
+def test_int4_is_what_it_says(path):
+    """The package accepts i4 and quantises nothing."""
+    model = RWKV(str(path), "cpu fp32i4 *2 -> cpu fp32", verbose=False)
+    assert [layer.wtype for layer in model.strategy] == [torch.uint8, torch.uint8, torch.float32, torch.float32]
+
+
 @pytest.mark.parametrize("tokens", [TOKENS, tuple(TOKENS), np.array(TOKENS), torch.tensor(TOKENS)], ids=type)
 def test_tokens_are_any_integers(tokens, model):
     assert torch.equal(model(tokens, None)[0], model.forward(TOKENS, None)[0])
@@ -199,7 +205,6 @@ def test_environment_variables(path, monkeypatch):
     ("strategy", "message"),
     [
         ("cpu fp32i3", "found 'fp32i3'"),
-        ("cpu fp32i4", "i4 weights need"),
         ("cpu fp32 *1", "are not assigned"),
         ("cpu fp32 *9", "too many layers"),
         ("gpu fp16", "expected a device"),

@@ -259,6 +259,15 @@ def test_int8_has_scales_vectors_and_the_embedding_have_none():
         assert row[3] == f"{(first + 23 * block + head) / 1e6:,.1f} MB"
 
 
+def test_int4_has_scales_of_columns_and_parameters_of_groups():
+    """As above; a group of 64 weights has 36 bytes, 4.5 bits a weight."""
+    vectors = 4 * (2 * 64 + 3 * 64 + 2 * 64 + 4 * 64)
+    matrices = (5 * 64 * 64 + 2 * 64 * 256) // 64 * 36
+    block = vectors + matrices + 4 * (6 * 64 + 256)
+    assert nbytes("cpu fp32i4", slice(1, 2)) == block
+    assert nbytes("cpu fp32i4", slice(24, None)) == 100 * 64 // 64 * 36 + 4 * 64 + 4 * 2 * 64
+
+
 @pytest.fixture
 def gpus(monkeypatch):
     """Pretends that torch sees so many GPUs, with so much memory free on each and in main memory."""
@@ -277,8 +286,6 @@ def gpus(monkeypatch):
     [
         ("mps fp16", "mps is not supported; use cuda or cpu"),
         ("dml fp32", "dml is not supported; use cuda or cpu"),
-        ("cpu bf16i4", "i4 weights need rwkv_engine 0.4, this is .*; use bf16i8 or bf16"),
-        ("cpu fp32i8 -> cuda fp16i4", "i4 weights need rwkv_engine 0.4, this is .*; use fp16i8 or fp16"),
         ("cuda:1 bf16 *2+", r"streaming to a GPU \(\+\) needs rwkv_engine 0.4, .*: cuda:1 bf16 \*N -> cpu fp32"),
     ],
 )
@@ -314,6 +321,7 @@ def test_a_missing_gpu_is_marked_by_a_caret(text, count, column, message, gpus):
         "cpu bf16",
         "cpu fp16",
         "cpu fp32i8",
+        "cpu fp32i4",
         "cpu bf16i8 *3 -> cpu fp16i8 -> cpu bf16 -> cpu fp32 *1",
         "auto",
     ],
@@ -325,7 +333,13 @@ def test_cpu_strategies_run_anywhere(text, gpus):
 
 @pytest.mark.parametrize(
     "text",
-    ["cuda fp32", "cuda bf16i8", "cuda:0 fp16", "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16i8 *1 -> cpu fp16"],
+    [
+        "cuda fp32",
+        "cuda bf16i8",
+        "cuda fp16i4",
+        "cuda:0 fp16",
+        "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16i8 *1 -> cpu fp16",
+    ],
 )
 def test_gpu_strategies_run_where_the_gpus_are(text, gpus):
     gpus(1, 1)

@@ -10,7 +10,9 @@ from oracle import Shape
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError, Rwkv4Config, State, Strategy, StrategyError
 from rwkv_engine.convert.pack import pack
+from rwkv_engine.models.int4 import quantized_int4
 from rwkv_engine.models.int8 import quantized
+from rwkv_engine.models.rwkv4_noise import input_moments
 from rwkv_engine.models.weights import InputMajor, Tiled
 from rwkv_engine.ops.int8 import in_floats
 from rwkv_engine.runtime import load_model
@@ -130,6 +132,29 @@ def test_int8_and_float_segments_mix(weights, tmp_path):
     logits, state = model.forward([1, 2, 3])
     assert logits.isfinite().all()
     assert model.forward([4], state)[0].isfinite().all()
+
+
+def test_int4_is_made_while_loading_and_what_stays_int8_is_said(weights, tmp_path, caplog):
+    """As by `quantized_int4` with the second moments that the weights tell."""
+    path = save_pth(weights, tmp_path / "m.pth")
+    model = RWKV.from_pretrained(path, "cpu fp32i4")
+    [notice] = [record.message for record in caplog.records]
+    read, formats = Checkpoint.open(path).read, []
+    for name, value in as_torch(weights).items():
+        if value.squeeze().ndim == 1 or name == "emb.weight":
+            continue
+        got = placed(model, name)
+        matrix = got.rows if isinstance(got, InputMajor) else got.tiles
+        formats.append(matrix.dtype)
+        if matrix.dtype == torch.uint8:
+            form = "input_major" if isinstance(got, InputMajor) else "tiles"
+            values, scales = quantized_int4(value, form, input_moments(name, read))
+            assert torch.equal(matrix, values), name
+            assert torch.equal(got.scales, scales), name
+        else:
+            assert torch.equal(got.weight, in_floats(*quantized(value))), name
+    assert f"{formats.count(torch.int8)} of {len(formats)} int4 matrices stay int8" in notice
+    assert set(formats) == {torch.int8, torch.uint8}
 
 
 @pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu fp32 *1 -> cpu bf16i8 *1 -> cpu fp32", "cpu fp32i4"])
