@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from rwkv_engine.checkpoints.memory import conversion_memory_reported
 from rwkv_engine.checkpoints.packed import Packing, pack_tensors
 from rwkv_engine.checkpoints.packed_matrix import PackedMatrix
 from rwkv_engine.checkpoints.rescaled import divided_note, looks_divided
+from rwkv_engine.convert.measured_noise import fits_in_memory, measured_noise
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.config import Role
 from rwkv_engine.core.weight_format import float_format
@@ -22,7 +24,7 @@ from rwkv_engine.errors import CheckpointError
 from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.loader import converted, rounding_note
-from rwkv_engine.runtime.mixed_formats import mixed
+from rwkv_engine.runtime.mixed_formats import Measure, mixed
 from rwkv_engine.runtime.plan import plan_tensors
 from rwkv_engine.storage.atomic import file_problem
 
@@ -64,7 +66,10 @@ def quantize(
     embedding: str | None = None,
     progress: Progress | None = None,
 ) -> Packing:
-    """Writes a packed file whose matrices are quantised, completely or not at all; holds one matrix at a time.
+    """Writes a packed file whose matrices are quantised, completely or not at all.
+
+    It holds one matrix at a time, except that int4 needs the model in float32 for a moment, to measure which matrices
+    suffer; if there is not enough memory for that, they are chosen by their weights alone.
 
     Args:
         model: path of a checkpoint that is not quantised.
@@ -88,7 +93,14 @@ def quantize(
             f"{model}: is quantised already ({checkpoint.packing}), and quantising it twice would add errors; give the"
             " model it was made from, or copy it with rwkv-engine pack"
         )
-    return _write(checkpoint, output, f"cpu {embedding or _word(checkpoint, 'emb.weight')}{weights}", progress)
+    measure = None
+    if weights == "i4":
+        if fits_in_memory(checkpoint):
+            measure = partial(measured_noise, checkpoint)
+        else:
+            log.warning(f"{checkpoint.path}: too large to measure its sensitivity; int8 is chosen by the weights alone")
+    strategy = f"cpu {embedding or _word(checkpoint, 'emb.weight')}{weights}"
+    return _write(checkpoint, output, strategy, progress, measure)
 
 
 def _checked(output: str | Path) -> Path:
@@ -100,10 +112,12 @@ def _checked(output: str | Path) -> Path:
     return output
 
 
-def _write(checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None) -> Packing:
+def _write(
+    checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None, measure: Measure | None = None
+) -> Packing:
     config = checkpoint.config
     placements = Strategy.parse(strategy).place(config)
-    plans, mixture = mixed(checkpoint, plan_tensors(config, placements))
+    plans, mixture = mixed(checkpoint, plan_tensors(config, placements), measure=measure)
     if mixture:
         log.warning(f"{checkpoint.path}: {mixture}")
     if note := rounding_note(checkpoint, placements):

@@ -1,15 +1,15 @@
 """Chooses the matrices that int8 holds although the strategy says int4, because they suffer most.
 
 The error that int4 causes in each matrix is measured on a sample of its rows, and translated to noise in the logits
-(`Model.noise`). Those matrices whose noise is largest for the bytes that int8 would add become int8, as many as a
-budget of bytes allows.
+(`Model.noise`); `convert.measured_noise` measures the noise itself, which needs the model in float32. Those matrices
+whose noise is largest for the bytes that int8 would add become int8, as many as a budget of bytes allows.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,8 @@ from rwkv_engine.runtime.plan import TensorPlan
 
 # What int8 may add to the bytes of all int4 matrices: 4.5 bits a weight become up to 5.9.
 BUDGET = 0.3
+# Returns the noise that int4 causes in each of these matrices.
+Measure = Callable[[Sequence[str]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class Mixture:
 
 
 def mixed(
-    checkpoint: Checkpoint, plans: Mapping[str, TensorPlan], budget: float = BUDGET
+    checkpoint: Checkpoint,
+    plans: Mapping[str, TensorPlan],
+    budget: float = BUDGET,
+    measure: Measure | None = None,
 ) -> tuple[dict[str, TensorPlan], Mixture | None]:
     """The plans with the formats that the matrices of a strategy with int4 really get.
 
@@ -64,6 +69,7 @@ def mixed(
         checkpoint: the checkpoint to load or to pack.
         plans: the plan of each tensor, see `plan_tensors`.
         budget: what int8 may add, as a share of the bytes of all int4 matrices.
+        measure: returns the noise that int4 causes in each of these matrices; by default it follows from the weights.
 
     Returns:
         The new plans, and what was chosen; None if the strategy has no int4, or the file has chosen already.
@@ -80,7 +86,7 @@ def mixed(
         return _with_int8(plans, [name for name in wanted if stored[name] == I8]), None
     added = {name: I8.nbytes(plans[name].spec.shape) - I4.nbytes(plans[name].spec.shape) for name in wanted}
     int4_bytes = sum(I4.nbytes(plans[name].spec.shape) for name in wanted)
-    noise = {name: _noise(checkpoint, name, plans[name].form) for name in wanted}
+    noise = measure(wanted) if measure else {name: _noise(checkpoint, name, plans[name].form) for name in wanted}
     room, kept = int(budget * int4_bytes), set()
     for name in sorted(wanted, key=lambda name: noise[name] / added[name], reverse=True):
         if added[name] <= room:
