@@ -34,6 +34,7 @@ def make_dense(model: Model, copies: bool = False) -> None:
             model.set_submodule(path, dense_of(module))
         elif copies:
             setattr(module, attribute, nn.Parameter(getattr(module, attribute).detach().clone(), requires_grad=False))
+    model.forget()
 
 
 def dense_of(matrix: Tiled | InputMajor) -> Dense:

@@ -34,6 +34,7 @@ from rwkv_engine.ops.int4 import (
     pack_int4_rows,
     pack_int4_tiles,
 )
+from rwkv_engine.storage import huge_pages
 
 FACTORS = (1.0, 0.9, 0.8, 0.7)
 ROUNDS = 2
@@ -72,11 +73,11 @@ def quantized_int4(weight: Tensor, form: str, moments: Tensor | None) -> tuple[T
     columns, _ = int4_columns(weight, form, moments)
     weights = _relative(moments, columns)
     if form == "tiles":
-        tiles = torch.empty(int4_tiles_shape(n, k), dtype=torch.uint8, device=weight.device)
+        tiles = huge_pages.empty(int4_tiles_shape(n, k), torch.uint8, weight.device)
         for part, room in zip(weight.split(PIECE), tiles.split(PIECE // 16), strict=True):
             pack_int4_tiles(*_quantized(part.float() / columns, weights), room)
         return tiles, columns
-    rows = torch.empty(int4_rows_shape(n, k), dtype=torch.uint8, device=weight.device)
+    rows = huge_pages.empty(int4_rows_shape(n, k), torch.uint8, weight.device)
     for part, of_part, room in zip(weight.t().split(PIECE), columns.split(PIECE), rows.split(PIECE), strict=True):
         pack_int4_rows(*_quantized(part.float() / of_part.unsqueeze(-1), None), room)
     return rows, columns

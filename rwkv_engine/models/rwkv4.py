@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from types import MappingProxyType
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,13 @@ from rwkv_engine.ops import (
     time_mixing4_step,
     wkv4,
 )
+
+
+class Fixed(NamedTuple):
+    """The arguments of a fused step that are the same for every token: all but the scales, and these."""
+
+    arguments: tuple[Any, ...]
+    scales: list[Tensor | None]
 
 
 class TimeMixing(nn.Module):
@@ -58,36 +65,25 @@ class TimeMixing(nn.Module):
         out = self.output(gate_residual(None, r, y))
         return x + out, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
-    @cached_property
-    def _decay(self) -> Tensor:
-        """-exp(time_decay), cached for `step`; packed models are not trained, so it does not change."""
-        return -torch.exp(self.time_decay)
-
-    def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
-        """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
+    def fixed(self, norm: nn.LayerNorm) -> Fixed:
+        """The arguments of `TimeMixing4Step` from `ln_weight` to `output`, and `scales`."""
         key, value, receptance, output = (cast(Tiled, m) for m in (self.key, self.value, self.receptance, self.output))
-        return time_mixing4_step(
-            TimeMixing4Step(
-                x,
+        return Fixed(
+            (
                 norm.weight,
                 norm.bias,
                 norm.eps,
                 self.time_mix_k,
                 self.time_mix_v,
                 self.time_mix_r,
-                self._decay,
+                -torch.exp(self.time_decay),
                 self.time_first,
                 key.tiles,
                 value.tiles,
                 receptance.tiles,
                 output.tiles,
-                state["att_shift"],
-                state["wkv_num"],
-                state["wkv_den"],
-                state["wkv_max"],
-                slots,
-                scales_of(key, value, receptance, output),
-            )
+            ),
+            scales_of(key, value, receptance, output),
         )
 
 
@@ -110,13 +106,12 @@ class ChannelMixing(nn.Module):
         v = self.value(squared_relu(self.key(k_in)))
         return gate_residual(x, self.receptance(r_in), v), {"ffn_shift": shift}
 
-    def step(self, x: Tensor, norm: nn.LayerNorm, state: LayerState, slots: Tensor | None) -> Tensor:
-        """One token with its LayerNorm and residual: x (B, C) -> (B, C); replaces the state's `slots` in place."""
+    def fixed(self, norm: nn.LayerNorm) -> Fixed:
+        """The arguments of `ChannelMixing4Step` from `ln_weight` to `value`, and `scales`."""
         key, receptance = cast(Tiled, self.key), cast(Tiled, self.receptance)
         value = cast(InputMajor, self.value)
-        return channel_mixing4_step(
-            ChannelMixing4Step(
-                x,
+        return Fixed(
+            (
                 norm.weight,
                 norm.bias,
                 norm.eps,
@@ -125,10 +120,8 @@ class ChannelMixing(nn.Module):
                 key.tiles,
                 receptance.tiles,
                 value.rows,
-                state["ffn_shift"],
-                slots,
-                scales_of(key, receptance, value),
-            )
+            ),
+            scales_of(key, receptance, value),
         )
 
 
@@ -154,10 +147,22 @@ class Rwkv4Block(Block):
         self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Processes one token of each sequence, see `Block.step`; with packed weights by two fused operators."""
-        if not self.is_packed:
+        if self._fixed is None:
             return super().step(x, state, slots, first)
-        x = self.att.step(x, self.ln1, state, slots)
-        return self.ffn.step(x, self.ln2, state, slots), None
+        time, channel = self._fixed
+        of_channel = state["ffn_shift"]
+        of_time = state["att_shift"], state["wkv_num"], state["wkv_den"], state["wkv_max"]
+        x = time_mixing4_step(TimeMixing4Step._make((x, *time.arguments, *of_time, slots, time.scales)))
+        x = channel_mixing4_step(ChannelMixing4Step._make((x, *channel.arguments, of_channel, slots, channel.scales)))
+        return x, None
+
+    @cached_property
+    def _fixed(self) -> tuple[Fixed, Fixed] | None:
+        """What the steps of time mixing and channel mixing need besides x and the state; None if nothing is packed.
+
+        It is cached because looking up so many attributes of modules takes a tenth of the time of a small model.
+        """
+        return (self.att.fixed(self.ln1), self.ffn.fixed(self.ln2)) if self.is_packed else None
 
     @property
     def is_packed(self) -> bool:
@@ -166,7 +171,7 @@ class Rwkv4Block(Block):
 
     def forget(self) -> None:
         """Drops tensors that were computed from parameters."""
-        self.att.__dict__.pop("_decay", None)
+        self.__dict__.pop("_fixed", None)
 
 
 class Rwkv4(Model):
