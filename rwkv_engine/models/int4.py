@@ -4,9 +4,9 @@ The error of a product y = x W^T is, on average over inputs x that are not corre
 the squares of errors are weighted with the second moments h_k = E[x_k^2] of the inputs, as far as the model's version
 knows them (`Model.input_moments`). Only their ratios matter.
 
-For each group, s and m begin as the range of its weights times 1, 0.9, 0.8 or 0.7 around its middle, whichever causes
-the least weighted error; then they are computed from the integers by weighted least squares, and the integers from
-them, twice, as long as that reduces the error.
+For each group, s and m begin as the range of its weights times 0.7 to 1 around its middle, whichever causes the least
+weighted error; then they are computed from the integers by weighted least squares, and the integers from them, four
+times, as long as that reduces the error.
 
 In tiles, where a group has 64 inputs, the columns are multiplied by a power of sqrt(h) before: 0, 1/4, 1/2, 3/4 or 1,
 whichever causes the least weighted error in a sample of the rows (compare AWQ, Lin et al. 2023, arXiv:2306.00978). It
@@ -36,8 +36,8 @@ from rwkv_engine.ops.int4 import (
 )
 from rwkv_engine.storage import huge_pages
 
-FACTORS = (1.0, 0.9, 0.8, 0.7)
-ROUNDS = 2
+FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+ROUNDS = 4
 # Rows that are processed at a time, a multiple of those of a tile; and rows in the sample.
 PIECE = SAMPLE = 128
 EXPONENT = 8

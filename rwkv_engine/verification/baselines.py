@@ -22,6 +22,7 @@ from rwkv_engine.core import ModelConfig, Strategy
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.native.toolkit import find_nvcc
 from rwkv_engine.notices import log
+from rwkv_engine.ops.int8 import in_floats
 
 BASELINES = ("rwkv", "transformers")
 
@@ -41,13 +42,13 @@ def unsupported(name: str, config: ModelConfig) -> str | None:
 
 
 def rwkv_tensors(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors as the `rwkv` package wants them; those of a plain `.pth` as it would read them itself."""
+    """A checkpoint's tensors as the `rwkv` package wants them, in floats; those of a plain `.pth` as it reads them."""
     checkpoint = Checkpoint.open(path)
     if path.suffix == ".pth" and path.is_file():
         tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         if tensors.keys() == set(checkpoint.names):  # not with a trainer's prefixes, or inside its dictionary
             return tensors
-    return {name: checkpoint.read(name) for name in checkpoint.names}
+    return {name: in_floats(checkpoint.read(name), checkpoint.read_scales(name)) for name in checkpoint.names}
 
 
 def load_rwkv(path: Path, tensors: dict[str, Tensor], strategy: str, **environment: str) -> Any:

@@ -17,6 +17,7 @@ from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.core.config import Role
 from rwkv_engine.core.dtypes import word_of
+from rwkv_engine.core.weight_format import I4
 from rwkv_engine.errors import CheckpointError, TokenizerError
 from rwkv_engine.progress import StageProgress
 from rwkv_engine.runtime import Engine, load_model
@@ -137,7 +138,9 @@ def _described(checkpoint: Checkpoint) -> Iterator[Check]:
         tensor = checkpoint.read(name)
         if checkpoint.packing:  # loading does not check packed files
             check_finite(f"{path}: {name}", tensor, tensor.dtype)
-        stored[word_of(tensor.dtype)] += tensor.numel()
+        matrix = checkpoint.packing.matrices.get(name) if checkpoint.packing else None
+        is_int4 = matrix is not None and matrix.dtype == I4.name  # which reading converts to float32
+        stored["int4" if is_int4 else word_of(tensor.dtype)] += tensor.numel()
     shares = ", ".join(f"{n / config.n_params:.1%} {dtype}" for dtype, n in stored.most_common())
     yield Check("stored as", "info", shares, dict(stored))
 

@@ -171,14 +171,14 @@ def test_a_bar_is_shown_at_a_terminal(source, run_python):
     assert result.stdout.split() == ["0", "True", "True"], result.stderr
 
 
-@pytest.mark.parametrize(("weights", "stored"), [("i8", "i8"), ("i4", "i4, i8")])
-def test_info_and_verify_know_it(weights, stored, call, source):
-    path, *_ = quantize(call, source, "--format", weights)
-    code, text, _ = call("info", str(path), "--strategy", f"cpu fp32{weights}")
+@pytest.mark.parametrize(("precision", "stored"), [("i8", "i8"), ("i4", "i4, i8")])
+def test_info_and_verify_know_it(precision, stored, call, source):
+    path, *_ = quantize(call, source, "--format", precision)
+    code, text, _ = call("info", str(path), "--strategy", f"cpu fp32{precision}")
     assert code == 0
     assert re.search(rf"^stored as +packed, fp32, {stored} in tiles\.1$", text, re.MULTILINE)
-    assert f"float32, {weights} weights, " in text
-    code, text, errors = call("verify", str(path), "--strategy", f"cpu fp32{weights}")
+    assert f"float32, {precision} weights, " in text
+    code, text, errors = call("verify", str(path), "--strategy", f"cpu fp32{precision}")
     assert code == 0, text + errors
-    assert re.search(r"stored as.*int8, .*float32", text)
+    assert re.search(rf"stored as.*{precision.replace('i', 'int')}, .*float32", text)
     assert re.search(r"decode = prefill", text)

@@ -151,7 +151,7 @@ def test_the_same_bits_always():
                     digests[form].add(digest.hexdigest()[:16])
     finally:
         torch.set_num_threads(threads)
-    assert digests == {"tiles": {"9a5f2fcd201d6466"}, "input_major": {"66b3de2b6cb402f7"}}
+    assert digests == {"tiles": {"3808e446740e163c"}, "input_major": {"4b08843bd5dd10d1"}}
 
 
 def test_a_matrix_in_pieces_is_the_same_matrix():

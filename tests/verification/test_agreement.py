@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from checkpoint_files import save_pth
+from checkpoint_files import save_packed, save_pth
 from oracle import Shape
 
 from rwkv_engine.verification import Check, agreement, baselines, verify
@@ -37,6 +37,15 @@ def test_the_rwkv_package_gets_the_model_out_of_a_trainers_file(prefix, tmp_path
     found = baselines.rwkv_tensors(path)
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name].flatten(), w.flatten()) for name, w in weights.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32i8", "fp32i4"])
+def test_the_rwkv_package_gets_the_weights_of_a_quantised_file(precision, tmp_path):
+    weights = oracle.random_weights(Shape(n_vocab=256))
+    found = baselines.rwkv_tensors(save_packed(weights, tmp_path / "m.safetensors", f"cpu {precision}"))
+    for name, weight in weights.items():
+        assert found[name].dtype == torch.float32
+        assert np.abs(found[name].numpy().ravel() - weight.ravel()).max() < 0.1 * np.abs(weight).max()
 
 
 def answering(monkeypatch, answer):
