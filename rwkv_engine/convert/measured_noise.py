@@ -64,7 +64,7 @@ def measured_noise(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, fl
 def _written(model: Model) -> Tensor:
     """Texts at temperature 1, (N_TEXTS, N_TOKENS + 1) int64."""
     generator = torch.Generator().manual_seed(0)
-    tokens, state = [torch.full((N_TEXTS, 1), BEGINNING)], State.initial(model.config, N_TEXTS)
+    tokens, state = [torch.full((N_TEXTS, 1), BEGINNING, dtype=torch.int64)], State.initial(model.config, N_TEXTS)
     for _ in range(N_TOKENS):
         logits, state = model(tokens[-1], state)
         tokens.append(torch.multinomial(torch.softmax(logits, -1), 1, generator=generator))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import oracle
@@ -14,11 +15,13 @@ from oracle import Shape
 
 from rwkv_engine import Checkpoint, CheckpointError
 from rwkv_engine.checkpoints.packed import KEY
+from rwkv_engine.convert import pack as packing
 from rwkv_engine.core import Strategy
 from rwkv_engine.models.int4 import quantized_int4
 from rwkv_engine.models.rwkv4_noise import input_moments
 from rwkv_engine.ops.in_floats import rows_in_floats, tiles_in_floats
 from rwkv_engine.runtime import load_model
+from rwkv_engine.runtime.mixed_formats import mixed
 
 SHAPE = Shape(n_layer=2, n_embd=72, n_att=24, n_ffn=40, n_vocab=33)
 VALUE = "blocks.0.ffn.value.weight"
@@ -37,7 +40,7 @@ def source(weights, tmp_path):
 @pytest.fixture
 def path(source, monkeypatch):
     """All matrices in int4."""
-    monkeypatch.setattr("rwkv_engine.runtime.mixed_formats.mixed.__defaults__", (0.0,))
+    monkeypatch.setattr(packing, "mixed", partial(mixed, budget=0.0))
     return packed(source, "cpu fp32i4")
 
 
@@ -48,8 +51,8 @@ def tensors_of(path, strategy="cpu fp32i4"):
 def test_it_stores_what_the_quantiser_makes(path, weights):
     header, begin = header_of(path)
     whole = path.read_bytes()
-    packing = json.loads(header["__metadata__"][KEY])
-    for name, matrix in packing["matrices"].items():
+    about = json.loads(header["__metadata__"][KEY])
+    for name, matrix in about["matrices"].items():
         if name == "emb.weight":
             continue
         assert matrix["dtype"] == "i4"

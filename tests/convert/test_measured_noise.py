@@ -19,7 +19,7 @@ NAMES = ["blocks.4.att.output.weight", "blocks.0.att.key.weight", "blocks.2.ffn.
 
 @pytest.mark.slow
 def test_it_is_the_divergence_of_the_predictions(tales):
-    """Of the same tokens: 1,024 samples of a square give its mean to some percent."""
+    """Up to a factor of two, for it does not know how the effects of one error at several tokens add up."""
     checkpoint = Checkpoint.open(tales.source)
     model = load_model(checkpoint, Strategy.parse("cpu fp32"), trainable=True).requires_grad_(False)
     tokens = _written(model)
@@ -39,7 +39,7 @@ def test_it_is_the_divergence_of_the_predictions(tales):
         in_floats = rows_in_floats(values, len(weight), columns) if form == "input_major" else None
         matrix.weight.copy_(tiles_in_floats(values, *weight.shape, columns) if in_floats is None else in_floats)
         divergence = (exact.exp() * (exact - predictions())).sum(-1).mean().item()
-        assert noise[name] == pytest.approx(divergence, rel=0.4), name
+        assert 0.5 < noise[name] / divergence < 2, name
         matrix.weight.copy_(weight)
 
 
