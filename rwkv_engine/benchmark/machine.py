@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from rwkv_engine._version import __version__
-from rwkv_engine.native import cpu_kernels
+from rwkv_engine.native import cpu_kernels, ways
 
 
 def facts() -> dict[str, Any]:
@@ -29,6 +29,7 @@ def facts() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "instructions": kernels.level or torch.backends.cpu.get_cpu_capability(),
         "kernels": kernels.kind,
+        "bf16_products": ways.bfloat16_way(kernels.level),
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), "rwkv_engine": __version__} | _versions(),
         "command": shlex.join(["rwkv-engine", *sys.argv[1:]]),

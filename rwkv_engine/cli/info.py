@@ -16,7 +16,7 @@ from rwkv_engine.cli.options import hub_options
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import TokenizerError
-from rwkv_engine.native import cpu_kernels, cuda_kernels, toolkit
+from rwkv_engine.native import cpu_kernels, cuda_kernels, toolkit, ways
 from rwkv_engine.pipeline import EMBEDDED, locate
 from rwkv_engine.text import find_tokenizer
 
@@ -46,6 +46,7 @@ def _machine_rows() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", torch.__version__),
         ("kernels", _kernels(status)),
+        ("bf16 products", f"{ways.bfloat16_way(status.level)}, where a prompt is read"),
         ("why", status.reason),
         ("library", str(status.path or "-")),
         ("processor", f"{platform.machine()}, runs kernels up to {cpu_kernels.processor_level()}"),

@@ -25,7 +25,7 @@ from types import ModuleType
 import torch
 
 from rwkv_engine.errors import ExtensionError
-from rwkv_engine.native import build
+from rwkv_engine.native import build, ways
 from rwkv_engine.native.jit import build_once, open_earlier, open_library, search_path
 from rwkv_engine.native.toolkit import cxx_command
 from rwkv_engine.notices import log
@@ -61,7 +61,8 @@ def status() -> Status:
     """The implementation of the operators on the CPU; decided on the first call.
 
     Raises:
-        ExtensionError: `RWKV_ENGINE_KERNELS` is invalid, or names a level that cannot be built or loaded.
+        ExtensionError: `RWKV_ENGINE_KERNELS` is invalid, or names a level that cannot be built or loaded; or
+            `RWKV_ENGINE_BF16` is invalid.
     """
     if hasattr(os, "register_at_fork"):
         # A forked process has none of its parent's threads, and OpenMP's first parallel loop would wait for them.
@@ -72,8 +73,12 @@ def status() -> Status:
     if wanted and wanted not in build.LEVELS:
         options = ", ".join(["reference", *build.LEVELS])
         raise ExtensionError(f"{VARIABLE}: got {wanted!r}, expected one of {options}")
+    ways.bfloat16_way(None)  # an invalid choice is an error, not a reason to do without kernels
     try:
-        return _prebuilt(wanted) or _just_in_time(wanted or processor_level())
+        found = _prebuilt(wanted) or _just_in_time(wanted or processor_level())
+        assert found.path is not None
+        ways.choose(found.path, found.level)
+        return found
     except (ExtensionError, OSError, ImportError, RuntimeError) as error:
         if wanted:
             raise
@@ -140,7 +145,7 @@ def _just_in_time(level: str) -> Status:
         return Status("jit", level, library, f"built here earlier; {error}")
     path, reason = build_once(
         f"{build.library_name(level)}_{compiler.tag}",
-        f"the {level} kernels for this machine, once, about 20 s",
+        f"the {level} kernels for this machine, once, about 15 s",
         compiler.version,
         sources=[str(source) for source in build.sources()],
         extra_cflags=build.compile_flags(level),

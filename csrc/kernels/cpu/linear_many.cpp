@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/int4_rows.h"
 #include "kernels/cpu/panel_int4.h"
+#include "kernels/cpu/ways.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -50,24 +51,34 @@ RWKV_INLINE LaneBits load_row(const Weight* from, int64_t columns) {
 template <class Weight>
 using Packed = std::array<LaneBits, kDepth<Weight>>;
 
-// Packs inputs [k, k + depth) of a unit of outputs, which begins at n, from rows of int4 W^T, as float32.
-void pack_int4_rows(const Matrix& matrix, int64_t n, int64_t k, int64_t depth, Packed<float>* to) {
+// Puts weights of input p into a group of inputs: float32, or rounded to one of two bfloat16.
+template <class Weight>
+RWKV_INLINE LaneBits put_in_group(LaneBits group, Lanes weights, int p) {
+  LaneBits bits;
+  memcpy(&bits, &weights, sizeof bits);
+  if constexpr (sizeof(Weight) == 4) return bits;
+  return group | (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 << 16 * p;
+}
+
+// As `pack_weights`, for rows of int4 W^T.
+template <class Weight>
+void pack_int4_rows(const Matrix& matrix, int64_t n, int64_t g, int64_t depth, Packed<Weight>* to) {
+  constexpr int P = kGroupInputs<Weight>;
   const int64_t stride = int4_row_bytes(matrix.N), words = int4_row_words(matrix.N), word = n / kInt4Outputs;
-  const char* row = matrix.as<char>() + k * stride;
-  for (int64_t i = 0; i < depth; ++i, row += stride) {
-    if (k + i >= matrix.K) {
-      for (int j = 0; j < kBlocks; ++j) to[j][i] = LaneBits{};
-      continue;
+  for (int64_t i = 0; i < depth; ++i) {
+    LaneBits group[kBlocks] = {};
+    for (int p = 0; p < P && (g + i) * P + p < matrix.K; ++p) {
+      const char* const row = matrix.as<char>() + ((g + i) * P + p) * stride;
+      float parameters[kTileRows];
+      store_lanes(parameters, widen_row(reinterpret_cast<const Float16*>(row) + 4 * word / kTileRows * kTileRows));
+      const LaneBits bits = load_bits(row + stride + (word - words) * 64);
+      for (int j = 0; j < kBlocks; ++j) {
+        const int block = static_cast<int>(n % kInt4Outputs / kTileRows) + j;
+        const float* const values = parameters + 4 * word % kTileRows + 2 * (block / (kInt4Inputs / kTileRows));
+        group[j] = put_in_group<Weight>(group[j], Int4Values{values[0], values[1]}.at(bits >> 4 * block), p);
+      }
     }
-    float parameters[kTileRows];
-    store_lanes(parameters, widen_row(reinterpret_cast<const Float16*>(row) + 4 * word / kTileRows * kTileRows));
-    const LaneBits bits = load_bits(row + stride + (word - words) * 64);
-    for (int j = 0; j < kBlocks; ++j) {
-      const int block = static_cast<int>(n % kInt4Outputs / kTileRows) + j;
-      const float* const group = parameters + 4 * word % kTileRows + 2 * (block / (kInt4Inputs / kTileRows));
-      const Lanes weights = Int4Values{group[0], group[1]}.at(bits >> 4 * block);
-      memcpy(&to[j][i], &weights, sizeof weights);
-    }
+    for (int j = 0; j < kBlocks; ++j) to[j][i] = group[j];
   }
 }
 
@@ -75,8 +86,7 @@ void pack_int4_rows(const Matrix& matrix, int64_t n, int64_t k, int64_t depth, P
 // apart in memory, so they are prefetched.
 template <class Weight>
 void pack_weights(const Matrix& matrix, int64_t n, int64_t g, int64_t depth, Packed<Weight>* to) {
-  if constexpr (std::is_same_v<Weight, float>)
-    if (matrix.format == Format::int4) return pack_int4_rows(matrix, n, g, depth, to);
+  if (matrix.format == Format::int4) return pack_int4_rows<Weight>(matrix, n, g, depth, to);
   constexpr int P = kGroupInputs<Weight>, kAhead = 16;
   const int64_t N = matrix.N;
   for (int64_t i = 0; i < depth; ++i) {
@@ -99,7 +109,7 @@ void write_row(const Lanes* sums, const float* scales, int64_t outputs, float* y
   for (int64_t n = 0; scales && n < outputs; ++n) y[n] *= scales[n];
 }
 
-// Computes the outputs of units [begin, end) for all rows. Int4 weights in rows are multiplied as float32.
+// Computes the outputs of units [begin, end) for all rows.
 template <class Weight>
 void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64_t end) {
   const auto& [M, x, matrix, in_tiles, y] = linear;
@@ -133,13 +143,15 @@ void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64
   }
 }
 
-// Calls fn(Weight{}) for the type in which weights are multiplied.
+// Calls fn(Weight{}) for the type in which weights are multiplied. int4 weights in rows become bfloat16 or float32.
 template <class Function>
 auto for_multiplied(const LinearMany& linear, const Function& fn) {
   return for_format(linear.matrix.format, [&]<class Weight>(Weight weight) {
-    if constexpr (std::is_same_v<Weight, Int4>)
-      if (!linear.in_tiles) return fn(float{});
-    return fn(weight);
+    const bool widens = std::is_same_v<Weight, Int4> && !linear.in_tiles;
+#ifdef __AVX512BF16__
+    if ((widens || std::is_same_v<Weight, Bfloat16>) && bfloat16_dot_products) return fn(Bfloat16Pairs{});
+#endif
+    return widens ? fn(float{}) : fn(weight);
   });
 }
 

@@ -48,8 +48,7 @@ void for_each_group(const float* x, int64_t rows, const Matrix& matrix, const Fu
 }
 
 // Panel<Weight> packs rows and multiplies them. They take size(K) bytes; add() adds the products of groups [g, g +
-// depth) to the sums. Activations stay float32, except with bfloat16 weights on processors with bfloat16 dot products,
-// and with int8 weights.
+// depth) to the sums. Activations stay float32, except with bfloat16 pairs and with int8 weights.
 template <class Weight>
 struct Panel {
   static constexpr int P = kGroupInputs<Weight>;
@@ -86,9 +85,14 @@ struct Panel {
 };
 
 #ifdef __AVX512BF16__
+// Stands for bfloat16 weights that are multiplied by dot products of pairs, with activations rounded to bfloat16.
+struct Bfloat16Pairs {
+  uint16_t bits;
+};
+
 template <>
-struct Panel<Bfloat16> {
-  static int64_t size(int64_t K) { return groups_of<Bfloat16>(K) * kRows * sizeof(uint32_t); }
+struct Panel<Bfloat16Pairs> {
+  static int64_t size(int64_t K) { return groups_of<Bfloat16Pairs>(K) * kRows * sizeof(uint32_t); }
 
   static uint32_t rounded(float x) {  // to nearest, ties to even; keeps NaN
     uint32_t bits;
@@ -97,7 +101,7 @@ struct Panel<Bfloat16> {
   }
 
   static void pack(const float* x, int64_t rows, const Matrix& matrix, char* panel) {
-    for_each_group<Bfloat16>(x, rows, matrix, [=](int64_t g, int i, const float* inputs) {
+    for_each_group<Bfloat16Pairs>(x, rows, matrix, [=](int64_t g, int i, const float* inputs) {
       reinterpret_cast<uint32_t*>(panel)[g * kRows + i] = rounded(inputs[0]) | rounded(inputs[1]) << 16;
     });
   }
