@@ -73,6 +73,14 @@ def test_each_role_gets_its_form_and_format(path):
     assert block.att.bonus.shape == (2, 12)
 
 
+def test_int4_knows_nothing_about_its_inputs_and_works(path, capfd):
+    model = RWKV.from_pretrained(path, "cpu fp16i4").engine.model
+    assert "int4 matrices stay int8" in capfd.readouterr().err
+    dtypes = {p.dtype for p in model.parameters()}
+    assert torch.uint8 in dtypes
+    assert model.blocks[1].att.w1.dtype == torch.float16
+
+
 @pytest.mark.parametrize(("strategy", "tolerance"), [("cpu fp32", 1e-5), ("cpu bf16", 0.05), ("cpu fp32i8", 0.05)])
 def test_it_computes_the_equations(path, strategy, tolerance):
     logits, _ = RWKV.from_pretrained(path, strategy).forward(IDS)

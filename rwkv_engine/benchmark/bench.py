@@ -16,8 +16,11 @@ from rwkv_engine.benchmark.process import Worker
 from rwkv_engine.benchmark.report import EngineRecord, Report
 from rwkv_engine.benchmark.rounds import Settings, plan, positions, run_rounds
 from rwkv_engine.benchmark.subject import random_ids
+from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, Strategy
 from rwkv_engine.progress import StageProgress
+from rwkv_engine.runtime.mixed_formats import mixed
+from rwkv_engine.runtime.plan import plan_tensors
 
 PROMPT = 16  # tokens of the prompt before the first token
 GENERATED = 256  # tokens that a trained model generates, which all engines then read
@@ -57,7 +60,8 @@ def bench(
             worker.ask("read", ids=ids)
             record.about = worker.ask("about")
             record.zeros = [0.0] * config.n_layer if record.is_baseline else worker.ask("zeros")
-            record.bytes_per_token = bytes_per_token(config, spec.strategy.place(config), record.zeros)
+            plans, _ = mixed(Checkpoint.open(spec.path), plan_tensors(config, spec.strategy.place(config)))
+            record.bytes_per_token = bytes_per_token(config, plans, record.zeros)
             if positions(settings) and not record.is_baseline:
                 title = f"reading {settings.position:,} tokens, {record.title}"
                 worker.ask("go_to", partial(tell, title), positions=positions(settings))

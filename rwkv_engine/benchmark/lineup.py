@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,8 @@ from rwkv_engine.benchmark.instruments import SIZE
 from rwkv_engine.core import ModelConfig, Strategy
 from rwkv_engine.core.config import Role
 from rwkv_engine.core.hardware import free_memory
-from rwkv_engine.core.placement import Placement
 from rwkv_engine.errors import RequestError
-from rwkv_engine.runtime.plan import plan_tensors
+from rwkv_engine.runtime.plan import TensorPlan, plan_tensors
 from rwkv_engine.verification.baselines import is_installed, unsupported
 
 PROCESS = 400_000_000  # bytes that a process needs besides its weights
@@ -122,18 +121,18 @@ def check_memory(specs: Sequence[EngineSpec], config: ModelConfig) -> None:
         )
 
 
-def bytes_per_token(config: ModelConfig, placements: Sequence[Placement], zeros: Sequence[float]) -> float:
+def bytes_per_token(config: ModelConfig, plans: Mapping[str, TensorPlan], zeros: Sequence[float]) -> float:
     """The bytes that decoding one token of one sequence reads: all matrices and vectors, and one row of the embedding.
 
     Padding of tiles and the state are not counted; in the 169M shape both are below 0.1 % of the rest.
 
     Args:
         config: the model's sizes.
-        placements: of the layers, with the head last.
+        plans: the plan of each tensor.
         zeros: for each layer the share of zeros in channel mixing's squared ReLU that its kernel skips.
     """
     total = 0.0
-    for plan in plan_tensors(config, placements).values():
+    for plan in plans.values():
         spec, weights = plan.spec, plan.weights
         total += config.n_embd * weights.bytes_per_weight if spec.role is Role.EMBEDDING else plan.nbytes
         if spec.role is Role.SPARSE_MATRIX:  # its scales are always read

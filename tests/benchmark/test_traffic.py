@@ -9,6 +9,7 @@ from rwkv_engine.benchmark.lineup import bytes_per_token
 from rwkv_engine.benchmark.models import SHAPES, parse_shape
 from rwkv_engine.core import Strategy
 from rwkv_engine.errors import RequestError
+from rwkv_engine.runtime.plan import plan_tensors
 
 SMALL = Rwkv4Config(n_layer=2, n_embd=10, n_att=6, n_ffn=30, n_vocab=100)
 # Of one layer: two LayerNorms, decay and first, three and two mixes.
@@ -20,7 +21,7 @@ LN0_AND_OUT = 4 * 10
 
 
 def counted(strategy, zeros=(0.0, 0.0)):
-    return bytes_per_token(SMALL, Strategy.parse(strategy).place(SMALL), zeros)
+    return bytes_per_token(SMALL, plan_tensors(SMALL, Strategy.parse(strategy).place(SMALL)), zeros)
 
 
 def test_float_matrices_vectors_and_one_row_of_the_embedding():
@@ -52,9 +53,9 @@ def test_named_shapes_have_the_parameters_of_the_models_of_that_name():
     expected = {"169m": 169.3, "430m": 430.4, "1b5": 1515.1, "3b": 2984.6, "tales": 3.9}
     assert parameters == pytest.approx(expected, abs=0.06)
     config = SHAPES["169m"]
-    assert bytes_per_token(config, Strategy.parse("cpu fp32").place(config), [0.0] * 12) == pytest.approx(
-        523e6, rel=1e-3
-    )
+    assert bytes_per_token(
+        config, plan_tensors(config, Strategy.parse("cpu fp32").place(config)), [0.0] * 12
+    ) == pytest.approx(523e6, rel=1e-3)
 
 
 def test_a_shape_is_a_name_or_three_numbers():

@@ -36,6 +36,15 @@ def test_kernels_find_what_they_read(here, there, source, monkeypatch):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_int4_weights_are_moved_as_they_are(source):
+    model = load(source, "cpu fp32i4")
+    before = {name: p.dtype for name, p in model.named_parameters()}
+    assert torch.uint8 in before.values()
+    moving.move_model(model, lambda tensor: tensor.to("meta"))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert {name: p.dtype for name, p in model.named_parameters()} == before
+
+
 def test_int8_weights_are_moved_as_they_are(source):
     """To a device without numbers, which tells where things are; no place or number of before is remembered."""
     model = load(source, "cpu fp32i8")
