@@ -20,7 +20,8 @@ void for_together(int64_t B, const Function& fn) {
   if (B <= 2)
     fn(std::integral_constant<int64_t, 8>{});
   else
-    fn(std::integral_constant<int64_t, 64>{});
+    fn(std::integral_constant<int64_t,
+                              16>{});  // more would not fit into the L1 cache, whose sets rows of 2^n bytes share
 }
 
 // The inputs in [begin, end), at most kGroup, that are not zero in all of B rows of length K.
