@@ -145,7 +145,7 @@ def _just_in_time(level: str) -> Status:
         return Status("jit", level, library, f"built here earlier; {error}")
     path, reason = build_once(
         f"{build.library_name(level)}_{compiler.tag}",
-        f"the {level} kernels for this machine, once, about 15 s",
+        f"the {level} kernels for this machine, once, about 20 s",
         compiler.version,
         sources=[str(source) for source in build.sources()],
         extra_cflags=build.compile_flags(level),
