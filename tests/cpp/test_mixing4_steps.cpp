@@ -61,7 +61,8 @@ void test_step(Arguments arguments, void (*kernel)(const Step&, void*, const cpu
 
 template <class Weight>
 void test_all() {
-  for (const int64_t B : {1, 2, 5, 16})
+  for (const int64_t B : {1, 2, 5, 16}) {
+    test_linear<Weight>(33, 1100, B);  // several groups of quantised activations
     for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {16, 32}, {17, 33}, {40, 130}, {130, 31}}) {
       if constexpr (!std::is_same_v<Weight, Int4>) test_tiles<Weight>(n, k);
       test_linear<Weight>(n, k, B);
@@ -70,6 +71,7 @@ void test_all() {
         test_step(ChannelMixing<Weight>(B, n, k), &cpu::channel_mixing4_step, {B, apart});
       }
     }
+  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""int4 weights in the references of every operator, against float64."""
+"""int4 weights in every operator: references against float64, compiled kernels against references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ops.int4_matrices import Int4Matrix
 from ops.test_mixing4_steps import KINDS, Half, exactly, numbers
 from torch import Tensor
 
-from rwkv_engine.ops import tile, untile
+from rwkv_engine.ops import linear, linear_many, tile, untile
 from rwkv_engine.ops.int4 import int4_tiles_shape
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.linear_many import linear_many_reference
@@ -71,3 +71,47 @@ def test_other_tiles_are_not_int4():
     for call in (lambda: untile(tiles, 16, 64), lambda: tile(torch.zeros(16, 64, dtype=torch.uint8), tiles)):
         with pytest.raises(RuntimeError, match="int4 weights have other tiles"):
             call()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("size", STEP_SIZES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_against_float32_activations(kind, size, batch):
+    """Beside tiles activations are quantised as for int8, so the bound is that of tests/ops/test_int8_weights.py."""
+    _, step, reference = KINDS[kind]
+    half, scales, _ = int4_half(kind, size, batch)
+    (y, state), (exact_y, exact_state) = half.run(step, scales=scales), half.run(exactly(reference), scales=scales)
+    bound = 4 * 2.0**-16 * math.sqrt(max(size))
+    for got, exact in zip([y, *state], [exact_y, *exact_state], strict=True):
+        assert (got - exact).abs().max() < bound * exact.abs().max().clamp_min(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rows_bits_do_not_depend_on_its_neighbours(kind):
+    _, step, _ = KINDS[kind]
+    half, scales, _ = int4_half(kind, (150, 56, 700), 16)
+    y, state = half.run(step, scales=scales)
+    for first, last in [(0, 1), (7, 8), (3, 6), (15, 16)]:
+        rows = slice(first, last)
+        some = Half([half.arguments[0][rows], *half.arguments[1:]], [t[rows] for t in half.state])
+        y_some, state_some = some.run(step, scales=scales)
+        assert torch.equal(y_some, y[rows])
+        assert all(torch.equal(one, all_[rows]) for one, all_ in zip(state_some, state, strict=True))
+
+
+@pytest.mark.parametrize(("form", "products"), [("tiles", (linear, linear_many)), ("input_major", (linear_many,))])
+def test_a_products_bits_do_not_depend_on_the_rows_or_on_threads(form, products):
+    matrix = Int4Matrix.random(150, 700, form)
+    x = numbers(2)(40, 700)
+    together = linear_many(x, matrix.packed, 150, matrix.columns)
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 4):
+            torch.set_num_threads(n)
+            assert torch.equal(linear_many(x, matrix.packed, 150, matrix.columns), together)
+            assert torch.equal(linear_many(x[5:18], matrix.packed, 150, matrix.columns), together[5:18])
+            for product in products:
+                one = product(x[7:8], matrix.packed, 150, matrix.columns)
+                assert torch.equal(one, product(x[:16], matrix.packed, 150, matrix.columns)[7:8])
+    finally:
+        torch.set_num_threads(threads)

@@ -15,13 +15,13 @@ constexpr int64_t kGroup = kQuantized;
 
 // Calls fn(together) with the number of rows of W^T to be added per load of the sums. One or two rows of activations
 // wait for memory, which is fastest where few rows are read from beginning to end; more of them wait for arithmetic.
+// More than 16 rows would not fit into the L1 cache, where rows of 2^n bytes compete for the same lines.
 template <class Function>
 void for_together(int64_t B, const Function& fn) {
   if (B <= 2)
     fn(std::integral_constant<int64_t, 8>{});
   else
-    fn(std::integral_constant<int64_t,
-                              16>{});  // more would not fit into the L1 cache, whose sets rows of 2^n bytes share
+    fn(std::integral_constant<int64_t, 16>{});
 }
 
 // The inputs in [begin, end), at most kGroup, that are not zero in all of B rows of length K.
@@ -39,7 +39,6 @@ inline void find_active(const float* x, int64_t B, int64_t K, int64_t begin, int
 // the rows are read, those after them are prefetched: the hardware cannot know which rows are active.
 template <int64_t together>
 struct ActiveRows {
-  static constexpr int64_t kMost = together;
   int64_t n;
   const char *rows[together], *ahead[together];
 

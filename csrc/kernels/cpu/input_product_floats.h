@@ -1,4 +1,4 @@
-// Inputs [begin, end) of a product with rows of W^T, see cpu/input_product.h. Torch-free.
+// The product of cpu/input_product.h with float weights. Torch-free.
 #pragma once
 
 #include <algorithm>
@@ -8,11 +8,12 @@
 
 namespace rwkv::cpu {
 
-// Float weights. Activations are used unchanged, and each column is summed input by input.
+// InputProduct<Weight>::multiply adds inputs [begin, end). With float weights activations are used unchanged, and each
+// column is summed input by input.
 template <class Weight>
 struct InputProduct {
-  static constexpr int kSharing = 4,
-                       kVectors = 4;  // of rows of activations and of columns, whose sums are in registers
+  // Rows of activations, and vectors of 16 columns, whose sums are in registers.
+  static constexpr int kSharing = 4, kVectors = 4;
 
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
     const int64_t N = matrix.N;

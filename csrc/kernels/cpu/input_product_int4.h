@@ -21,14 +21,14 @@ struct InputProduct<Int4> {
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
     const int64_t N = matrix.N, words = int4_row_words(N);
     std::vector<Lanes> whole(B * words * kBlocks);
-    std::vector<float> parameters(kTogether * (4 * words + kTileRows));
+    std::vector<float> parameters(kTogether * (4 * words + kTileRows)), inputs(B * kTogether);
     std::vector<int64_t> active;
     active.reserve(kGroup);
     for (int64_t first = begin; first < end; first += kGroup) {
       find_active(x, B, matrix.K, first, std::min(end, first + kGroup), &active);
       for (int64_t i = 0; i < static_cast<int64_t>(active.size()); i += kTogether) {
         const Rows rows(matrix.weights, int4_row_bytes(N), active, i);
-        std::vector<float> inputs(B * kTogether);  // missing ones are zero
+        std::fill(inputs.begin(), inputs.end(), 0.0f);  // also those that are missing
         for (int64_t b = 0; b < B; ++b)
           for (int64_t j = 0; j < rows.n; ++j) {
             const int64_t k = active[i + j];
