@@ -18,7 +18,8 @@ def linear_many(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None =
     """y = x W^T for many rows x. On the CPU the bits of a row of y do not depend on the number of rows.
 
     Sums are float32. The dtype of the activations in the product depends on the weights. With bfloat16 weights they
-    are rounded to bfloat16 on processors with bfloat16 dot products. With quantised weights they are quantised as in
+    are rounded to bfloat16 on processors with fast bfloat16 dot products (`native.ways`), and so they are with int4
+    weights as W^T, which become bfloat16 as well. With quantised weights in tiles or int8 they are quantised as in
     `ops.linear`, and on GPUs rounded to float16, like int4 weights without their column scales. The torch reference,
     which runs on every device without a kernel of its own, rounds them to the dtype of 16-bit weights, see
     `dense_product`. Otherwise they stay float32.
