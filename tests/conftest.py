@@ -124,7 +124,9 @@ def few_sources(tmp_path_factory) -> Path:
     for source in (tree / "csrc" / "kernels").rglob("*.cpp"):
         if source.stem not in ("wkv4", "byte_trie"):
             source.unlink()
-    (tree / "csrc" / "bindings" / "cpu.cpp").write_text('#include "bindings/wkv4_cpu.h"\n')
+    (tree / "csrc" / "bindings" / "cpu.cpp").write_text(
+        '#include "bindings/ways_cpu.h"\n#include "bindings/wkv4_cpu.h"\n'
+    )
     with open(tree / "rwkv_engine" / "native" / "build.py", "a") as file:
         kept = {cpu_kernels.processor_level(), "portable"}
         file.write(f"\nLEVELS = {{level: flags for level, flags in LEVELS.items() if level in {kept}}}\n")

@@ -4,4 +4,5 @@
 #include "bindings/mixing4_steps_cpu.h"
 #include "bindings/philox_cpu.h"
 #include "bindings/prefill_cpu.h"
+#include "bindings/ways_cpu.h"
 #include "bindings/wkv4_cpu.h"

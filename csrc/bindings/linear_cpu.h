@@ -9,7 +9,6 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_many.h"
 #include "kernels/cpu/tiles.h"
-#include "kernels/cpu/ways.h"
 
 namespace rwkv {
 namespace {
@@ -48,9 +47,6 @@ Tensor linear_many(const Tensor& x, const Tensor& weight, int64_t outputs, const
 }
 
 }  // namespace
-
-// Called by `native/ways.py`.
-extern "C" void rwkv_engine_use_bfloat16_dot_products(int use) { cpu::bfloat16_dot_products = use != 0; }
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CPU, m) {
   m.impl("tile", &tile<LinearOnCpu>);
