@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -37,11 +39,18 @@ def source(weights, tmp_path):
     return save_pth(weights, tmp_path / "m.pth")
 
 
+@pytest.fixture(scope="module")
+def in_int4(weights, tmp_path_factory):
+    """A packed file whose matrices are all in int4; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "mixed", partial(mixed, budget=0.0))
+        return packed(save_pth(weights, tmp_path_factory.mktemp("int4") / "m.pth"), "cpu fp32i4")
+
+
 @pytest.fixture
-def path(source, monkeypatch):
-    """All matrices in int4."""
-    monkeypatch.setattr(packing, "mixed", partial(mixed, budget=0.0))
-    return packed(source, "cpu fp32i4")
+def path(in_int4, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copy(in_int4, tmp_path / "copy.safetensors"))
 
 
 def tensors_of(path, strategy="cpu fp32i4"):
