@@ -33,9 +33,22 @@ from rwkv_engine.pipeline import locate
 @click.option(
     "--embedding", type=click.Choice(list(DTYPES)), help="Precision of the embedding; by default that of MODEL."
 )
+@click.option(
+    "--int8-budget",
+    type=click.FloatRange(0, 1),
+    default=packing.BUDGET,
+    show_default=True,
+    help="With i4: what the matrices that stay int8 may add to the bytes, as a share of those of int4. 0 keeps none.",
+)
 @hub_options
 def quantize(
-    model: str, output: Path, weights: str, embedding: str | None, revision: str | None, offline: bool
+    model: str,
+    output: Path,
+    weights: str,
+    embedding: str | None,
+    int8_budget: float,
+    revision: str | None,
+    offline: bool,
 ) -> None:
     """Writes MODEL as a packed file with its matrices quantised to 8-bit or 4-bit integers.
 
@@ -48,7 +61,12 @@ def quantize(
     with progress_bar(console, "quantizing") as bar:
         task = bar.add_task("quantizing", total=None)
         packed = packing.quantize(
-            path, output, weights, embedding, lambda done, total: bar.update(task, completed=done, total=total)
+            path,
+            output,
+            weights,
+            embedding,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            int8_budget,
         )
     after = output.stat().st_size
     console.print(f"{output}: {after / 1e6:,.1f} MB, {packed}; {before / 1e6:,.1f} MB before")

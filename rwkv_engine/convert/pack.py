@@ -20,11 +20,11 @@ from rwkv_engine.convert.measured_noise import fits_in_memory, measured_noise
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.config import Role
 from rwkv_engine.core.weight_format import float_format
-from rwkv_engine.errors import CheckpointError
+from rwkv_engine.errors import CheckpointError, RequestError
 from rwkv_engine.notices import log
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.loader import converted, rounding_note
-from rwkv_engine.runtime.mixed_formats import Measure, mixed
+from rwkv_engine.runtime.mixed_formats import BUDGET, Measure, mixed
 from rwkv_engine.runtime.plan import plan_tensors
 from rwkv_engine.storage.atomic import file_problem
 
@@ -65,6 +65,7 @@ def quantize(
     weights: str = "i8",
     embedding: str | None = None,
     progress: Progress | None = None,
+    int8_budget: float = BUDGET,
 ) -> Packing:
     """Writes a packed file whose matrices are quantised, completely or not at all.
 
@@ -79,13 +80,18 @@ def quantize(
         embedding: the dtype of the embedding, "fp32", "fp16" or "bf16"; by default that of the checkpoint. The
             embedding is never quantised.
         progress: called after each tensor with the parameters written so far and in all.
+        int8_budget: what the matrices that stay int8 may add to the bytes of int4, as a share of those bytes: 0 keeps
+            none, and about 0.8 all. It has no effect on other formats.
 
     Returns:
         The metadata of the file.
 
     Raises:
         CheckpointError: as for `pack`, or the model is quantised already.
+        RequestError: the budget is not a number from 0 to 1.
     """
+    if not 0 <= int8_budget <= 1:  # NaN is refused too
+        raise RequestError(f"int8_budget: got {int8_budget}, expected a share from 0 to 1")
     output = _checked(output)
     checkpoint = Checkpoint.open(model)
     if checkpoint.packing and checkpoint.packing.is_quantised:
@@ -100,7 +106,7 @@ def quantize(
         else:
             log.warning(f"{checkpoint.path}: too large to measure its sensitivity; int8 is chosen by the weights alone")
     strategy = f"cpu {embedding or _word(checkpoint, 'emb.weight')}{weights}"
-    return _write(checkpoint, output, strategy, progress, measure)
+    return _write(checkpoint, output, strategy, progress, measure, int8_budget)
 
 
 def _checked(output: str | Path) -> Path:
@@ -113,11 +119,16 @@ def _checked(output: str | Path) -> Path:
 
 
 def _write(
-    checkpoint: Checkpoint, output: Path, strategy: str, progress: Progress | None, measure: Measure | None = None
+    checkpoint: Checkpoint,
+    output: Path,
+    strategy: str,
+    progress: Progress | None,
+    measure: Measure | None = None,
+    int8_budget: float = BUDGET,
 ) -> Packing:
     config = checkpoint.config
     placements = Strategy.parse(strategy).place(config)
-    plans, mixture = mixed(checkpoint, plan_tensors(config, placements), measure=measure)
+    plans, mixture = mixed(checkpoint, plan_tensors(config, placements), int8_budget, measure)
     if mixture:
         log.warning(f"{checkpoint.path}: {mixture}")
     if note := rounding_note(checkpoint, placements):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def source(weights, tmp_path):
 def in_int4(weights, tmp_path_factory):
     """A packed file whose matrices are all in int4; not to be changed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "mixed", partial(mixed, budget=0.0))
+        patch.setattr(packing, "mixed", lambda checkpoint, plans, *_: mixed(checkpoint, plans, budget=0.0))
         return packed(save_pth(weights, tmp_path_factory.mktemp("int4") / "m.pth"), "cpu fp32i4")
 
 

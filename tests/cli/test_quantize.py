@@ -9,7 +9,8 @@ import pytest
 import torch
 from checkpoint_files import save_hugging_face, save_pth
 
-from rwkv_engine import RWKV, Checkpoint
+from rwkv_engine import RWKV, Checkpoint, RequestError
+from rwkv_engine.convert import pack as packing
 from rwkv_engine.models.int8 import quantized
 
 
@@ -119,6 +120,21 @@ def test_int4_says_what_stays_int8(call, source):
     assert Checkpoint.open(path).fingerprint() == Checkpoint.open(source).fingerprint()
 
 
+@pytest.mark.parametrize(("budget", "expected"), [("0", {"i4"}), ("1", {"i8"})])
+def test_the_budget_says_how_many_stay_int8(budget, expected, call, source):
+    path, code, _, errors = quantize(call, source, "--format", "i4", "--int8-budget", budget)
+    assert code == 0, errors
+    dtypes = precisions(path)
+    del dtypes["emb.weight"]
+    assert set(dtypes.values()) == expected
+
+
+@pytest.mark.parametrize("budget", [-0.1, 1.1, float("nan")])
+def test_a_budget_that_is_no_share_is_refused(budget, source):
+    with pytest.raises(RequestError, match=rf"int8_budget: got {budget}, expected a share from 0 to 1"):
+        packing.quantize(source, source.with_name("q.safetensors"), "i4", int8_budget=budget)
+
+
 @pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu fp32 *2 -> cpu fp32i8"])
 def test_quantised_models_are_refused(strategy, call, source):
     path = source.with_name("p.safetensors")
@@ -144,7 +160,7 @@ def test_a_damaged_model_leaves_nothing(weights, call, tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
-@pytest.mark.parametrize("options", [[], ["--format", "i3"], ["--embedding", "i8"]], ids=str)
+@pytest.mark.parametrize("options", [[], ["--format", "i3"], ["--embedding", "i8"], ["--int8-budget", "2"]], ids=str)
 def test_wrong_usage(options, call, source):
     output = ["-o", str(source.with_name("q.safetensors"))] if options else []
     assert call("quantize", str(source), *output, *options)[0] == 2
