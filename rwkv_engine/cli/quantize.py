@@ -66,7 +66,7 @@ def quantize(
             weights,
             embedding,
             lambda done, total: bar.update(task, completed=done, total=total),
-            int8_budget,
+            int8_budget=int8_budget,
         )
     after = output.stat().st_size
     console.print(f"{output}: {after / 1e6:,.1f} MB, {packed}; {before / 1e6:,.1f} MB before")

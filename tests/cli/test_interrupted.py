@@ -14,13 +14,13 @@ import os, resource, sys
 from rwkv_engine import cli
 from rwkv_engine.convert import pack as packing
 real = packing.{command}
-def until_half(*arguments):
+def until_half(*arguments, **named):
     *others, progress = arguments
     def tell(done, total):
         progress(done, total)
         if done > total / 2:
             {event}
-    return real(*others, tell)
+    return real(*others, tell, **named)
 packing.{command} = until_half
 sys.argv[:1] = ["rwkv-engine", "{command}"]
 cli.main()
