@@ -11,6 +11,7 @@ from rwkv_engine.cli.options import hub_options, progress_bar, stderr
 from rwkv_engine.convert import pack as packing
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.pipeline import locate
+from rwkv_engine.runtime.mixed_formats import BUDGET
 
 
 @click.command()
@@ -36,7 +37,7 @@ from rwkv_engine.pipeline import locate
 @click.option(
     "--int8-budget",
     type=click.FloatRange(0, 1),
-    default=packing.BUDGET,
+    default=BUDGET,
     show_default=True,
     help="With i4: what the matrices that stay int8 may add to the bytes, as a share of those of int4. 0 keeps none.",
 )
