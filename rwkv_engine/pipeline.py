@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.checks import require, require_known, require_text, shown
+from rwkv_engine.checks import require, shown
 from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.embedding import embed, ids_of
 from rwkv_engine.errors import RequestError, TokenizerError
-from rwkv_engine.generation import Sampler, SamplingParams, TextStream, TokenStream
-from rwkv_engine.generation.params import SamplingOptions
-from rwkv_engine.generation.special_stops import with_special_stops
+from rwkv_engine.generation.text_generator import TextGenerator
 from rwkv_engine.locate import EMBEDDED as EMBEDDED
 from rwkv_engine.locate import locate as locate
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime import Engine, load_model
-from rwkv_engine.text import Tokenizer, end_as_trained
+from rwkv_engine.runtime.engine import as_ids
+from rwkv_engine.text import Tokenizer
 from rwkv_engine.text.find import tokenizer_for
 
 
-class RWKV:
+class RWKV(TextGenerator):
     """A model with its tokenizer; `RWKV.from_pretrained` loads one.
 
     Attributes:
@@ -136,51 +132,10 @@ class RWKV:
         Raises:
             RequestError: there are no tokens, an id is outside the vocabulary, or the state is not this model's.
         """
-        ids = _as_ids(tokens)
+        ids = as_ids(tokens)
         require("state", state, (State, type(None)), lambda _: True, "a State that a call returned, or None")
         logits, state = self.engine.forward(ids if ids.ndim == 2 else ids.unsqueeze(0), state, full_output)
         return (logits if ids.ndim == 2 else logits.squeeze(0)), state
-
-    def generate(
-        self, prompt: str, max_new_tokens: int = 128, state: State | None = None, **options: Unpack[SamplingOptions]
-    ) -> str:
-        """Continues a text and returns the continuation without the prompt. Arguments and errors as for `stream`."""
-        return "".join(self.stream(prompt, max_new_tokens, state, **options))
-
-    def stream(
-        self,
-        prompt: str,
-        max_new_tokens: int = 128,
-        state: State | None = None,
-        sample: int = 0,
-        **options: Unpack[SamplingOptions],
-    ) -> TextStream:
-        """Continues a text, yielding pieces as they are generated.
-
-        No piece ends inside a character or holds part of a stop string. At any time the stream has the `text` so far,
-        its `tokens`, and the `state` after exactly that text, which the next call may continue from.
-
-        Args:
-            prompt: the beginning of the text, or what follows `state`; an empty prompt begins a new text.
-            max_new_tokens: the largest number of tokens to generate.
-            state: after the text before the prompt; None if there is none.
-            sample: the number of this text among the samples of one prompt; under one seed each is another text.
-            **options: the fields of `SamplingParams`. By default the tokenizer's end of text is a stop token. A stop
-                string that is a special token acts as a stop token.
-
-        Raises:
-            RequestError: an option is unknown or a value is out of range.
-            TokenizerError: the model has no tokenizer.
-        """
-        require_known(options, ("prompt", "max_new_tokens", "state", "sample", *SamplingOptions.__annotations__))
-        end_of_text = self.tokenizer.end_of_text
-        if "stop_tokens" not in options and end_of_text is not None:
-            options["stop_tokens"] = (end_of_text,)
-        params = with_special_stops(SamplingParams(**options), self.tokenizer.special_tokens)
-        sampler = Sampler(params, self._blank_or_digit if params.compat == "rwkv" else ())
-        ids = self.encode_prompt(prompt)
-        tokens = TokenStream(self.engine, ids, sampler, max_new_tokens, state, sample)
-        return TextStream(tokens, self.tokenizer, len(ids))
 
     def embed(
         self,
@@ -213,37 +168,3 @@ class RWKV:
         if not isinstance(texts, Iterable):
             raise RequestError(f"texts: expected a text or several, got {type(texts).__name__}")
         return embed(self.engine, ids_of(self.tokenizer, texts), pooling, normalize, batch_size, progress)
-
-    @functools.cached_property
-    def _blank_or_digit(self) -> frozenset[int]:
-        """The ids that the rwkv package's frequency penalty does not count: digits, blanks, tokens without text."""
-        ids = range(self.tokenizer.n_vocab)
-        return frozenset(i for i in ids if self.tokenizer.token_bytes(i) in b" \t0123456789")
-
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """The token ids of a prompt; an empty prompt is the end-of-text token. See also `end_as_trained`.
-
-        Raises:
-            RequestError: the prompt is not text, or is empty and the tokenizer has no end-of-text token.
-        """
-        require_text("prompt", prompt)
-        ids = self.tokenizer.encode(prompt)
-        if ids:
-            return end_as_trained(self.tokenizer, ids)
-        if self.tokenizer.end_of_text is None:
-            raise RequestError("the prompt is empty, and this tokenizer has no end-of-text token to begin from")
-        return [self.tokenizer.end_of_text]
-
-
-def _as_ids(tokens: Sequence[int] | Tensor) -> Tensor:
-    try:
-        ids = torch.as_tensor(tokens)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RequestError(f"tokens: expected a list of integer ids, got {type(tokens).__name__}: {error}") from error
-    if ids.numel() == 0 or ids.ndim not in (1, 2):
-        raise RequestError(f"tokens: expected at least one id, as (T,) or (B, T); got shape {tuple(ids.shape)}")
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise RequestError(f"tokens: expected integer ids, got {ids.dtype}")
-    if ids.is_meta or ids.layout != torch.strided:
-        raise RequestError(f"tokens: expected a dense tensor of ids, got {ids.layout} on {ids.device}")
-    return ids.long()

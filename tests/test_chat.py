@@ -142,7 +142,7 @@ def test_an_error_in_a_reply_leaves_the_conversation_as_it_was(chat, monkeypatch
         replies = act()
         next(replies)
         with monkeypatch.context() as patch:
-            patch.setattr(chat.model.engine, "forward", lambda *_: 1 / 0)
+            patch.setattr(chat.model.engine.model, "step", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 list(replies)
         assert (chat.text, chat.turns) == (before, turns)

@@ -5,22 +5,33 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
+from rwkv_engine.cli.each_line import generate_each
 from rwkv_engine.cli.input import STANDARD_INPUT, decoded, display_name, read_text, reading
 from rwkv_engine.cli.options import load, loading_options, model_option, sampling_options, stderr
+from rwkv_engine.cli.record import record
 from rwkv_engine.cli.streams import was_closed
 from rwkv_engine.generation import TextStream
-from rwkv_engine.pipeline import RWKV
 
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[PROMPT]")
 @click.option("--file", type=click.File("rb"), help="Read the prompt from a UTF-8 file; - is standard input.")
-@click.option("--each-line", is_flag=True, help="With --file or standard input: each line is a prompt of its own.")
+@click.option(
+    "--each-line",
+    is_flag=True,
+    help="With --file or standard input: each line is a prompt of its own. They are continued together.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each prompt.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --each-line --json: add the results to this file, and skip the prompts whose results it contains.",
+)
 @click.option(
     "--logprobs",
     type=int,
@@ -35,6 +46,7 @@ def generate(
     file: BinaryIO | None,
     each_line: bool,
     as_json: bool,
+    resume: Path | None,
     logprobs: int | None,
     model: str,
     revision: str | None,
@@ -54,21 +66,37 @@ def generate(
     prompts = _prompts(words[0] if words else None, file, each_line)
     if logprobs is not None and not as_json:
         raise click.UsageError("--logprobs needs --json")
+    if resume is not None and not (each_line and as_json):
+        raise click.UsageError("--resume needs --each-line and --json")
     console = stderr()
     loaded = load(console, model, revision, offline, strategy, tokenizer)
-    for one in prompts:
-        stream = loaded.stream(one, max_new_tokens, logprobs=logprobs, **sampling)
-        timed = _Timed(stream)
-        if as_json:
-            text = "".join(timed)
-            click.echo(json.dumps(_record(loaded, one, text, stream), ensure_ascii=False))
-        else:
-            # The first piece is generated before the prompt is printed, so that notices, as about kernels, come first.
-            click.echo(one + next(timed, ""), nl=False)
-            for piece in timed:
-                click.echo(piece, nl=False)
-            click.echo()
-        console.print(timed.report())
+    if each_line:
+        generate_each(
+            console,
+            loaded,
+            prompts,
+            as_json,
+            resume,
+            max_new_tokens=max_new_tokens,
+            logprobs=logprobs,
+            **sampling,
+        )
+        return
+    [prompt] = prompts
+    stream = loaded.stream(prompt, max_new_tokens, logprobs=logprobs, **sampling)
+    timed = _Timed(stream)
+    if as_json:
+        for _ in timed:
+            pass
+        values = record(loaded, prompt, stream.generated, stream.finish_reason, stream.n_prompt, stream.seed)
+        click.echo(json.dumps(values, ensure_ascii=False))
+    else:
+        # The first piece is generated before the prompt is printed, so that notices, as about kernels, come first.
+        click.echo(prompt + next(timed, ""), nl=False)
+        for piece in timed:
+            click.echo(piece, nl=False)
+        click.echo()
+    console.print(timed.report())
 
 
 def _prompts(prompt: str | None, file: BinaryIO | None, each_line: bool) -> list[str]:
@@ -92,21 +120,6 @@ def _content(file: BinaryIO) -> str:
     with reading(name):
         data = file.read()
     return decoded(display_name(name), data, is_beginning=True)
-
-
-def _record(model: RWKV, prompt: str, text: str, stream: TextStream) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "prompt": prompt,
-        "text": text,
-        "tokens": stream.tokens,
-        "finish_reason": stream.finish_reason,
-        "n_prompt": stream.n_prompt,
-        "seed": stream.seed,
-        "strategy": str(model.strategy),
-    }
-    if stream.logprobs:
-        record["logprobs"] = [{"token": e.token, "logprob": e.logprob, "top": e.top} for e in stream.logprobs]
-    return record
 
 
 class _Timed:

@@ -3,6 +3,7 @@
 from rwkv_engine.generation.generate import TokenStream
 from rwkv_engine.generation.params import SamplingParams
 from rwkv_engine.generation.sampling import Logprob, Sampler
+from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.generation.text_stream import TextStream
 
-__all__ = ["Logprob", "Sampler", "SamplingParams", "TextStream", "TokenStream"]
+__all__ = ["Logprob", "Sampler", "SamplingParams", "TextRequest", "TextStream", "TokenStream"]

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 
 import torch
 
-from rwkv_engine.checks import require
 from rwkv_engine.core.state import State
-from rwkv_engine.errors import RequestError
-from rwkv_engine.generation.sampling import History, Logprob, Sampler
+from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.sampling import Logprob, Sampler
+from rwkv_engine.generation.scheduler import scheduler_of
 from rwkv_engine.runtime.engine import Engine
 
 
 class TokenStream(Iterator[int]):
     """Generates tokens after a prompt, until a stop token or until there are `max_new_tokens`.
 
-    Arguments are checked when the stream is created; the prompt is prefilled when the first token is requested.
+    Arguments are checked when the stream is created; the prompt is prefilled when the first token is requested. Streams
+    that are read at the same time, in several threads, share each pass over the weights.
 
     Attributes:
-        stopped: whether a stop token has ended the stream. That token is neither yielded nor processed.
-        state: the state after the tokens processed so far. The last token is processed when the next one is requested,
-            or by `read_all`.
-        logprobs: the log-probabilities of the last token, if the parameters ask for them.
+        engine: runs the model.
+        request: the parameters, and what was generated so far.
     """
 
     def __init__(
@@ -35,55 +34,54 @@ class TokenStream(Iterator[int]):
         state: State | None = None,
         sample: int = 0,
     ):
-        """Checks the arguments.
-
-        Args:
-            engine: runs the model.
-            prompt: the ids of the prompt, at least one.
-            sampler: samples the tokens.
-            max_new_tokens: the largest number of tokens, at least 0.
-            state: the state after the text before the prompt; None if there is none.
-            sample: the index of this text among the samples of one prompt; with one seed, each gives a different text.
-
-        Raises:
-            RequestError: the prompt is empty, or a value is out of range.
-        """
-        require("max_new_tokens", max_new_tokens, Integral, lambda n: n >= 0, "an integer >= 0")
-        require("sample", sample, Integral, lambda n: 0 <= n < 2**64, "an integer in [0, 2**64)")
-        require("state", state, (State, type(None)), lambda _: True, "a State that a call returned, or None")
-        if not prompt:
-            raise RequestError("the prompt has no tokens, expected at least one")
+        """Checks the arguments; those besides `engine`, and the errors, are those of `Request`."""
         self.engine = engine
-        self.sampler = sampler
-        self.stopped = False
-        self.logprobs: Logprob | None = None
-        self.state = state
-        self._unread = list(prompt)  # the prompt, later the last token
-        self._logits = torch.empty(1, 0, dtype=torch.float32)  # after what has been read
-        self._left = max_new_tokens
-        self.sample = sample
-        self._history: History | None = None
+        self.request = Request(prompt, sampler, max_new_tokens, state, sample)
+        self.request.wanted = 0
+        self._scheduler = scheduler_of(engine)
+        self._is_added = False
+        self._after: tuple[int, State] | None = None  # a number of tokens, and the state after them
 
     def __next__(self) -> int:
-        if self._left == 0 or self.stopped:
+        request, n = self.request, len(self.request.tokens)
+        if request.finish_reason or n == request.max_new_tokens:
             raise StopIteration
-        state, logits = self.read_all(), self._logits
-        if self.sampler.params.penalizes and self._history is None:
-            self._history = History(1, logits.shape[-1], logits.device)
-        [token] = self.sampler.sample(logits, state.position, [self.sample], self._history)
-        if token in self.sampler.params.stop_tokens:
-            self.stopped = True
-            raise StopIteration
-        if self.sampler.params.logprobs is not None:
-            [self.logprobs] = self.sampler.logprobs(logits, [token])
-        self._unread = [token]
-        self._left -= 1
-        return token
+        if not self._is_added:
+            self._scheduler.add(request)
+            self._is_added = True
+            weakref.finalize(self, self._scheduler.abort, request).atexit = False
+        request.wanted = n + 1
+        self._scheduler.wait(lambda: len(request.tokens) > n or request.finish_reason)
+        if len(request.tokens) > n:
+            return request.tokens[n]
+        if request.error:
+            raise request.error
+        raise StopIteration
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop token has ended the stream. That token is neither yielded nor processed."""
+        return self.request.finish_reason == "stop"
+
+    @property
+    def logprob(self) -> Logprob | None:
+        """The log-probabilities of the last token, if the parameters ask for them."""
+        return self.request.logprobs[-1] if self.request.logprobs else None
+
+    def before_last(self) -> State:
+        """The state after everything but the last token; a copy.
+
+        Raises:
+            RequestError: the model failed while it processed the last token.
+        """
+        return self._scheduler.snapshot(self.request)
 
     def read_all(self) -> State:
-        """The state after the prompt and every generated token."""
-        if self._unread:
-            self._logits, self.state = self.engine.forward(torch.tensor([self._unread], dtype=torch.int64), self.state)
-            self._unread = []
-        assert self.state is not None
-        return self.state
+        """The state after the prompt and every generated token. Errors as for `before_last`."""
+        n = len(self.request.tokens)
+        if self._after is None or self._after[0] != n:
+            state = self.before_last()
+            if self.request.unread:
+                _, state = self.engine.forward(torch.tensor([self.request.unread], dtype=torch.int64), state)
+            self._after = n, state
+        return self._after[1]

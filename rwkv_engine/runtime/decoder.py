@@ -115,25 +115,35 @@ class Decoder:
                 drawn.append(bucket.tokens[:rows].clone())
             return torch.stack(drawn, dim=1)
 
+    @torch.no_grad()
     def _step(self, tokens: Tensor, slots: Sequence[int]) -> Tensor:
+        self._check(tokens, slots)
+        if self._capture is eager:  # which needs neither fixed addresses nor padding
+            home, first = self._model.device_map.home, self._model.device_map.devices[0]
+            logits = self._model.step(tokens, self.pool.layers, self.pool.index(tuple(slots), first))
+            self.pool.advance(self.pool.index(tuple(slots), home))
+            return logits
         bucket = self._loaded(tokens, slots)
         bucket.advance()
         return bucket.logits[: len(slots)].clone()
 
     @torch.no_grad()
     def _loaded(self, tokens: Tensor, slots: Sequence[int]) -> Bucket:
-        if not 1 <= len(slots) <= BUCKETS[-1] or tokens.shape != (len(slots),):
-            raise RequestError(
-                f"got {tuple(tokens.shape)} tokens for {len(slots)} slots, expected 1 to {BUCKETS[-1]}, one for each"
-            )
-        if len(set(slots)) < len(slots) or not all(0 <= slot < self.pool.dummy for slot in slots):
-            raise RequestError(f"slots: got {list(slots)}, expected different slots below {self.pool.dummy}")
+        self._check(tokens, slots)
         size = next(size for size in BUCKETS if size >= len(slots))
         if size not in self._buckets:
             self._buckets[size] = Bucket(self._model, self.pool, size, self._capture)
         bucket = self._buckets[size]
         bucket.load(tokens, slots)
         return bucket
+
+    def _check(self, tokens: Tensor, slots: Sequence[int]) -> None:
+        if not 1 <= len(slots) <= BUCKETS[-1] or tokens.shape != (len(slots),):
+            raise RequestError(
+                f"got {tuple(tokens.shape)} tokens for {len(slots)} slots, expected 1 to {BUCKETS[-1]}, one for each"
+            )
+        if len(set(slots)) < len(slots) or not all(0 <= slot < self.pool.dummy for slot in slots):
+            raise RequestError(f"slots: got {list(slots)}, expected different slots below {self.pool.dummy}")
 
 
 class Bucket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -107,3 +108,22 @@ def check_tokens(tokens: Tensor, n_vocab: int) -> None:
             f"token id {low if low < 0 else high} is outside this model's vocabulary of {n_vocab};"
             " is this another model's tokenizer?"
         )
+
+
+def as_ids(tokens: Sequence[int] | Tensor) -> Tensor:
+    """Token ids (T,) or (B, T) as an int64 tensor.
+
+    Raises:
+        RequestError: they are none.
+    """
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RequestError(f"tokens: expected a list of integer ids, got {type(tokens).__name__}: {error}") from error
+    if ids.numel() == 0 or ids.ndim not in (1, 2):
+        raise RequestError(f"tokens: expected at least one id, as (T,) or (B, T); got shape {tuple(ids.shape)}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise RequestError(f"tokens: expected integer ids, got {ids.dtype}")
+    if ids.is_meta or ids.layout != torch.strided:
+        raise RequestError(f"tokens: expected a dense tensor of ids, got {ids.layout} on {ids.device}")
+    return ids.long()

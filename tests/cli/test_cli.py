@@ -129,7 +129,7 @@ def test_prompts_come_from_files(call, tales, tmp_path):
     assert (code, text) == (0, whole + tales.generate(whole, max_new_tokens=6, seed=1) + "\n")
     code, text, _ = call("generate", *options, "--each-line", "--json", "--stop", "e")
     records = [json.loads(line) for line in text.splitlines()]
-    assert [record["prompt"] for record in records] == ["The fox", "The kïng"]
+    assert {record["index"]: record["prompt"] for record in records} == {0: "The fox", 1: "The kïng"}
     assert not any("e" in record["text"] for record in records)
     path.write_bytes(b"\xff")
     code, text, errors = call("generate", *options)

@@ -1,0 +1,93 @@
+"""One text for a scheduler to generate, as token ids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+from rwkv_engine.checks import require
+from rwkv_engine.core.state import State
+from rwkv_engine.errors import RequestError
+from rwkv_engine.generation.sampling import History, Logprob, Sampler
+
+
+class Request:
+    """A prompt, and how to continue it; later the tokens that were generated.
+
+    A scheduler changes its attributes while it steps, in whichever thread does that. A subclass may override `accept`
+    and `end`, which are called there.
+
+    Attributes:
+        prompt: the ids of the prompt.
+        sampler: samples the tokens.
+        max_new_tokens: the largest number of tokens to generate.
+        sample: the index of this text among the samples of one prompt; with one seed, each gives a different text.
+        wanted: the number of tokens at which to pause; who wants more raises it and waits. Infinity by default.
+        tokens: the ids generated so far.
+        logprobs: their log-probabilities, if the parameters ask for them.
+        finish_reason: "stop" (a stop token, or `accept` refused to continue), "length" (`max_new_tokens`), "aborted",
+            "error", and None before the end.
+        error: why the request failed; None unless `finish_reason` is "error".
+        state: the state after the prompt and the tokens except those in `unread`; None for the initial one, while a
+            slot contains it, and if a step failed half-way.
+        unread: the ids that the state does not include yet: what is left of the prompt, or the last token, unless a
+            stop token followed it.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        max_new_tokens: int,
+        state: State | None = None,
+        sample: int = 0,
+    ):
+        """Checks the arguments.
+
+        Args:
+            prompt: the ids of the prompt, at least one.
+            sampler: samples the tokens.
+            max_new_tokens: the largest number of tokens, at least 0.
+            state: the state of one sequence, after the text before the prompt; None if there is none.
+            sample: the index of this text among the samples of one prompt.
+
+        Raises:
+            RequestError: the prompt is empty, or a value is out of range.
+        """
+        require("max_new_tokens", max_new_tokens, Integral, lambda n: n >= 0, "an integer >= 0")
+        require("sample", sample, Integral, lambda n: 0 <= n < 2**64, "an integer in [0, 2**64)")
+        require("state", state, (State, type(None)), lambda _: True, "a State that a call returned, or None")
+        if not prompt:
+            raise RequestError("the prompt has no tokens, expected at least one")
+        self.prompt = tuple(prompt)
+        self.sampler = sampler
+        self.max_new_tokens = max_new_tokens
+        self.sample = sample
+        self.wanted = math.inf
+        self.tokens: list[int] = []
+        self.logprobs: list[Logprob] = []
+        self.finish_reason: str | None = None
+        self.error: BaseException | None = None
+        self.state = state
+        self.begin = state  # until the prompt is read
+        self.unread: Sequence[int] = self.prompt
+        self.history: History | None = None  # for penalties; made with the first logits
+        self._before = 0 if state is None else int(state.position.sum())  # of one sequence, as `add` checks
+
+    @property
+    def position(self) -> int:
+        """The number of tokens of the whole text so far: those before the prompt, of it, and those generated."""
+        return self._before + len(self.prompt) + len(self.tokens)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nobody wants another token now."""
+        return len(self.tokens) >= self.wanted
+
+    def accept(self, token: int) -> bool:
+        """Called after each token that was added to `tokens`; returns whether to generate further ones."""
+        return True
+
+    def end(self) -> None:
+        """Called once, when `finish_reason` has been set."""

@@ -1,0 +1,152 @@
+"""Generates many texts at a time: requests join and leave between steps, and share each pass over the weights."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+
+from rwkv_engine.core.state import State
+from rwkv_engine.errors import RequestError
+from rwkv_engine.generation.interrupts import delayed_interrupts
+from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.steps import Steps
+from rwkv_engine.models import Model
+from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.runtime.engine import CHUNK, Engine, check_tokens
+
+# The tokens of prompts that a step reads while texts are running: about as long as a step for eight of them takes.
+BUDGET = 32
+# While other requests wait, a text gives its slot back after this many tokens.
+TURN = 64
+
+
+class Scheduler:
+    """Runs requests on the slots of one pool of states.
+
+    Its methods may be called from any thread. Whichever thread waits performs the steps, one at a time, for the
+    requests of all threads. Further requests than there are slots wait; if they wait for long, the states of running
+    texts are put aside in their favour.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        slots: int = MOST_ROWS,
+        chunk: int = CHUNK,
+        budget: int = BUDGET,
+        turn: int = TURN,
+        most_waiting: int | None = None,
+    ):
+        """Creates the pool.
+
+        Args:
+            model: a placed model.
+            slots: the number of texts that run at a time, at least 1; up to 16 share a pass over the weights.
+            chunk: the largest number of prompt tokens that a step reads while no text is running.
+            budget: the same while texts are running.
+            turn: the number of tokens after which a text makes room for a waiting request.
+            most_waiting: the number of waiting requests at which `add` refuses further ones; None for no limit.
+        """
+        self._model, self._most_waiting = model, most_waiting
+        self._steps = Steps(model, slots, chunk, budget, turn)
+        self._stepping = threading.Lock()
+        self._stepped = threading.Condition()
+        self._lock = threading.Lock()  # of the next two
+        self._added: deque[Request] = deque()
+        self._aborted: set[Request] = set()
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            RequestError: the queue is full, or the request does not fit the model.
+        """
+        config, params = self._model.config, request.sampler.params
+        check_tokens(torch.tensor([request.prompt], dtype=torch.int64), config.n_vocab)
+        if request.state is not None:
+            request.state.check(config, self._model.fingerprint, 1)
+        if params.logit_bias or params.banned_tokens:  # their ids are checked
+            request.sampler.adjusted(
+                torch.zeros(1, config.n_vocab, dtype=torch.float32, device=self._model.device_map.home)
+            )
+        with self._lock:
+            waiting = len(self._added) + len(self._steps.waiting)
+            if self._most_waiting is not None and waiting >= self._most_waiting:
+                raise RequestError(f"{waiting} requests are waiting, which is the limit; try again later")
+            self._added.append(request)
+
+    def abort(self, request: Request) -> None:
+        """Ends a request at the next step; one that has ended stays as it is."""
+        with self._lock:
+            self._aborted.add(request)
+
+    def wait(self, is_enough: Callable[[], object]) -> None:
+        """Performs steps, or waits for those of another thread, until a condition is met.
+
+        A step that fails ends the requests that it was for with an error. Ctrl-C takes effect between two steps.
+
+        Args:
+            is_enough: tells whether it is met, from the attributes of requests. It is called after every step, and must
+                become true once these requests have ended or paused.
+        """
+        while not is_enough():
+            if self._stepping.acquire(blocking=False):
+                try:
+                    if not is_enough():
+                        with delayed_interrupts():
+                            self._take_orders()
+                            self._steps.step()
+                finally:
+                    self._stepping.release()
+                    with self._stepped:
+                        self._stepped.notify_all()
+            else:
+                with self._stepped:
+                    self._stepped.wait(timeout=0.01)  # a step that ended before this line notifies nobody
+
+    def snapshot(self, request: Request) -> State:
+        """A copy of a request's state after everything but `request.unread`.
+
+        Raises:
+            RequestError: a step failed half-way, so the state is lost.
+        """
+        with self._stepping:
+            return self._steps.snapshot(request)
+
+    def _take_orders(self) -> None:
+        """Passes on what other threads have added and aborted."""
+        with self._lock:
+            self._steps.waiting.extend(self._added)
+            self._added.clear()
+            aborted = [request for request in self._aborted if not request.finish_reason]
+            self._aborted.clear()
+        for request in aborted:
+            self._steps.end(request, "aborted")
+
+
+_making = threading.Lock()
+_of_engines: WeakKeyDictionary[Engine, Scheduler] = WeakKeyDictionary()
+
+
+def scheduler_of(engine: Engine) -> Scheduler:
+    """The scheduler that all texts of an engine share, created at its first use."""
+    with _making:
+        if engine not in _of_engines:
+            _of_engines[engine] = Scheduler(engine.model, chunk=engine.chunk)
+        return _of_engines[engine]
+
+
+def _forget_schedulers() -> None:
+    """In a forked process, whose parent's other threads may have been inside of them."""
+    global _making
+    _making = threading.Lock()
+    _of_engines.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_schedulers)

@@ -1,0 +1,196 @@
+"""The steps of a scheduler: each reads a part of the prompts, and processes one token of every running text.
+
+Where kernels are compiled for the CPU, neither the parts of a prompt nor the other texts of a step change a bit of a
+result, see `ops.linear`; elsewhere results can differ by rounding.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from rwkv_engine.core.state import State
+from rwkv_engine.errors import RequestError
+from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.sampling_rows import sample_rows
+from rwkv_engine.models import Model
+from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.runtime.decoder import Decoder
+from rwkv_engine.runtime.ragged import read_ragged
+
+Drawn = list[tuple[Request, Tensor]]  # requests with the logits (V,) of their next token
+
+
+class Steps:
+    """The requests that a scheduler has accepted, and the pool with the states of those that run.
+
+    Only one thread at a time may use it.
+
+    Attributes:
+        waiting: requests without a slot: new ones, and those whose states were put aside.
+    """
+
+    def __init__(self, model: Model, slots: int, chunk: int, budget: int, turn: int):
+        """Creates the pool. The arguments are those of `Scheduler`."""
+        self.waiting: deque[Request] = deque()
+        self._model, self._slots = model, slots
+        self._decoder = Decoder(model, slots)
+        self._chunk, self._budget, self._turn = chunk, budget, turn
+        self._reading: list[Request] = []  # their prompts are being read; their states are not in slots
+        self._running: dict[Request, int] = {}  # their slots
+        self._turns: dict[Request, int] = {}  # the numbers of tokens at which running texts have had their turns
+
+    def snapshot(self, request: Request) -> State:
+        """A copy of a request's state after everything but `request.unread`.
+
+        Raises:
+            RequestError: a step failed half-way, so the state is lost.
+        """
+        if request in self._running:
+            return self._decoder.pool.read([self._running[request]])
+        if request.state is None and (request.tokens or not request.unread):
+            raise RequestError(f"there is no state after this text, because generating it failed: {request.error}")
+        return request.state or self._initial_state()
+
+    @torch.inference_mode(False)  # the pool outlives the call, and is later modified in place
+    @torch.no_grad()
+    def step(self) -> None:
+        """Performs one step. One that fails ends its requests with the error.
+
+        Raises:
+            BaseException: what is not an Exception, such as KeyboardInterrupt; the requests have ended as well.
+        """
+        try:
+            self._admit()
+            drawn = self._read()
+            drawn += self._decode()
+            self._sample(drawn)
+        except BaseException as error:
+            for request in [*self._reading, *self._running]:
+                if request in self._running:
+                    self._put_aside(request)
+                    request.state = None  # it may include a part of a token
+                self.end(request, "error", error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _admit(self) -> None:
+        """Fills free slots with waiting requests, for which paused texts and those that had their turn make room."""
+        wanted = [request for request in self.waiting if not request.is_paused]
+        lacking = len(wanted) - (self._slots - len(self._running) - len(self._reading))
+        if lacking > 0:
+            had_turns = [r for r in self._running if r.is_paused or len(r.tokens) >= self._turns[r]]
+            for request in had_turns[:lacking]:
+                self._put_aside(request)
+                self.waiting.append(request)
+        for request in wanted[: self._slots - len(self._running) - len(self._reading)]:
+            self.waiting.remove(request)
+            if request.max_new_tokens == 0:
+                self.end(request, "length")
+            elif request.tokens or len(request.prompt) == 1:  # as `Engine.forward`, which decodes single tokens
+                self._run(request)
+            else:
+                self._reading.append(request)
+
+    def _run(self, request: Request) -> None:
+        """Gives a request a slot, which contains its state from now on."""
+        [slot] = self._decoder.pool.take(request.state or self._initial_state())
+        request.state = request.begin = None
+        self._running[request] = slot
+        self._turns[request] = len(request.tokens) + self._turn
+
+    def _put_aside(self, request: Request) -> None:
+        """Takes a request's slot, and gives it its state."""
+        slot = self._running.pop(request)
+        request.state = self._decoder.pool.read([slot])
+        self._decoder.pool.free([slot])
+        del self._turns[request]
+
+    def _read(self) -> Drawn:
+        """Reads a part of the prompts, oldest first; returns the requests whose prompts are read now."""
+        left = self._budget if any(not request.is_paused for request in self._running) else self._chunk
+        # Several samples of one prompt read it once.
+        alike: dict[tuple[tuple[int, ...], int], list[Request]] = {}
+        for request in self._reading:
+            alike.setdefault((request.prompt, id(request.begin)), []).append(request)
+        parts: list[Tensor] = []
+        for first, *_ in list(alike.values())[:MOST_ROWS]:
+            if left > 0:
+                parts.append(torch.tensor(first.unread[:left], dtype=torch.int64))
+                left -= len(parts[-1])
+        if not parts:
+            return []
+        groups = list(alike.values())[: len(parts)]
+        states = State.join([first.state or self._initial_state() for first, *_ in groups])
+        # Not Engine.forward: a part of one token must be read as the others are.
+        hidden, states = read_ragged(self._model.read, parts, states)
+        for i, (part, group) in enumerate(zip(parts, groups, strict=True)):
+            state, left_over = states.rows(slice(i, i + 1)).clone(), group[0].unread[len(part) :]
+            for request in group:
+                request.state, request.unread = state, left_over
+        is_read = [i for i, group in enumerate(groups) if not group[0].unread]
+        if not is_read:
+            return []
+        logits = self._model.head(self._model.ln_out(torch.stack([hidden[i][-1] for i in is_read])))
+        drawn = [(request, row) for i, row in zip(is_read, logits, strict=True) for request in groups[i]]
+        for request, _ in drawn:
+            self._reading.remove(request)
+            self._run(request)
+        return drawn
+
+    def _decode(self) -> Drawn:
+        """Processes the last token of each running text that is not paused."""
+        texts = [request for request in self._running if request.unread and not request.is_paused]
+        drawn: Drawn = []
+        for first in range(0, len(texts), MOST_ROWS):
+            requests = texts[first : first + MOST_ROWS]
+            tokens = torch.tensor([request.unread[0] for request in requests])
+            logits = self._decoder.step(tokens, [self._running[request] for request in requests])
+            for request in requests:
+                request.unread = ()
+            drawn += zip(requests, logits, strict=True)
+        return drawn
+
+    def _sample(self, drawn: Drawn) -> None:
+        if not drawn:
+            return
+        requests = [request for request, _ in drawn]
+        logits = torch.stack([row for _, row in drawn])
+        for request, row, token in zip(requests, logits, sample_rows(logits, requests), strict=True):
+            try:
+                self._take(request, row, token)
+            except Exception as error:  # of this request alone, as in its `accept`
+                self.end(request, "error", error)
+
+    def _take(self, request: Request, logits: Tensor, token: int) -> None:
+        """Adds a sampled token to a request."""
+        params = request.sampler.params
+        if token < 0:
+            raise RequestError("the model's logits are not finite (NaN or Inf); is the checkpoint damaged?")
+        if token in params.stop_tokens:
+            return self.end(request, "stop")
+        if params.logprobs is not None:
+            request.logprobs += request.sampler.logprobs(logits.unsqueeze(0), [token])
+        request.unread = (token,)
+        request.tokens.append(token)  # last, because other threads look at it
+        if not request.accept(token):
+            return self.end(request, "stop")
+        if len(request.tokens) == request.max_new_tokens:
+            return self.end(request, "length")
+
+    def end(self, request: Request, reason: str, error: BaseException | None = None) -> None:
+        """Ends a request, wherever it is."""
+        if request in self._running:
+            self._put_aside(request)
+        elif request in self._reading:
+            self._reading.remove(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        request.error = error
+        request.end()
+        request.finish_reason = reason  # last, because other threads look at it
+
+    def _initial_state(self) -> State:
+        return State.initial(self._model.config).to(self._model.device_map.home)

@@ -1,0 +1,354 @@
+"""Requests join and leave at any time, and each gets the text, log-probabilities and state that it gets alone."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import threading
+
+import oracle
+import pytest
+import torch
+from checkpoint_files import save_pth
+from generation.alone import alone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Shape
+
+from rwkv_engine import RWKV, RequestError
+from rwkv_engine.generation import Sampler, SamplingParams, TokenStream
+from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.scheduler import Scheduler, scheduler_of
+
+V = 33
+# All options at once would leave few tokens to choose from.
+PARAMS = [
+    {"temperature": 0.0},
+    {"temperature": 0.7, "top_p": 0.9},
+    {"top_k": 5, "logprobs": 2},
+    {"presence_penalty": 2.0, "frequency_penalty": 0.5, "penalty_decay": 0.9},
+    {"logit_bias": {3: 2.0}, "banned_tokens": (4, 5), "min_p": 0.05},
+    {"stop_tokens": (7, 8, 9), "logprobs": 0},
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    weights = oracle.random_weights(Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=V))
+    return RWKV.from_pretrained(save_pth(weights, tmp_path_factory.mktemp("model") / "m.pth")).engine
+
+
+def request(prompt, n, state=None, sample=0, **options):
+    return Request(prompt, Sampler(SamplingParams(**options)), n, state, sample)
+
+
+def finish(scheduler, requests):
+    scheduler.wait(lambda: all(request.finish_reason for request in requests))
+
+
+def state_after(engine, request):
+    """That of a request that has ended."""
+    if not request.unread:
+        return request.state
+    return engine.forward(torch.tensor([request.unread]), request.state)[1]
+
+
+def check(engine, request, params, state=None):
+    expected = alone(engine, request.prompt, params, request.max_new_tokens, state, request.sample)
+    assert request.error is None
+    assert (request.tokens, request.finish_reason) == (expected.tokens, expected.finish_reason)
+    assert request.logprobs == expected.logprobs
+    same_state(state_after(engine, request), expected.state)
+
+
+def same_state(got, expected):
+    assert torch.equal(got.position, expected.position)
+    for name, field in expected.fields.items():
+        assert torch.equal(got.fields[name], field), name
+
+
+def free_slots(scheduler):
+    pool = scheduler._steps._decoder.pool
+    return sorted(pool._free) == list(range(pool.dummy))
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.integers(1, 40),  # tokens of the prompt
+        st.integers(0, 30),  # new tokens
+        st.integers(0, len(PARAMS) - 1),
+        st.integers(0, 3),  # steps before it arrives
+        st.booleans(),  # continues a state
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(arrivals, st.integers(1, 16), st.integers(1, 20), st.integers(1, 20), st.integers(1, 10), st.randoms())
+def test_every_text_is_what_it_is_alone(engine, arrivals, slots, chunk, budget, turn, rng):
+    scheduler = Scheduler(engine.model, slots, chunk, budget, turn)
+    _, earlier = engine.forward(torch.tensor([[1, 2, 3]]))
+    requests, checks = [], []
+    for seed, (n_prompt, n, which, steps, continues) in enumerate(arrivals):
+        for _ in range(steps):
+            scheduler._take_orders()
+            scheduler._steps.step()
+        params = SamplingParams(**PARAMS[which], seed=seed)
+        state = earlier if continues else None
+        prompt = [rng.randrange(V) for _ in range(n_prompt)]
+        requests.append(Request(prompt, Sampler(params), n, state, sample=seed % 3))
+        checks.append((params, state))
+        scheduler.add(requests[-1])
+    finish(scheduler, requests)
+    assert free_slots(scheduler)
+    for each, (params, state) in zip(requests, checks, strict=True):
+        if each.max_new_tokens:
+            check(engine, each, params, state)
+
+
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8", "cpu fp32i4"])
+@pytest.mark.slow
+def test_no_format_lets_a_text_see_its_company(strategy):
+    model = RWKV.from_pretrained("tales", strategy)
+    rng = random.Random(1)
+    scheduler = Scheduler(model.engine.model, slots=5, chunk=64, budget=7, turn=6)
+    requests, params = [], []
+    for seed in range(12):
+        params.append(SamplingParams(seed=seed, temperature=0.9, top_p=0.95))
+        prompt = [rng.randrange(2000) for _ in range(rng.choice([1, 2, 5, 40, 90]))]
+        requests.append(Request(prompt, Sampler(params[-1]), rng.randrange(1, 25)))
+        scheduler.add(requests[-1])
+    finish(scheduler, requests)
+    for each, of_text in zip(requests, params, strict=True):
+        check(model.engine, each, of_text)
+
+
+def test_samples_of_one_prompt_read_it_once(engine, monkeypatch):
+    read, n_read = engine.model.read, []
+    monkeypatch.setattr(
+        engine.model, "read", lambda tokens, state: n_read.append(tokens.numel()) or read(tokens, state)
+    )
+    scheduler = Scheduler(engine.model, slots=8, chunk=16)
+    prompt = [1, 2, 3, 4] * 6
+    requests = [request(prompt, 9, sample=i, seed=3) for i in range(8)]
+    for each in requests:
+        scheduler.add(each)
+    finish(scheduler, requests)
+    assert sum(n_read) == len(prompt)
+    for each in requests:
+        check(engine, each, SamplingParams(seed=3))
+    assert len({tuple(each.tokens) for each in requests}) == 8
+
+
+def test_a_long_prompt_does_not_stop_running_texts(engine):
+    scheduler = Scheduler(engine.model, budget=10)
+    running = [request([1, 2], 200, seed=i) for i in range(3)]
+    for each in running:
+        scheduler.add(each)
+    scheduler.wait(lambda: all(each.tokens for each in running))
+    before, long = [len(each.tokens) for each in running], request([5] * 300, 3, seed=9)
+    scheduler.add(long)
+    scheduler.wait(lambda: long.tokens)
+    assert [len(each.tokens) - n for each, n in zip(running, before, strict=True)] == [30] * 3
+
+
+def test_waiting_requests_get_their_turn(engine):
+    scheduler = Scheduler(engine.model, slots=2, turn=5)
+    endless = [request([1, 2], 10_000, seed=i) for i in range(2)]
+    for each in endless:
+        scheduler.add(each)
+    scheduler.wait(lambda: all(len(each.tokens) > 20 for each in endless))
+    others = [request([3, i], 12, seed=i) for i in range(6)]
+    begun = len(endless[0].tokens)
+    for each in others:
+        scheduler.add(each)
+    finish(scheduler, others)
+    assert len(endless[0].tokens) - begun <= 3 * 12 + 3 * 5
+    for each in others:
+        check(engine, each, SamplingParams(seed=each.prompt[1]))
+    for each in endless:
+        scheduler.abort(each)
+    finish(scheduler, endless)
+    for each in endless:  # the state is that of the text, however often it was put aside
+        assert each.finish_reason == "aborted"
+        expected = alone(engine, each.prompt, SamplingParams(seed=each.sampler.seed), len(each.tokens))
+        assert each.tokens == expected.tokens
+        same_state(state_after(engine, each), expected.state)
+    assert free_slots(scheduler)
+
+
+def test_requests_end_wherever_they_are(engine):
+    scheduler = Scheduler(engine.model, slots=1, chunk=4, turn=10_000)
+    running, reading, waiting, unseen = (request([1] * 50, 100, seed=0) for _ in range(4))
+    scheduler.add(running)
+    scheduler.wait(lambda: running.tokens)
+    scheduler.abort(running)
+    scheduler.add(reading)
+    scheduler.add(waiting)
+    scheduler.wait(lambda: len(reading.unread) < 50)
+    assert running.finish_reason == "aborted"
+    for each in (reading, waiting, unseen):
+        scheduler.abort(each)
+    last = request([2, 3], 3, seed=0)
+    scheduler.add(last)
+    finish(scheduler, [reading, waiting, unseen, last])
+    assert [each.finish_reason for each in (reading, waiting, unseen, last)] == ["aborted"] * 3 + ["length"]
+    scheduler.abort(last)
+    other = request([2, 3], 3, seed=0)
+    scheduler.add(other)
+    finish(scheduler, [other])
+    assert last.finish_reason == "length"
+    assert other.tokens == last.tokens
+    assert free_slots(scheduler)
+
+
+def test_a_failed_step_ends_its_requests_and_no_other(engine, monkeypatch):
+    scheduler = Scheduler(engine.model, slots=2, turn=10_000)
+    running, waiting = [request([1, 2], 50, seed=i) for i in range(2)], request([3, 4], 5, seed=5)
+    for each in [*running, waiting]:
+        scheduler.add(each)
+    scheduler.wait(lambda: all(each.tokens for each in running))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model, "step", lambda *_: 1 / 0)
+        finish(scheduler, running)
+    assert all(isinstance(each.error, ZeroDivisionError) for each in running)
+    with pytest.raises(RequestError, match="no state after this text, because generating it failed: division by zero"):
+        scheduler.snapshot(running[0])
+    finish(scheduler, [waiting])
+    check(engine, waiting, SamplingParams(seed=5))
+    assert free_slots(scheduler)
+
+
+def test_an_error_in_one_text_ends_that_text_alone(engine):
+    class Fails(Request):
+        def accept(self, token):
+            return 1 / 0 if len(self.tokens) == 3 else True
+
+    scheduler = Scheduler(engine.model)
+    fails, fine = Fails([1, 2], Sampler(SamplingParams(seed=1)), 9), request([1, 2], 9, seed=1)
+    for each in (fails, fine):
+        scheduler.add(each)
+    finish(scheduler, [fails, fine])
+    assert (fails.finish_reason, type(fails.error), len(fails.tokens)) == ("error", ZeroDivisionError, 3)
+    check(engine, fine, SamplingParams(seed=1))
+
+
+def test_logits_that_are_not_finite_end_their_text_alone(engine, monkeypatch):
+    step = engine.model.step
+
+    def broken(tokens, layers, slots=None):
+        logits = step(tokens, layers, slots)
+        logits[tokens == 32] = float("nan")
+        return logits
+
+    monkeypatch.setattr(engine.model, "step", broken)
+    scheduler = Scheduler(engine.model)
+    damaged, fine = request([32], 5, seed=1), request([1], 5, seed=1, banned_tokens=[32])
+    for each in (damaged, fine):
+        scheduler.add(each)
+    finish(scheduler, [damaged, fine])
+    assert damaged.tokens == []
+    assert "not finite" in str(damaged.error)
+    check(engine, fine, SamplingParams(seed=1, banned_tokens=[32]))
+
+
+def test_what_does_not_fit_is_refused_at_once(engine, tales):
+    scheduler = Scheduler(engine.model, most_waiting=2)
+    for wrong, message in [
+        (request([V], 5), "outside this model's vocabulary"),
+        (request([1], 5, state=tales.forward([1])[1]), "another model"),
+        (request([1], 5, state=engine.initial_state(2)), "state of 2 sequences given for a batch of 1"),
+        (request([1], 5, logit_bias={V: 1.0}), "logit_bias: got token 33"),
+        (request([1], 5, banned_tokens=range(V)), "every token of the vocabulary is banned"),
+    ]:
+        with pytest.raises(RequestError, match=message):
+            scheduler.add(wrong)
+    for _ in range(2):
+        scheduler.add(request([1], 5))
+    with pytest.raises(RequestError, match="2 requests are waiting, which is the limit; try again later"):
+        scheduler.add(request([1], 5))
+
+
+def test_streams_that_are_read_in_turn_share_one_slot(engine):
+    engine_scheduler = Scheduler(engine.model, slots=1)
+    streams = [TokenStream(engine, [1, 2, i], Sampler(SamplingParams(seed=i)), 12) for i in range(3)]
+    for stream in streams:
+        stream._scheduler = engine_scheduler
+    got = [[next(stream) for stream in streams] for _ in range(12)]
+    for i, stream in enumerate(streams):
+        expected = alone(engine, [1, 2, i], SamplingParams(seed=i), 12)
+        assert [row[i] for row in got] == expected.tokens
+        same_state(stream.read_all(), expected.state)
+
+
+def test_a_stream_is_not_ahead_of_its_reader(engine):
+    stream = TokenStream(engine, [1, 2], Sampler(SamplingParams(seed=1)), 50)
+    next(stream)
+    other = list(TokenStream(engine, [1, 2], Sampler(SamplingParams(seed=1)), 50))
+    assert len(stream.request.tokens) == 1
+    assert list(stream) == other[1:]
+
+
+def test_a_dropped_stream_gives_its_slot_back(engine):
+    scheduler = scheduler_of(engine)
+    stream = TokenStream(engine, [1, 2], Sampler(SamplingParams(seed=1)), 50)
+    next(stream)
+    assert not free_slots(scheduler)
+    del stream
+    gc.collect()
+    list(TokenStream(engine, [1, 2], Sampler(SamplingParams(seed=1)), 5))
+    assert free_slots(scheduler)
+
+
+def test_control_c_takes_effect_between_steps(engine):
+    class Interrupts(Request):
+        def accept(self, token):
+            if len(self.tokens) == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+            return True
+
+    scheduler = Scheduler(engine.model)
+    each = Interrupts([1, 2], Sampler(SamplingParams(seed=1)), 9)
+    scheduler.add(each)
+    with pytest.raises(KeyboardInterrupt):
+        finish(scheduler, [each])
+    assert len(each.tokens) == 4
+    finish(scheduler, [each])
+    check(engine, each, SamplingParams(seed=1))
+
+
+@pytest.mark.slow
+def test_threads_that_add_and_abort(engine):
+    scheduler = Scheduler(engine.model, slots=6, turn=5)
+    wrong = []
+
+    def work(seed):
+        rng = random.Random(seed)
+        try:
+            for i in range(25):
+                params = SamplingParams(seed=1000 * seed + i)
+                each = Request(
+                    [rng.randrange(V) for _ in range(rng.randrange(1, 9))], Sampler(params), rng.randrange(1, 20)
+                )
+                scheduler.add(each)
+                if rng.random() < 0.3:
+                    scheduler.wait(lambda each=each: each.tokens or each.finish_reason)
+                    scheduler.abort(each)
+                finish(scheduler, [each])
+                if each.finish_reason != "aborted":
+                    check(engine, each, params)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=[seed]) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert free_slots(scheduler)
