@@ -37,7 +37,6 @@ class TokenStream(Iterator[int]):
         """Checks the arguments; those besides `engine`, and the errors, are those of `Request`."""
         self.engine = engine
         self.request = Request(prompt, sampler, max_new_tokens, state, sample)
-        self.request.wanted = 0
         self._scheduler = scheduler_of(engine)
         self._is_added = False
         self._after: tuple[int, State] | None = None  # a number of tokens, and the state after them
@@ -46,11 +45,11 @@ class TokenStream(Iterator[int]):
         request, n = self.request, len(self.request.tokens)
         if request.finish_reason or n == request.max_new_tokens:
             raise StopIteration
+        request.wanted = n + 1
         if not self._is_added:
             self._scheduler.add(request)
             self._is_added = True
             weakref.finalize(self, self._scheduler.abort, request).atexit = False
-        request.wanted = n + 1
         self._scheduler.wait(lambda: len(request.tokens) > n or request.finish_reason)
         if len(request.tokens) > n:
             return request.tokens[n]

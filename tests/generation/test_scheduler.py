@@ -135,14 +135,17 @@ def test_samples_of_one_prompt_read_it_once(engine, monkeypatch):
     )
     scheduler = Scheduler(engine.model, slots=8, chunk=16)
     prompt = [1, 2, 3, 4] * 6
-    requests = [request(prompt, 9, sample=i, seed=3) for i in range(8)]
-    for each in requests:
+    requests = [request(prompt, 9, sample=i, seed=3) for i in range(7)]
+    _, state = engine.forward(torch.tensor([[9]]))
+    other = request(prompt, 9, state, seed=3)
+    for each in [*requests, other]:
         scheduler.add(each)
-    finish(scheduler, requests)
-    assert sum(n_read) == len(prompt)
+    finish(scheduler, [*requests, other])
+    assert sum(n_read) == 2 * len(prompt)
+    check(engine, other, SamplingParams(seed=3), state)
     for each in requests:
         check(engine, each, SamplingParams(seed=3))
-    assert len({tuple(each.tokens) for each in requests}) == 8
+    assert len({tuple(each.tokens) for each in requests}) == 7
 
 
 def test_a_long_prompt_does_not_stop_running_texts(engine):
@@ -151,9 +154,11 @@ def test_a_long_prompt_does_not_stop_running_texts(engine):
     for each in running:
         scheduler.add(each)
     scheduler.wait(lambda: all(each.tokens for each in running))
-    before, long = [len(each.tokens) for each in running], request([5] * 300, 3, seed=9)
-    scheduler.add(long)
-    scheduler.wait(lambda: long.tokens)
+    before = [len(each.tokens) for each in running]
+    long = [request([i] * 100, 1, seed=9) for i in range(3)]
+    for each in long:
+        scheduler.add(each)
+    finish(scheduler, long)
     assert [len(each.tokens) - n for each, n in zip(running, before, strict=True)] == [30] * 3
 
 
