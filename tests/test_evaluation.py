@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rwkv_engine import RWKV, RequestError, TokenizerError, evaluation
 from rwkv_engine.evaluation import compare, evaluate, write
-from rwkv_engine.generation.draw import inverse_cdf
+from rwkv_engine.ops.draw_tokens import inverse_cdf
 
 BYTES = Shape(n_vocab=256)  # a vocabulary of 256 reads bytes
 TEXT = "".join(chr(c) for c in np.random.default_rng(0).choice([*range(32, 127), 0xE9, 0x4E2D], 3000))

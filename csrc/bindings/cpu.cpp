@@ -1,5 +1,6 @@
 // The operators of the CPU library, in one translation unit: reading torch's headers takes six seconds, ten times what
 // the rest of a binding does.
+#include "bindings/draw_tokens_cpu.h"
 #include "bindings/linear_cpu.h"
 #include "bindings/mixing4_steps_cpu.h"
 #include "bindings/philox_cpu.h"

@@ -40,7 +40,34 @@ RWKV_HOST_DEVICE inline float exp_nonpositive(float x) {
   return x < kLowest ? 0.0f : mantissa * scale;
 }
 
-RWKV_HOST_DEVICE inline double exp_nonpositive(double x) { return exp(x); }
+// The same for double. e^r is its Taylor polynomial of degree 13, whose remainder is below 2^-57. Error below 1 ulp.
+RWKV_HOST_DEVICE inline double exp_nonpositive(double x) {
+  constexpr double kLowest = -708.0;
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  const double clamped = x < kLowest ? kLowest : x;
+  const double shifted = clamped * 1.4426950408889634 + kRound;
+  const double n = shifted - kRound;
+  const double r = (clamped - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;  // ln 2 in two parts
+  double p = 1.0 / 6227020800;
+  p = p * r + 1.0 / 479001600;
+  p = p * r + 1.0 / 39916800;
+  p = p * r + 1.0 / 3628800;
+  p = p * r + 1.0 / 362880;
+  p = p * r + 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  p = p * r + 0.5;
+  const double mantissa = 1.0 + (r + r * r * p);
+  uint64_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 1023) << 52;
+  double scale;
+  memcpy(&scale, &bits, sizeof scale);
+  return x < kLowest ? 0.0 : mantissa * scale;
+}
 
 // 1 / (1 + e^-x), without an exponential that could overflow.
 RWKV_HOST_DEVICE inline float sigmoid(float x) {

@@ -17,7 +17,7 @@ from rwkv_engine.checks import shown
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.distribution import documented, rwkv_package
-from rwkv_engine.generation.draw import inverse_cdf
+from rwkv_engine.ops.draw_tokens import inverse_cdf
 
 
 def draw(logits: Tensor, temperature: float, top_p: float, top_k: int) -> int:

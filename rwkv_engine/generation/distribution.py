@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The integer that stands for the largest probability of a row; the sum of 2^17 of them fits into int64.
-LARGEST = 2.0**45
+from rwkv_engine.ops.draw_tokens import whole_numbers
 
 
 def documented(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
@@ -35,15 +34,6 @@ def documented(logits: Tensor, temperature: float, top_k: int, top_p: float, min
         ordered.masked_fill_(cumulative - whole >= top_p * cumulative[:, -1:].double(), 0)
     ordered.masked_fill_(ordered < min_p * ordered[:, :1], 0)
     return torch.zeros_like(probs).scatter(-1, ids, ordered)
-
-
-def whole_numbers(probs: Tensor) -> Tensor:
-    """Converts probabilities (B, V) to int64; the largest of a row becomes 2^45.
-
-    Sums of integers are exact, so they do not depend on the device or its order of additions, and zeros add nothing.
-    Sums of floating-point numbers on a GPU guarantee none of this.
-    """
-    return (probs / probs.amax(dim=-1, keepdim=True) * LARGEST).round().to(torch.int64)
 
 
 def rwkv_package(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

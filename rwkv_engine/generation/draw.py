@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rwkv_engine.generation.distribution import documented, rwkv_package, whole_numbers
+from rwkv_engine.generation.distribution import documented, rwkv_package
 from rwkv_engine.generation.params import SamplingParams
+from rwkv_engine.ops.draw_tokens import draw_tokens, inverse_cdf
 from rwkv_engine.ops.philox_uniform import philox_uniform
 
 
@@ -46,7 +47,12 @@ class Draw:
         """The same for logits (B, V) float64 with -inf for banned tokens; does not check that they are finite."""
         if self.temperature == 0 and self.compat is None:
             return logits.argmax(dim=-1)
-        return inverse_cdf(self.probabilities(logits), philox_uniform(seeds, samples, positions))
+        draws = philox_uniform(seeds, samples, positions)
+        if self.compat is None and logits.is_cpu:  # where one kernel does it all
+            temperatures, top_k = torch.full_like(draws, self.temperature), torch.full_like(seeds, self.top_k)
+            top_p, min_p = torch.full_like(draws, self.top_p), torch.full_like(draws, self.min_p)
+            return draw_tokens(logits, temperatures, top_k, top_p, min_p, draws)
+        return inverse_cdf(self.probabilities(logits), draws)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution that `ids` samples from, see the module `distribution`."""
@@ -59,20 +65,3 @@ def where_finite(logits: Tensor, ids: Tensor) -> Tensor:
     """The ids (B,), with -1 for rows of the logits (B, V) that contain NaN or infinity."""
     # Not torch.where, which would copy the number from the host; a CUDA graph cannot.
     return ids.masked_fill(~torch.isfinite(logits).all(dim=-1), -1)
-
-
-def inverse_cdf(probs: Tensor, draws: Tensor) -> Tensor:
-    """The first id of each row at which the cumulative sum exceeds the given fraction of the total.
-
-    Args:
-        probs: (B, V) float64, not necessarily normalised, not all zero.
-        draws: the fractions, (B,) float64 in [0, 1).
-
-    Returns:
-        (B,) int64; never an id whose probability is 0.
-    """
-    cumulative = whole_numbers(probs).cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    target = (draws.unsqueeze(-1) * total).to(torch.int64)
-    # A product may be rounded up to the total itself, which no sum exceeds.
-    return torch.searchsorted(cumulative, torch.minimum(target, total - 1), right=True).squeeze(-1)

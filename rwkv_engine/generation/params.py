@@ -89,6 +89,11 @@ class SamplingParams:
         """Whether the tokens generated so far influence the next one."""
         return self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether biases, bans or penalties change logits, or `compat` needs them in float64."""
+        return bool(self.penalizes or self.logit_bias or self.banned_tokens or self.compat)
+
 
 class SamplingOptions(TypedDict, total=False):
     """The fields of `SamplingParams`, as keyword arguments of functions that pass them on."""

@@ -7,39 +7,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rwkv_engine.generation.draw import Draw, where_finite
+from rwkv_engine.generation.draw import where_finite
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.sampling import History
-from rwkv_engine.ops.philox_uniform import as_int64
+from rwkv_engine.ops.draw_tokens import draw_tokens
+from rwkv_engine.ops.philox_uniform import as_int64, philox_uniform
 
 
 def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
     """Samples one token for each request, and adds it to the request's history. A token does not depend on the others.
 
-    Rows that share temperature, top-k, top-p and min-p are sampled together.
-
     Args:
         logits: (B, V), one row for each request.
-        requests: B requests; their parameters must fit the vocabulary, see `Sampler.check`.
+        requests: B requests, whose parameters fit the vocabulary.
 
     Returns:
         B ids, -1 where the logits are not finite.
     """
-    groups: dict[Draw, list[int]] = {}
-    for row, request in enumerate(requests):
-        groups.setdefault(request.sampler.draw, []).append(row)
-    keys = [(request.position, as_int64(request.sampler.seed), as_int64(request.sample)) for request in requests]
+    keys = [(as_int64(r.sampler.seed), as_int64(r.sample), r.position) for r in requests]
     numbers = torch.tensor(keys, dtype=torch.int64, device=logits.device)  # in one transfer
-    adjusted = _adjusted(logits, requests)
-    if len(groups) == 1:
-        [draw] = groups
-        ids = draw.ids(adjusted, *numbers.unbind(1))
-    else:
-        ids = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
-        for draw, rows in groups.items():
-            which = torch.tensor(rows, dtype=torch.int64, device=logits.device)
-            ids[which] = draw.ids(adjusted[which], *numbers[which].unbind(1))
-    tokens = where_finite(logits, ids).tolist()
+    adjusted, ids = _adjusted(logits, requests), torch.empty(len(requests), dtype=torch.int64, device=logits.device)
+    own = [row for row, request in enumerate(requests) if request.sampler.params.compat]
+    for row in own:
+        seeds, samples, positions = numbers[row].unsqueeze(-1)
+        ids[row] = requests[row].sampler.draw.ids(adjusted[row : row + 1], positions, seeds, samples)[0]
+    if len(own) < len(requests):
+        draws = [request.sampler.draw for request in requests]
+        values = torch.tensor([(d.temperature, d.top_p, d.min_p) for d in draws], dtype=torch.float64)
+        temperatures, top_p, min_p = values.to(logits.device).unbind(1)
+        top_k = torch.tensor([d.top_k for d in draws], dtype=torch.int64, device=logits.device)
+        uniform = philox_uniform(*numbers.unbind(1))
+        drawn = draw_tokens(adjusted, temperatures, top_k, top_p, min_p, uniform)
+        ids = torch.where(torch.tensor([bool(d.compat) for d in draws], device=logits.device), ids, drawn)
+    tokens = (ids if adjusted is logits else where_finite(logits, ids)).tolist()
     for request, token in zip(requests, tokens, strict=True):
         if request.history and token >= 0:
             request.history.add([token], request.sampler.params.penalty_decay, request.sampler.uncounted)
@@ -47,12 +47,15 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
 
 
 def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """The logits (B, V) float64 after each row's own biases, bans and penalties."""
+    """The logits (B, V) after each row's own biases, bans and penalties: float64 with -inf for banned tokens, or the
+    same tensor if no row has any."""
+    rows = [row for row, request in enumerate(requests) if request.sampler.params.adjusts]
+    if not rows:
+        return logits
     adjusted = logits.double()
-    for row, request in enumerate(requests):
-        params = request.sampler.params
-        if params.penalizes and request.history is None:
+    for row in rows:
+        request = requests[row]
+        if request.sampler.params.penalizes and request.history is None:
             request.history = History(1, logits.shape[-1], logits.device)
-        if request.history or params.logit_bias or params.banned_tokens:
-            adjusted[row] = request.sampler.adjusted(logits[row : row + 1], request.history)[0]
+        adjusted[row] = request.sampler.adjusted(logits[row : row + 1], request.history)[0]
     return adjusted

@@ -20,8 +20,6 @@ from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.decoder import Decoder
 from rwkv_engine.runtime.ragged import read_ragged
 
-Drawn = list[tuple[Request, Tensor]]  # requests with the logits (V,) of their next token
-
 
 class Steps:
     """The requests that a scheduler has accepted, and the pool with the states of those that run.
@@ -64,9 +62,8 @@ class Steps:
         """
         try:
             self._admit()
-            drawn = self._read()
-            drawn += self._decode()
-            self._sample(drawn)
+            self._decode()
+            self._read()
         except BaseException as error:
             for request in [*self._reading, *self._running]:
                 if request in self._running:
@@ -108,8 +105,8 @@ class Steps:
         self._decoder.pool.free([slot])
         del self._turns[request]
 
-    def _read(self) -> Drawn:
-        """Reads a part of the prompts, oldest first; returns the requests whose prompts are read now."""
+    def _read(self) -> None:
+        """Reads a part of the prompts, oldest first, and samples the first token of those that are read now."""
         left = self._budget if any(not request.is_paused for request in self._running) else self._chunk
         # Several samples of one prompt read it once.
         alike: dict[tuple[tuple[int, ...], int], list[Request]] = {}
@@ -121,43 +118,37 @@ class Steps:
                 parts.append(torch.tensor(first.unread[:left], dtype=torch.int64))
                 left -= len(parts[-1])
         if not parts:
-            return []
+            return
         groups = list(alike.values())[: len(parts)]
         states = State.join([first.state or self._initial_state() for first, *_ in groups])
         # Not Engine.forward: a part of one token must be read as the others are.
         hidden, states = read_ragged(self._model.read, parts, states)
         for i, (part, group) in enumerate(zip(parts, groups, strict=True)):
-            state, left_over = states.rows(slice(i, i + 1)).clone(), group[0].unread[len(part) :]
+            state, unread = states.rows(slice(i, i + 1)).clone(), group[0].unread[len(part) :]
             for request in group:
-                request.state, request.unread = state, left_over
+                request.state, request.unread = state, unread
         is_read = [i for i, group in enumerate(groups) if not group[0].unread]
         if not is_read:
-            return []
+            return
         logits = self._model.head(self._model.ln_out(torch.stack([hidden[i][-1] for i in is_read])))
-        drawn = [(request, row) for i, row in zip(is_read, logits, strict=True) for request in groups[i]]
-        for request, _ in drawn:
+        requests = [request for i in is_read for request in groups[i]]
+        for request in requests:
             self._reading.remove(request)
             self._run(request)
-        return drawn
+        self._sample(requests, logits[[row for row, i in enumerate(is_read) for _ in groups[i]]])
 
-    def _decode(self) -> Drawn:
-        """Processes the last token of each running text that is not paused."""
+    def _decode(self) -> None:
+        """Processes the last token of each running text that is not paused, and samples the next."""
         texts = [request for request in self._running if request.unread and not request.is_paused]
-        drawn: Drawn = []
         for first in range(0, len(texts), MOST_ROWS):
             requests = texts[first : first + MOST_ROWS]
-            tokens = torch.tensor([request.unread[0] for request in requests])
+            tokens = torch.tensor([request.unread[0] for request in requests], dtype=torch.int64)
             logits = self._decoder.step(tokens, [self._running[request] for request in requests])
             for request in requests:
                 request.unread = ()
-            drawn += zip(requests, logits, strict=True)
-        return drawn
+            self._sample(requests, logits)
 
-    def _sample(self, drawn: Drawn) -> None:
-        if not drawn:
-            return
-        requests = [request for request, _ in drawn]
-        logits = torch.stack([row for _, row in drawn])
+    def _sample(self, requests: list[Request], logits: Tensor) -> None:
         for request, row, token in zip(requests, logits, sample_rows(logits, requests), strict=True):
             try:
                 self._take(request, row, token)

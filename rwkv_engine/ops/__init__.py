@@ -1,6 +1,7 @@
 """The operators: schema, equation, torch reference and public function of each. Compiled kernels replace references."""
 
 from rwkv_engine.ops.channel_mixing4_step import ChannelMixing4Step, channel_mixing4_step
+from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.gate_residual import gate_residual
 from rwkv_engine.ops.linear import linear
 from rwkv_engine.ops.linear_many import linear_many
@@ -15,6 +16,7 @@ __all__ = [
     "ChannelMixing4Step",
     "TimeMixing4Step",
     "channel_mixing4_step",
+    "draw_tokens",
     "gate_residual",
     "linear",
     "linear_many",

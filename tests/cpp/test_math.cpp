@@ -18,6 +18,19 @@ int main() {
   std::cout << "exp_nonpositive: at most " << worst << " ulp\n";
   CHECK(worst < 1.0, worst);
 
+  double worst_double = 0;
+  for (double x = -1e-9; x > -708; x *= 1.0003) {
+    const long double exact = std::exp(static_cast<long double>(x));
+    const auto nearest = static_cast<double>(exact);
+    const double ulp = std::nextafter(nearest, 2.0) - nearest;
+    worst_double = std::max(worst_double, static_cast<double>(std::abs(rwkv::exp_nonpositive(x) - exact) / ulp));
+  }
+  CHECK(worst_double < 1.0, worst_double);
+  CHECK(rwkv::exp_nonpositive(0.0) == 1.0);
+  CHECK(rwkv::exp_nonpositive(-709.0) == 0.0);
+  CHECK(rwkv::exp_nonpositive(-std::numeric_limits<double>::infinity()) == 0.0);
+  CHECK(std::isnan(rwkv::exp_nonpositive(std::numeric_limits<double>::quiet_NaN())));
+
   CHECK(rwkv::exp_nonpositive(0.0f) == 1.0f);
   CHECK(rwkv::exp_nonpositive(-0.0f) == 1.0f);
   CHECK(rwkv::exp_nonpositive(-88.0f) == 0.0f);

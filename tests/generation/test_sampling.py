@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from rwkv_engine import RequestError
 from rwkv_engine.generation import Sampler, SamplingParams
-from rwkv_engine.generation.distribution import whole_numbers
-from rwkv_engine.generation.draw import inverse_cdf
 from rwkv_engine.generation.sampling import History
+from rwkv_engine.ops.draw_tokens import inverse_cdf, whole_numbers
 
 
 def expected_probabilities(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, bias=None, banned=(), written=()):

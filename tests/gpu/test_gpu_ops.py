@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels
 from rwkv_engine.ops import (
+    draw_tokens,
     gate_residual,
     linear,
     linear_many,
@@ -243,6 +244,15 @@ def test_draws_are_the_same_everywhere(gpu):
     bits[:, 0] = 0
     bits[:, 1] = -1
     assert torch.equal(philox_uniform(*on(gpu, list(bits))).cpu(), philox_uniform_reference(*bits))
+
+
+def test_tokens_are_those_of_the_cpu(gpu):
+    generator = torch.Generator().manual_seed(0)
+    logits, draws = torch.randn(64, 5000, generator=generator), torch.rand(64, dtype=torch.float64, generator=generator)
+    temperatures = torch.tensor([0.0, 0.8, 1.0, 1.2], dtype=torch.float64).repeat(16)
+    off = torch.zeros_like(draws)
+    arguments = [logits, temperatures, torch.arange(64) % 3 * 20, off + 0.9, off, draws]
+    assert torch.equal(draw_tokens(*on(gpu, arguments)).cpu(), draw_tokens(*arguments))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,156 @@
+#include "kernels/cpu/draw_tokens.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "kernels/math.h"
+
+namespace rwkv::cpu {
+namespace {
+
+// Probabilities relative to the largest become integers, for their sums are exact, and do not depend on the order of
+// additions; smaller ones than 2^-46 become 0.
+constexpr double kWhole = 0x1p45, kLeast = 0x1p-46;
+
+int64_t bits_of(double x) {
+  int64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// Rounds to nearest, ties to even; the sum is in [2^52, 2^53), where neighbouring numbers differ by 1.
+int64_t whole_number(double weight) {
+  constexpr double kRound = 0x1.8p52;
+  return bits_of(weight * kWhole + kRound) - bits_of(kRound);
+}
+
+// The place of a token in the order of descending weights, and ascending ids among equals.
+struct Place {
+  double weight;
+  int64_t id;
+
+  // Whether a token comes no later.
+  bool includes(double of_token, int64_t token) const {
+    return of_token > weight || (of_token == weight && token <= id);
+  }
+};
+
+// Weights in [2^-46, 1] in buckets, by their exponent and 6 bits of their mantissa.
+constexpr int kShift = 46;
+int64_t bucket_of(double weight) { return (bits_of(weight) - bits_of(kLeast)) >> kShift; }
+
+// The last token before which the measures of tokens sum to less than `target`, which is positive. measure(w) is an
+// integer >= 0. Only the tokens of one bucket are sorted.
+template <class Measure>
+Place last_place(const std::vector<double>& weights, double target, const Measure& measure) {
+  const auto V = static_cast<int64_t>(weights.size());
+  std::vector<int64_t> sums(bucket_of(1) + 1);
+  const auto each = [&](const auto& fn) {
+    for (int64_t i = 0; i < V; ++i)
+      if (weights[i] >= kLeast) fn(i, bucket_of(weights[i]));
+  };
+  each([&](int64_t i, int64_t bucket) { sums[bucket] += measure(weights[i]); });
+
+  int64_t before = 0, last = -1;
+  for (int64_t bucket = sums.size() - 1; bucket >= 0 && static_cast<double>(before) < target; --bucket)
+    if (sums[bucket] > 0) last = bucket, before += sums[bucket];
+  std::vector<Place> inside;
+  each([&](int64_t i, int64_t bucket) {
+    if (bucket == last) inside.push_back({weights[i], i});
+  });
+  std::sort(inside.begin(), inside.end(),
+            [](const Place& a, const Place& b) { return a.includes(b.weight, b.id) < b.includes(a.weight, a.id); });
+  before -= sums[last];
+  Place found = inside.front();
+  for (const Place& place : inside) {
+    if (static_cast<double>(before) >= target) break;
+    found = place, before += measure(place.weight);
+  }
+  return found;
+}
+
+// The largest of V logits, or NaN if they are not as `DrawTokens` says. A maximum for each of several lanes, because
+// the compiler does not reorder comparisons of floating-point numbers.
+template <class Logit>
+Logit largest_of(const Logit* logits, int64_t V) {
+  constexpr int kLanes = 32;
+  constexpr Logit kInfinity = std::numeric_limits<Logit>::infinity(), kNan = std::numeric_limits<Logit>::quiet_NaN();
+  Logit largest[kLanes];
+  std::fill_n(largest, kLanes, -kInfinity);
+  const auto include = [&](Logit& most, Logit logit) {  // NaN stays, because it is not smaller than any number
+    most = logit > most ? logit : most;
+    most = (logit < kInfinity) & (std::is_same_v<Logit, double> | (logit > -kInfinity)) ? most : kNan;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= V; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) include(largest[lane], logits[i + lane]);
+  for (; i < V; ++i) include(largest[0], logits[i]);
+  Logit most = largest[0];
+  for (const Logit& lane : largest) most = lane > most || lane != lane ? lane : most;
+  return most > -kInfinity ? most : kNan;
+}
+
+// Makes the weights of tokens after `last` zero.
+void keep(const Place& last, std::vector<double>& weights) {
+  for (size_t i = 0; i < weights.size(); ++i)
+    weights[i] = last.includes(weights[i], static_cast<int64_t>(i)) ? weights[i] : 0;
+}
+
+int64_t sum_of(const int64_t* numbers, int64_t n) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += numbers[i];
+  return sum;
+}
+
+// Samples from one row. `weights` and `whole` are scratch memory for V numbers.
+template <class Logit>
+int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>& weights,
+                   std::vector<int64_t>& whole) {
+  const int64_t V = draw.V, top_k = draw.top_k[b];
+  const double temperature = draw.temperatures[b], top_p = draw.top_p[b], min_p = draw.min_p[b];
+  const Logit* const logits = draw.logits + b * V;
+  const Logit largest = largest_of(logits, V);
+  if (largest != largest) return -1;
+  if (temperature == 0) return std::find(logits, logits + V, largest) - logits;
+
+  const auto subtracted = static_cast<double>(largest);
+  for (int64_t i = 0; i < V; ++i) weights[i] = exp_nonpositive((logits[i] - subtracted) / temperature);
+  if (0 < top_k && top_k < V) keep(last_place(weights, static_cast<double>(top_k), [](double) { return 1; }), weights);
+  const auto make_whole = [&](double least) {
+    for (int64_t i = 0; i < V; ++i) whole[i] = whole_number(weights[i] >= least ? weights[i] : 0);
+  };
+  if (top_p < 1) {
+    make_whole(0);
+    keep(last_place(weights, top_p * static_cast<double>(sum_of(whole.data(), V)), whole_number), weights);
+  }
+  make_whole(min_p);
+
+  // A product may be rounded up to the total itself, which no sum exceeds.
+  const int64_t total = sum_of(whole.data(), V);
+  int64_t target = std::min(static_cast<int64_t>(draw.draws[b] * static_cast<double>(total)), total - 1);
+  constexpr int64_t kBlock = 256;
+  int64_t id = 0;
+  for (int64_t sum; (sum = sum_of(&whole[id], std::min(kBlock, V - id))) <= target; id += kBlock) target -= sum;
+  for (; whole[id] <= target; ++id) target -= whole[id];
+  return id;
+}
+
+}  // namespace
+
+template <class Logit>
+void draw_tokens(const DrawTokens<Logit>& draw, const Run& run) {
+  constexpr int64_t kWork = 32;  // multiply-adds, about, per logit
+  run(draw.B, kWork * draw.V, [&](int64_t begin, int64_t end) {
+    std::vector<double> weights(draw.V);
+    std::vector<int64_t> whole(draw.V);
+    for (int64_t b = begin; b < end; ++b) draw.ids[b] = draw_token(draw, b, weights, whole);
+  });
+}
+
+template void draw_tokens(const DrawTokens<float>&, const Run&);
+template void draw_tokens(const DrawTokens<double>&, const Run&);
+
+}  // namespace rwkv::cpu
