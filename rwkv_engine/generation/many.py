@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
-from rwkv_engine.checks import require, require_known, require_text, shown
+from rwkv_engine.checks import require_known, require_text, shown
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.params import SamplingOptions, SamplingParams
@@ -55,8 +55,9 @@ def requests_of(
     if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
         raise RequestError(f"prompts: got {shown(prompts)}, expected several: a list of texts or of dictionaries")
     for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and not (isinstance(prompt, Mapping) and "prompt" in prompt):
+            raise RequestError(f"prompts[{index}]: got {shown(prompt)}, expected a text, or a dictionary with a prompt")
         own: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
-        require(f"prompts[{index}]", own, dict, lambda own: "prompt" in own, "a text, or a dictionary with a prompt")
         try:
             ids = encode_prompt(tokenizer, own.pop("prompt"))
             limit, begin = own.pop("max_new_tokens", max_new_tokens), own.pop("state", state)

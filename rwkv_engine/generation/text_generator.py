@@ -61,14 +61,13 @@ class TextGenerator:
         Arguments and errors are those of `stream` for one prompt, and of `generate_many` for several. `progress` is
         called with the number of texts that have ended and the number of prompts.
         """
-        if isinstance(prompt, str):
-            return "".join(self.stream(prompt, max_new_tokens, state, **options))
-        prompts, texts = list(prompt), dict[int, str]()
-        for ended in self.generate_many(prompts, max_new_tokens, state, **options):
-            texts[ended.index] = ended.text
+        if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Iterable):
+            return "".join(self.stream(prompt, max_new_tokens, state, **options))  # which refuses what is not text
+        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, options))
+        for done, _ in enumerate(advancing(scheduler_of(self.engine), requests), start=1):
             if progress:
-                progress(len(texts), len(prompts))
-        return [texts[index] for index in range(len(prompts))]
+                progress(done, len(requests))
+        return [request.text for request in requests]
 
     def generate_many(
         self,
