@@ -30,6 +30,7 @@ def facts() -> dict[str, Any]:
         "instructions": kernels.level or torch.backends.cpu.get_cpu_capability(),
         "kernels": kernels.kind,
         "bf16_products": ways.bfloat16_way(kernels.level),
+        "int8_products": ways.int8_way(kernels.level),
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), "rwkv_engine": __version__} | _versions(),
         "command": shlex.join(["rwkv-engine", *sys.argv[1:]]),

@@ -47,6 +47,7 @@ def _machine_rows() -> list[tuple[str, str]]:
         ("torch", torch.__version__),
         ("kernels", _kernels(status)),
         ("bf16 products", f"{ways.bfloat16_way(status.level)}, where a prompt is read"),
+        ("int8 products", f"{ways.int8_way(status.level)}, where a prompt is read"),
         ("why", status.reason),
         ("library", str(status.path or "-")),
         ("processor", f"{platform.machine()}, runs kernels up to {cpu_kernels.processor_level()}"),

@@ -16,7 +16,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from pathlib import Path
@@ -62,7 +61,7 @@ def status() -> Status:
 
     Raises:
         ExtensionError: `RWKV_ENGINE_KERNELS` is invalid, or names a level that cannot be built or loaded; or
-            `RWKV_ENGINE_BF16` is invalid.
+            a choice of `native.ways` is invalid.
     """
     if hasattr(os, "register_at_fork"):
         # A forked process has none of its parent's threads, and OpenMP's first parallel loop would wait for them.
@@ -73,7 +72,7 @@ def status() -> Status:
     if wanted and wanted not in build.LEVELS:
         options = ", ".join(["reference", *build.LEVELS])
         raise ExtensionError(f"{VARIABLE}: got {wanted!r}, expected one of {options}")
-    ways.bfloat16_way(None)  # an invalid choice is an error, not a reason to do without kernels
+    ways.bfloat16_way(None), ways.int8_way(None)  # an invalid choice is an error, not a reason to do without kernels
     try:
         found = _prebuilt(wanted) or _just_in_time(wanted or processor_level())
         assert found.path is not None
@@ -107,16 +106,9 @@ def python_module(name: str) -> ModuleType | None:
 def processor_level() -> str:
     """The best instruction set level that this processor can run, as torch detects it."""
     best = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}.get(torch.backends.cpu.get_cpu_capability(), "portable")
-    if best == "x86-64-v4" and {"avx512_bf16", "avx512_vnni"} <= _processor_flags():
+    if best == "x86-64-v4" and {"avx512_bf16", "avx512_vnni"} <= ways.processor_flags():
         best = "x86-64-v4-bf16"
     return best if best in build.LEVELS else "portable"
-
-
-def _processor_flags() -> set[str]:
-    """The processor's instruction sets by their names in Linux; empty on other systems."""
-    with suppress(OSError), open("/proc/cpuinfo") as cpuinfo:
-        return set(next((line for line in cpuinfo if line.startswith("flags")), "").split())
-    return set()
 
 
 def _prebuilt(wanted: str) -> Status | None:

@@ -1,8 +1,15 @@
 // Products of many rows, LayerNorm with token shift, and the gates, against their definitions in double precision, at
 // odd sizes and on any number of threads.
+#if defined(__AVX512BF16__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/gates.h"
 #include "kernels/cpu/linear_many.h"
 #include "kernels/cpu/ln_shift.h"
@@ -16,8 +23,8 @@ namespace {
 
 // By how much of itself dot products of bfloat16 pairs round an activation, or a weight of another format.
 double of_pairs() {
-#ifdef __AVX512BF16__
-  if (cpu::bfloat16_dot_products) return 1.0 / 256;
+#if defined(__AVX512BF16__) || defined(RWKV_EMULATED_AMX)
+  if (cpu::bfloat16_way != cpu::Bfloat16Way::float32) return 1.0 / 256;
 #endif
   return 0;
 }
@@ -158,16 +165,65 @@ void test_ways() {
   }
 }
 
+#ifdef RWKV_AMX
+bool has_amx() {
+#ifdef RWKV_EMULATED_AMX
+  return true;
+#else
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned bfloat16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25;
+  __get_cpuid_count(7, 0, &a, &b, &c, &d);
+  return (d & bfloat16) && (d & tile) && (d & int8) && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#endif
+}
+
+// The bits of products in vectors.
+void test_int8_in_amx() {
+  for (const int64_t M : {1, 16, 17, 300})
+    for (const auto& [N, K] : {std::pair<int64_t, int64_t>{1, 1}, {16, 64}, {17, 65}, {33, 257}, {70, 1100}})
+      for (const bool in_tiles : {true, false}) {
+        auto x = normal(M * K);
+        if (K > 64) x[(M - 1) * K + 64] = 50, x[K - 1] = NAN;
+        const RandomMatrix<int8_t> matrix(in_tiles ? N : K, in_tiles ? K : N);
+        std::vector<float> y(M * N);
+        const cpu::LinearMany linear{M, x.data(), in_tiles ? matrix.in_tiles() : matrix.transposed(), in_tiles,
+                                     y.data()};
+        const auto compute = [&](const cpu::Run& run) {
+          std::fill(y.begin(), y.end(), -1.0f);
+          std::vector<char> scratch(linear.scratch_bytes(), -1);
+          cpu::linear_many(linear, scratch.data(), run);
+          return bytes_of(y);
+        };
+        cpu::int8_in_amx = false;
+        const std::string expected = compute(on_threads(1));
+        cpu::int8_in_amx = true;
+        CHECK(compute(on_threads(1)) == expected, M, N, K, in_tiles);
+        check_same_bits(compute, M, N, K, in_tiles);
+      }
+  test_products<int8_t>();
+}
+#endif
+
 }  // namespace
 
 int main() {
   test_products<float>();
   test_products<Float16>();
   test_products<int8_t>();
-  test_ways();
 #ifdef __AVX512BF16__
-  cpu::bfloat16_dot_products = false;
+  cpu::bfloat16_way = cpu::Bfloat16Way::dot;
   test_ways();
+#endif
+  cpu::bfloat16_way = cpu::Bfloat16Way::float32;
+  test_ways();
+#ifdef RWKV_AMX
+  if (has_amx()) {
+    cpu::bfloat16_way = cpu::Bfloat16Way::amx;
+    test_ways();
+    test_int8_in_amx();
+  } else {
+    std::cout << "skipped: AMX, which this processor does not have\n";
+  }
 #endif
   for (const int64_t T : {1, 2, 7, 33}) {
     test_ln_shift(1, T, 8, 3);

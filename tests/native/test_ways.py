@@ -1,4 +1,4 @@
-"""Each way to multiply bfloat16 weights with many rows can be chosen, and takes effect."""
+"""Each way to multiply with many rows can be chosen, and takes effect."""
 
 from __future__ import annotations
 
@@ -31,29 +31,76 @@ def test_the_way_that_is_chosen_is_taken(run_python):
 
 
 @pytest.mark.parametrize(
-    ("vendor", "level", "way"),
+    ("vendor", "has_amx", "level", "bfloat16", "int8"),
     [
-        ("AuthenticAMD", ways.LEVEL, "dot"),
-        ("GenuineIntel", ways.LEVEL, "float32"),
-        ("", ways.LEVEL, "float32"),
-        ("AuthenticAMD", "x86-64-v4", "float32"),
-        ("AuthenticAMD", None, "float32"),
+        ("AuthenticAMD", False, ways.LEVEL, "dot", "vector"),
+        ("GenuineIntel", False, ways.LEVEL, "float32", "vector"),
+        ("GenuineIntel", True, ways.LEVEL, "amx", "amx"),
+        ("", False, ways.LEVEL, "float32", "vector"),
+        ("AuthenticAMD", False, "x86-64-v4", "float32", "vector"),
+        ("GenuineIntel", True, "x86-64-v4", "float32", "vector"),
+        ("AuthenticAMD", False, None, "float32", "vector"),
     ],
 )
-def test_the_way_depends_on_the_vendor(vendor, level, way, monkeypatch):
-    monkeypatch.delenv(ways.VARIABLE, raising=False)
+def test_the_way_depends_on_the_processor(vendor, has_amx, level, bfloat16, int8, monkeypatch):
+    for variable in (ways.BF16, ways.INT8):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(ways, "processor_vendor", lambda: vendor)
-    assert ways.bfloat16_way(level) == way
+    monkeypatch.setattr(ways, "has_amx", lambda: has_amx)
+    assert (ways.bfloat16_way(level), ways.int8_way(level)) == (bfloat16, int8)
+
+
+def test_the_way_that_is_asked_for_is_taken_where_it_exists(monkeypatch):
+    monkeypatch.setattr(ways, "has_amx", lambda: True)
+    for way in ways.BF16_WAYS:
+        monkeypatch.setenv(ways.BF16, way)
+        assert ways.bfloat16_way(ways.LEVEL) == way
+    for way in ways.INT8_WAYS:
+        monkeypatch.setenv(ways.INT8, way)
+        assert ways.int8_way(ways.LEVEL) == way
+    monkeypatch.setattr(ways, "has_amx", lambda: False)
+    monkeypatch.setenv(ways.BF16, "amx")
+    for variable, function in ((ways.BF16, ways.bfloat16_way), (ways.INT8, ways.int8_way)):
+        with pytest.raises(ExtensionError, match=f"{variable}: got 'amx', but this processor has no AMX"):
+            function(ways.LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "expected"),
+    [
+        (ways.AMX, "x86_64", [(158, 0x1023, 18)]),
+        (ways.AMX - {"amx_bf16"}, "x86_64", []),
+        (ways.AMX, "aarch64", []),
+    ],
+)
+def test_amx_needs_all_flags_and_permission(flags, machine, expected, monkeypatch):
+    asked = []
+
+    class System:
+        def syscall(self, *arguments):
+            asked.append(arguments)
+            return len(asked) - 1  # only the first time
+
+    monkeypatch.setattr(ways.ctypes, "CDLL", lambda _: System())
+    monkeypatch.setattr(ways, "processor_flags", lambda: flags)
+    monkeypatch.setattr(ways.platform, "machine", lambda: machine)
+    assert ways.has_amx.__wrapped__() == bool(expected)
+    assert asked == expected
+    assert not ways.has_amx.__wrapped__()
 
 
 def test_an_unknown_way_is_refused(monkeypatch):
-    monkeypatch.setenv(ways.VARIABLE, "amx")
-    with pytest.raises(ExtensionError, match="RWKV_ENGINE_BF16: got 'amx', expected dot or float32"):
+    monkeypatch.setenv(ways.BF16, "fast")
+    with pytest.raises(ExtensionError, match="RWKV_ENGINE_BF16: got 'fast', expected float32, dot or amx"):
         ways.bfloat16_way(ways.LEVEL)
+    monkeypatch.setenv(ways.INT8, "dot")
+    with pytest.raises(ExtensionError, match="RWKV_ENGINE_INT8: got 'dot', expected vector or amx"):
+        ways.int8_way(None)
 
 
 @pytest.mark.slow
-def test_an_unknown_way_stops_a_program(run_python):
-    result = run_python(PRODUCT, RWKV_ENGINE_BF16="amx")
-    assert "RWKV_ENGINE_BF16: got 'amx'" in result.stderr
+@pytest.mark.parametrize("variable", [ways.BF16, ways.INT8])
+def test_an_unknown_way_stops_a_program(variable, run_python):
+    result = run_python(PRODUCT, **{variable: "fast"})
+    assert f"{variable}: got 'fast'" in result.stderr
     assert result.returncode == 1

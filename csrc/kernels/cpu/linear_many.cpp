@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cpu/int4_rows.h"
+#include "kernels/cpu/panel_amx.h"
 #include "kernels/cpu/panel_int4.h"
 #include "kernels/cpu/ways.h"
 
@@ -20,11 +21,25 @@ constexpr int64_t kDepth = 256;
 template <>
 constexpr int64_t kDepth<Int4> = 252;
 static_assert(kDepth<int8_t> % (kQuantized / 4) == 0 && kDepth<Int4> % (kQuantized / kInt4Inputs * kInt4Words) == 0);
-// The number of rows that are processed at a time. The sums of a unit for this many rows stay in the cache.
-constexpr int64_t kPassing = 264;
-static_assert(kPassing % kRows == 0);
+// The number of rows that are processed at a time: whole panels. The sums of a unit for this many rows stay in the
+// cache.
+template <class Weight>
+constexpr int64_t kPassing = 264 / Panel<Weight>::kRows * Panel<Weight>::kRows;
 
-int64_t panels_of(int64_t M) { return (M + kRows - 1) / kRows; }
+template <class Weight>
+int64_t panels_of(int64_t M) {
+  return (M + Panel<Weight>::kRows - 1) / Panel<Weight>::kRows;
+}
+
+// What a thread needs while it multiplies.
+template <class Weight>
+struct Scope {};
+#ifdef RWKV_AMX
+template <>
+struct Scope<AmxInt8> : amx::Scope {};
+template <>
+struct Scope<AmxBfloat16> : amx::Scope {};
+#endif
 
 // The words of 64 bytes in a block of tiles.
 template <class Weight>
@@ -45,7 +60,7 @@ RWKV_INLINE LaneBits load_row(const Weight* from, int64_t columns) {
   else if constexpr (sizeof(Weight) == 2)
     return load_16_bits(from);
   else
-    return (LaneBits)widen_ints(from) & 0xffu;
+    return (LaneBits)widen_ints(reinterpret_cast<const int8_t*>(from)) & 0xffu;
 }
 
 template <class Weight>
@@ -112,15 +127,17 @@ void write_row(const Lanes* sums, const float* scales, int64_t outputs, float* y
 // Computes the outputs of units [begin, end) for all rows.
 template <class Weight>
 void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64_t end) {
+  constexpr int kRows = Panel<Weight>::kRows;
+  [[maybe_unused]] const Scope<Weight> scope;
   const auto& [M, x, matrix, in_tiles, y] = linear;
   const int64_t groups = words_of<Weight>(matrix.K), size = Panel<Weight>::size(matrix.K),
                 blocks = tile_blocks(matrix.N);
-  std::vector<Lanes> all_sums(kPassing * kBlocks);
+  std::vector<Lanes> all_sums(kPassing<Weight> * kBlocks);
   std::vector<Packed<Weight>> packed(in_tiles ? 0 : kBlocks);
   const auto* tiles = static_cast<const LaneBits*>(matrix.weights);
-  auto* const sums = reinterpret_cast<PanelSums*>(all_sums.data());
-  for (int64_t first = 0; first < M; first += kPassing) {
-    const int64_t passing = std::min(kPassing, M - first);
+  auto* const sums = reinterpret_cast<typename Panel<Weight>::Sums*>(all_sums.data());
+  for (int64_t first = 0; first < M; first += kPassing<Weight>) {
+    const int64_t passing = std::min(kPassing<Weight>, M - first);
     for (int64_t unit = begin; unit < end; ++unit) {
       std::fill(all_sums.begin(), all_sums.end(), Lanes{});
       for (int64_t g = 0; g < groups; g += kDepth<Weight>) {
@@ -148,8 +165,13 @@ template <class Function>
 auto for_multiplied(const LinearMany& linear, const Function& fn) {
   return for_format(linear.matrix.format, [&]<class Weight>(Weight weight) {
     const bool widens = std::is_same_v<Weight, Int4> && !linear.in_tiles;
+    const bool is_bfloat16 = widens || std::is_same_v<Weight, Bfloat16>;
+#ifdef RWKV_AMX
+    if (is_bfloat16 && bfloat16_way == Bfloat16Way::amx) return fn(AmxBfloat16{});
+    if (std::is_same_v<Weight, int8_t> && int8_in_amx) return fn(AmxInt8{});
+#endif
 #ifdef __AVX512BF16__
-    if ((widens || std::is_same_v<Weight, Bfloat16>) && bfloat16_dot_products) return fn(Bfloat16Pairs{});
+    if (is_bfloat16 && bfloat16_way == Bfloat16Way::dot) return fn(Bfloat16Pairs{});
 #endif
     return widens ? fn(float{}) : fn(weight);
   });
@@ -158,7 +180,8 @@ auto for_multiplied(const LinearMany& linear, const Function& fn) {
 }  // namespace
 
 int64_t LinearMany::scratch_bytes() const {
-  return for_multiplied(*this, [&]<class Weight>(Weight) { return panels_of(M) * Panel<Weight>::size(matrix.K); });
+  return for_multiplied(*this,
+                        [&]<class Weight>(Weight) { return panels_of<Weight>(M) * Panel<Weight>::size(matrix.K); });
 }
 
 void linear_many(const LinearMany& linear, void* scratch, const Run& run) {
@@ -166,7 +189,8 @@ void linear_many(const LinearMany& linear, void* scratch, const Run& run) {
     const auto& [M, x, matrix, in_tiles, y] = linear;
     char* const panels = static_cast<char*>(scratch);
     const int64_t size = Panel<Weight>::size(matrix.K);
-    run(panels_of(M), 8 * kRows * matrix.K, [&](int64_t begin, int64_t end) {
+    constexpr int kRows = Panel<Weight>::kRows;
+    run(panels_of<Weight>(M), 8 * kRows * matrix.K, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         Panel<Weight>::pack(x + i * kRows * matrix.K, M - i * kRows, matrix, panels + i * size);
     });

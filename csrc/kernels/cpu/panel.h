@@ -15,19 +15,29 @@ namespace rwkv::cpu {
 
 // As many rows and blocks as fit into the registers of the instruction set level.
 #if defined(__AVX512F__)
-constexpr int kRows = 12, kBlocks = 2;
+constexpr int kPanelRows = 12, kBlocks = 2;
 #elif defined(__AVX2__)
-constexpr int kRows = 6, kBlocks = 1;
+constexpr int kPanelRows = 6, kBlocks = 1;
 #else
-constexpr int kRows = 3, kBlocks = 1;
+constexpr int kPanelRows = 3, kBlocks = 1;
 #endif
 
-using PanelSums = Lanes[kRows][kBlocks];
+// What the panels of all formats have.
+template <int rows>
+struct PanelOf {
+  static constexpr int kRows = rows;
+  using Sums = Lanes[kRows][kBlocks];
+};
 
 template <class Weight>
 int64_t groups_of(int64_t K) {
   return tiles_per_block<Weight>(K) * kTileGroups;
 }
+
+// Panel<Weight> packs rows and multiplies them. They take size(K) bytes; add() adds the products of groups [g, g +
+// depth) to the sums. Activations stay float32, except with bfloat16 pairs and with int8 weights.
+template <class Weight>
+struct Panel;
 
 // Calls fn(g, i, x) for every group g of inputs and every row i of a panel; x is zero after `rows` rows and after K,
 // and times the scales of the columns of weights, if there are any.
@@ -35,7 +45,7 @@ template <class Weight, class Function>
 void for_each_group(const float* x, int64_t rows, const Matrix& matrix, const Function& fn) {
   constexpr int P = kGroupInputs<Weight>;
   const int64_t K = matrix.K;
-  for (int i = 0; i < kRows; ++i)
+  for (int i = 0; i < Panel<Weight>::kRows; ++i)
     for (int64_t g = 0; g < groups_of<Weight>(K); ++g) {
       float inputs[P] = {};
       if (i < rows)
@@ -47,10 +57,8 @@ void for_each_group(const float* x, int64_t rows, const Matrix& matrix, const Fu
     }
 }
 
-// Panel<Weight> packs rows and multiplies them. They take size(K) bytes; add() adds the products of groups [g, g +
-// depth) to the sums. Activations stay float32, except with bfloat16 pairs and with int8 weights.
 template <class Weight>
-struct Panel {
+struct Panel : PanelOf<kPanelRows> {
   static constexpr int P = kGroupInputs<Weight>;
 
   static int64_t size(int64_t K) { return groups_of<Weight>(K) * kRows * P * sizeof(float); }
@@ -62,7 +70,7 @@ struct Panel {
   }
 
   static void add(const LaneBits* const* weights, const char* panel, int64_t, int64_t g, int64_t depth,
-                  PanelSums& __restrict sums) {
+                  Sums& __restrict sums) {
     const float* x = reinterpret_cast<const float*>(panel) + g * kRows * P;
     Lanes added[kRows][kBlocks] = {};
     for (int64_t d = 0; d < depth; ++d, x += kRows * P) {
@@ -84,6 +92,12 @@ struct Panel {
   }
 };
 
+inline uint32_t rounded_to_bfloat16(float x) {  // its bits; to nearest, ties to even; keeps NaN
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return x != x ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+
 #ifdef __AVX512BF16__
 // Stands for bfloat16 weights that are multiplied by dot products of pairs, with activations rounded to bfloat16.
 struct Bfloat16Pairs {
@@ -91,23 +105,18 @@ struct Bfloat16Pairs {
 };
 
 template <>
-struct Panel<Bfloat16Pairs> {
+struct Panel<Bfloat16Pairs> : PanelOf<kPanelRows> {
   static int64_t size(int64_t K) { return groups_of<Bfloat16Pairs>(K) * kRows * sizeof(uint32_t); }
-
-  static uint32_t rounded(float x) {  // to nearest, ties to even; keeps NaN
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return x != x ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  }
 
   static void pack(const float* x, int64_t rows, const Matrix& matrix, char* panel) {
     for_each_group<Bfloat16Pairs>(x, rows, matrix, [=](int64_t g, int i, const float* inputs) {
-      reinterpret_cast<uint32_t*>(panel)[g * kRows + i] = rounded(inputs[0]) | rounded(inputs[1]) << 16;
+      reinterpret_cast<uint32_t*>(panel)[g * kRows + i] =
+          rounded_to_bfloat16(inputs[0]) | rounded_to_bfloat16(inputs[1]) << 16;
     });
   }
 
   static void add(const LaneBits* const* weights, const char* panel, int64_t, int64_t g, int64_t depth,
-                  PanelSums& __restrict sums) {
+                  Sums& __restrict sums) {
     const uint32_t* x = reinterpret_cast<const uint32_t*>(panel) + g * kRows;
     Lanes added[kRows][kBlocks] = {};
     for (int64_t d = 0; d < depth; ++d, x += kRows) {
@@ -131,7 +140,7 @@ struct Panel<Bfloat16Pairs> {
 // int8 weights. Activations are integers in pairs, then the scales of their groups. The sums still lack the scales of
 // the rows of weights.
 template <>
-struct Panel<int8_t> {
+struct Panel<int8_t> : PanelOf<kPanelRows> {
   static constexpr int64_t kWords = kQuantized / kGroupInputs<int8_t>;  // of 64 bytes, that a group spans
   struct Numbers {
     uint32_t pair[2];
@@ -158,7 +167,7 @@ struct Panel<int8_t> {
   }
 
   static void add(const LaneBits* const* weights, const char* panel, int64_t K, int64_t g, int64_t depth,
-                  PanelSums& __restrict sums) {
+                  Sums& __restrict sums) {
     const auto* const numbers = reinterpret_cast<const Numbers*>(panel);
     const auto* const scales = reinterpret_cast<const float*>(numbers + groups_of<int8_t>(K) * kRows);
     for (int64_t first = 0; first < depth; first += kWords) {

@@ -8,7 +8,7 @@ namespace rwkv::cpu {
 
 // Activations are packed as for int8, and after them the sums of the numbers of each tile.
 template <>
-struct Panel<Int4> {
+struct Panel<Int4> : PanelOf<kPanelRows> {
   using Int8 = Panel<int8_t>;
   static constexpr int64_t kTilesOfScale = kQuantized / kInt4Inputs;
 
@@ -29,7 +29,7 @@ struct Panel<Int4> {
 
   // `words` are those of whole tiles.
   static void add(const LaneBits* const* words, const char* panel, int64_t K, int64_t first_word, int64_t n_words,
-                  PanelSums& __restrict sums) {
+                  Sums& __restrict sums) {
     const auto* const numbers = reinterpret_cast<const Int8::Numbers*>(panel);
     const auto* const scales = reinterpret_cast<const float*>(numbers + groups_of<int8_t>(K) * kRows);
     const auto* const totals = reinterpret_cast<const float*>(panel + Int8::size(K));
