@@ -69,7 +69,7 @@ void Team::follow() {
 // towards the end of a loop, so that the threads finish at about the same time.
 void Team::work_on(Claims claims) {
   const int64_t left = unclaimed(claims), n = n_.load(std::memory_order_relaxed);
-  const int64_t size = std::min(left, std::max(least_.load(std::memory_order_relaxed), left / (2 * threads_)));
+  const int64_t size = std::min(left, std::max(least_.load(std::memory_order_relaxed), left * 3 / (4 * threads_)));
   if (!claims_.compare_exchange_strong(claims, claims - size, std::memory_order_acq_rel)) return;
   call(n - left, n - left + size);
   if (unfinished_.fetch_sub(size, std::memory_order_acq_rel) == size) unfinished_.notify_all();
