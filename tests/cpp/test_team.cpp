@@ -25,6 +25,7 @@ void test_loops(int threads, int64_t n, int64_t work, int pause_us) {
         for (int64_t i = begin; i < end; ++i) before[i] = after[n - 1 - i] - loop;
       });
     }
+    if (pause_us) std::this_thread::sleep_for(std::chrono::microseconds(pause_us));
   });
 }
 
