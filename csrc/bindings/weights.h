@@ -3,9 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "kernels/matrix.h"
 
@@ -14,21 +14,26 @@ namespace rwkv {
 // The name of a device, for messages.
 inline std::string name_of(at::Device device) { return device.is_cpu() ? "the CPU" : device.str(); }
 
+inline void check_float(const char* op, const char* name, const at::Tensor& tensor, at::Device device) {
+  TORCH_CHECK(tensor.device() == device && tensor.scalar_type() == at::kFloat, op, ": ", name, ": expected float32 on ",
+              name_of(device), ", got ", tensor.scalar_type(), " on ", name_of(tensor.device()));
+}
+
 // Checks that the argument `name` is float32 with this shape, on the device of the operator's other arguments, and
 // makes it contiguous.
 inline at::Tensor float_argument(const char* op, const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
                                  at::Device device) {
   TORCH_CHECK(tensor.sizes() == shape, op, ": ", name, ": expected shape ", shape, ", got ", tensor.sizes());
-  TORCH_CHECK(tensor.device() == device && tensor.scalar_type() == at::kFloat, op, ": ", name, ": expected float32 on ",
-              name_of(device), ", got ", tensor.scalar_type(), " on ", name_of(tensor.device()));
+  check_float(op, name, tensor, device);
   return tensor.contiguous();
 }
 
 // Checks the rows of a state, which are replaced in place: (S, width) float32, each row contiguous.
 inline float* state_argument(const char* op, const char* name, const at::Tensor& tensor, int64_t S, int64_t width,
                              at::Device device) {
-  TORCH_CHECK(tensor.dim() == 2, op, ": ", name, ": expected shape (S, ", width, "), got ", tensor.sizes());
-  float_argument(op, name, tensor.narrow(0, 0, 0), {0, width}, device);
+  TORCH_CHECK(tensor.dim() == 2 && tensor.size(1) == width, op, ": ", name, ": expected shape (S, ", width, "), got ",
+              tensor.sizes());
+  check_float(op, name, tensor, device);
   TORCH_CHECK(tensor.size(0) == S && tensor.stride(1) == 1, op, ": ", name, ": expected ", S,
               " rows without gaps inside them, got shape ", tensor.sizes(), " with strides ", tensor.strides());
   return tensor.data_ptr<float>();
@@ -68,8 +73,8 @@ inline void check_tiles(const char* op, const char* name, const at::Tensor& weig
                         at::Device device) {
   const bool is_int4 = format_of(op, name, weight) == Format::int4;
   const int64_t group = 4 / weight.element_size(), inputs = is_int4 ? kInt4Inputs : kTileGroups * group;
-  const std::vector<int64_t> shape{tile_blocks(N), (K + inputs - 1) / inputs, is_int4 ? kInt4Words : kTileGroups,
-                                   kTileRows, group};
+  const std::array<int64_t, 5> shape{tile_blocks(N), (K + inputs - 1) / inputs, is_int4 ? kInt4Words : kTileGroups,
+                                     kTileRows, group};
   TORCH_CHECK(weight.sizes() == at::IntArrayRef(shape) && weight.is_contiguous() && weight.device() == device, op, ": ",
               name, ": expected ", N, " x ", K, " in contiguous tiles on ", name_of(device), ", of shape ",
               at::IntArrayRef(shape), ", got shape ", weight.sizes(), " on ", name_of(weight.device()));

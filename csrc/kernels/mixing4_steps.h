@@ -1,5 +1,5 @@
-// Arguments of time_mixing4_step and channel_mixing4_step on every device: one token in each of B sequences, width C.
-// Torch-free.
+// Arguments of time_mixing4_step, channel_mixing4_step and blocks4_step on every device: one token in each of B
+// sequences, width C. Torch-free.
 //
 // Matrices are in tiles unless stated otherwise. Rows of the state have the strides `shift_stride` and `wkv_stride`;
 // those in `slots` are replaced. y must not be x.
@@ -37,6 +37,12 @@ struct ChannelMixing4Step {
   int64_t shift_stride;
   const int64_t* slots;  // (B,) or null, see slot_of
   float* y;              // (B, C)
+};
+
+// Both halves of a layer; channel.x is time.y.
+struct Block4Step {
+  TimeMixing4Step time;
+  ChannelMixing4Step channel;
 };
 
 }  // namespace rwkv

@@ -34,6 +34,12 @@ class DeviceMap:
             for device in dict.fromkeys(self.devices)
         }
 
+    @cached_property
+    def runs(self) -> list[tuple[torch.device, slice]]:
+        """The slices of consecutive layers on the same device, first layer first."""
+        starts = [i for i, device in enumerate(self.devices) if i == 0 or device != self.devices[i - 1]]
+        return [(self.devices[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(self.devices)], strict=True)]
+
     def spread(self, state: State, copy: bool = False) -> dict[torch.device, State]:
         """For each device, the state of that device's layers, on that device.
 

@@ -30,7 +30,7 @@ class Block(nn.Module):
     """One layer. The first layer also has ln0, which normalises the embedding.
 
     Each RWKV version derives a class from it that calls `__init__` with its config and the layer's index, and that
-    implements `forward`. A fused `step` for packed weights makes decoding faster.
+    implements `forward`. A fused `step` for packed weights makes decoding faster, and fused `steps` even more.
 
     Attributes:
         watched: the modules whose outputs `verify` reports besides the residual stream, by their names in the report.
@@ -81,6 +81,29 @@ class Block(nn.Module):
         for name, field in state.items():
             replace_rows(field, slots, after[name])
         return y.squeeze(1), None if handed_on is None else handed_on.squeeze(1)
+
+    @classmethod
+    def steps(
+        cls,
+        blocks: Sequence[Block],
+        x: Tensor,
+        states: Sequence[LayerState],
+        slots: Tensor | None,
+        first: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Processes one token of each of B sequences by consecutive layers on one device, without gradients.
+
+        Args:
+            blocks: the layers, of this class.
+            states: their states, as for `step`.
+            x, slots, first: as for `step` of the first of them.
+
+        Returns:
+            What `step` of the last of them returns.
+        """
+        for block, state in zip(blocks, states, strict=True):
+            x, first = block.step(x, state, slots, first)
+        return x, first
 
     @property
     def is_packed(self) -> bool:
@@ -215,11 +238,12 @@ class Model(nn.Module):
             Logits (B, V).
         """
         x, first = self._embed(tokens), None
-        for block, device, layer in zip(self.layers, self.device_map.devices, layers, strict=True):
+        blocks = self.layers
+        for device, run in self.device_map.runs:
             if x.device != device:
                 x, first = x.to(device), None if first is None else first.to(device)
                 slots = None if slots is None else slots.to(device)
-            x, first = block.step(x, layer, slots, first)
+            x, first = self.block.steps(blocks[run], x, layers[run], slots, first)
         return self.head(self.ln_out(x.to(self.device_map.home)))
 
     def _embed(self, tokens: Tensor) -> Tensor:

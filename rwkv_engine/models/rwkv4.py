@@ -1,16 +1,17 @@
 """RWKV-4: time mixing and channel mixing (Peng et al. 2023, arXiv:2305.13048, section 3).
 
 Many tokens are processed by unfused operators, with gradients; one token of each sequence, with packed weights, by the
-fused steps, two calls per layer.
+fused step, one call for all layers of a device.
 
 Shapes: B sequences, T tokens, C = n_embd, A = n_att, F = n_ffn, V = n_vocab.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +22,19 @@ from rwkv_engine.models.model import Block, Model, float32_parameter
 from rwkv_engine.models.rwkv4_noise import input_moments, noise
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.ops import (
-    ChannelMixing4Step,
-    TimeMixing4Step,
-    channel_mixing4_step,
+    Blocks4Step,
+    blocks4_step,
     gate_residual,
     ln_shift,
     squared_relu,
-    time_mixing4_step,
     wkv4,
 )
 
 
 class Fixed(NamedTuple):
-    """The arguments of a fused step that are the same for every token: all but the scales, and these."""
+    """The arguments of a fused step that are the same for every token, in the order of `Blocks4Step`."""
 
-    arguments: tuple[Any, ...]
+    parameters: list[Tensor]
     scales: list[Tensor | None]
 
 
@@ -66,13 +65,12 @@ class TimeMixing(nn.Module):
         return x + out, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
     def fixed(self, norm: nn.LayerNorm) -> Fixed:
-        """The arguments of `TimeMixing4Step` from `ln_weight` to `output`, and `scales`."""
+        """The arguments of `TimeMixing4Step` from `ln_weight` to `output` but `eps`, and `scales`."""
         key, value, receptance, output = (cast(Tiled, m) for m in (self.key, self.value, self.receptance, self.output))
         return Fixed(
-            (
+            [
                 norm.weight,
                 norm.bias,
-                norm.eps,
                 self.time_mix_k,
                 self.time_mix_v,
                 self.time_mix_r,
@@ -82,7 +80,7 @@ class TimeMixing(nn.Module):
                 value.tiles,
                 receptance.tiles,
                 output.tiles,
-            ),
+            ],
             scales_of(key, value, receptance, output),
         )
 
@@ -111,18 +109,21 @@ class ChannelMixing(nn.Module):
         key, receptance = cast(Tiled, self.key), cast(Tiled, self.receptance)
         value = cast(InputMajor, self.value)
         return Fixed(
-            (
+            [
                 norm.weight,
                 norm.bias,
-                norm.eps,
                 self.time_mix_k,
                 self.time_mix_r,
                 key.tiles,
                 receptance.tiles,
                 value.rows,
-            ),
+            ],
             scales_of(key, receptance, value),
         )
+
+
+# The fields of a layer's state, in the order of `Blocks4Step`.
+_STATE = ("att_shift", "wkv_num", "wkv_den", "wkv_max", "ffn_shift")
 
 
 class Rwkv4Block(Block):
@@ -143,26 +144,43 @@ class Rwkv4Block(Block):
         x, ffn_state = self.ffn(x, self.ln2, state)
         return x, {**att_state, **ffn_state}, None
 
+    @classmethod
+    def steps(
+        cls,
+        blocks: Sequence[Block],
+        x: Tensor,
+        states: Sequence[LayerState],
+        slots: Tensor | None,
+        first: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Processes one token of each sequence, see `Block.steps`; layers with packed weights by one fused operator."""
+        fixed = [cast(Rwkv4Block, block)._fixed for block in blocks]
+        if any(layer is None for layer in fixed):
+            return super().steps(blocks, x, states, slots, first)
+        packed = cast("list[Fixed]", fixed)
+        parameters = [tensor for layer in packed for tensor in layer.parameters]
+        scales = [tensor for layer in packed for tensor in layer.scales]
+        state = [layer[name] for layer in states for name in _STATE]
+        return blocks4_step(Blocks4Step(x, blocks[0].ln1.eps, parameters, scales, state, slots)), None
+
     def step(
         self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Processes one token of each sequence, see `Block.step`; with packed weights by two fused operators."""
+        """Processes one token of each sequence, see `Block.step`."""
         if self._fixed is None:
             return super().step(x, state, slots, first)
-        time, channel = self._fixed
-        of_channel = state["ffn_shift"]
-        of_time = state["att_shift"], state["wkv_num"], state["wkv_den"], state["wkv_max"]
-        x = time_mixing4_step(TimeMixing4Step._make((x, *time.arguments, *of_time, slots, time.scales)))
-        x = channel_mixing4_step(ChannelMixing4Step._make((x, *channel.arguments, of_channel, slots, channel.scales)))
-        return x, None
+        return self.steps([self], x, [state], slots, first)
 
     @cached_property
-    def _fixed(self) -> tuple[Fixed, Fixed] | None:
-        """What the steps of time mixing and channel mixing need besides x and the state; None if nothing is packed.
+    def _fixed(self) -> Fixed | None:
+        """What a fused step needs besides x and the state; None if nothing is packed.
 
         It is cached because looking up so many attributes of modules takes a tenth of the time of a small model.
         """
-        return (self.att.fixed(self.ln1), self.ffn.fixed(self.ln2)) if self.is_packed else None
+        if not self.is_packed:
+            return None
+        time, channel = self.att.fixed(self.ln1), self.ffn.fixed(self.ln2)
+        return Fixed([*time.parameters, *channel.parameters], [*time.scales, *channel.scales])
 
     @property
     def is_packed(self) -> bool:

@@ -1,5 +1,6 @@
 """The operators: schema, equation, torch reference and public function of each. Compiled kernels replace references."""
 
+from rwkv_engine.ops.blocks4_step import Blocks4Step, blocks4_step
 from rwkv_engine.ops.channel_mixing4_step import ChannelMixing4Step, channel_mixing4_step
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.gate_residual import gate_residual
@@ -13,8 +14,10 @@ from rwkv_engine.ops.time_mixing4_step import TimeMixing4Step, time_mixing4_step
 from rwkv_engine.ops.wkv4 import wkv4
 
 __all__ = [
+    "Blocks4Step",
     "ChannelMixing4Step",
     "TimeMixing4Step",
+    "blocks4_step",
     "channel_mixing4_step",
     "draw_tokens",
     "gate_residual",

@@ -15,6 +15,7 @@
 
 #include "check.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/team.h"
 
 // In valgrind, which runs one thread at a time, fewer will do.
 inline int most_threads() {
@@ -39,6 +40,15 @@ inline rwkv::cpu::Run on_threads(int count) {
         for (size_t i = thread; i < ranges.size(); i += count) fn(ranges[i].first, ranges[i].second);
       });
   };
+}
+
+// Runs a kernel in a team of this many threads; it is the leader who calls kernel(run).
+template <class Kernel>
+void with_team(int count, const Kernel& kernel) {
+  rwkv::cpu::Team team(count);
+  std::vector<std::jthread> followers;
+  for (int thread = 1; thread < count; ++thread) followers.emplace_back([&team] { team.follow(); });
+  team.lead(kernel);
 }
 
 // Any NaN stands for all: of two that meet, the compiler's order of operands picks one.

@@ -54,6 +54,6 @@ def test_int8_weights_are_moved_as_they_are(source):
     moving.move_model(model, lambda tensor: tensor.to("meta"))
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert {d.type for d in (*model.device_map.devices, model.device_map.home)} == {"meta"}
-    assert {t.device.type for t in model.blocks[0]._fixed[0].arguments if isinstance(t, torch.Tensor)} == {"meta"}
+    assert {t.device.type for t in model.blocks[0]._fixed.parameters if isinstance(t, torch.Tensor)} == {"meta"}
     assert model.head.tiles.dtype == torch.int8
     assert model.head.scales.dtype == torch.float32

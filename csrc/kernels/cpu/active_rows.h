@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cpu/quantized.h"
 #include "kernels/cpu/row_sets.h"
@@ -24,16 +23,22 @@ void for_together(int64_t B, const Function& fn) {
     fn(std::integral_constant<int64_t, 16>{});
 }
 
-// The inputs in [begin, end), at most kGroup, that are not zero in all of B rows of length K.
-inline void find_active(const float* x, int64_t B, int64_t K, int64_t begin, int64_t end,
-                        std::vector<int64_t>* active) {
-  active->clear();
-  bool any[kGroup] = {};
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t k = begin; k < end; ++k) any[k - begin] |= x[b * K + k] != 0;
-  for (int64_t k = begin; k < end; ++k)
-    if (any[k - begin]) active->push_back(k);
-}
+// The inputs in [begin, end), at most kGroup, that are not zero in all of B rows x of length K.
+class ActiveInputs {
+ public:
+  ActiveInputs(const float* x, int64_t B, int64_t K, int64_t begin, int64_t end) {
+    bool any[kGroup] = {};
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t k = begin; k < end; ++k) any[k - begin] |= x[b * K + k] != 0;
+    for (int64_t k = begin; k < end; ++k)
+      if (any[k - begin]) inputs_[size_++] = k;
+  }
+  int64_t size() const { return size_; }
+  int64_t operator[](int64_t i) const { return inputs_[i]; }
+
+ private:
+  int64_t size_ = 0, inputs_[kGroup];
+};
 
 // The next rows to be added, n <= together, and those after them; the last one is repeated where there are fewer. While
 // the rows are read, those after them are prefetched: the hardware cannot know which rows are active.
@@ -42,7 +47,7 @@ struct ActiveRows {
   int64_t n;
   const char *rows[together], *ahead[together];
 
-  ActiveRows(const void* weights, int64_t row_bytes, const std::vector<int64_t>& active, int64_t first)
+  ActiveRows(const void* weights, int64_t row_bytes, const ActiveInputs& active, int64_t first)
       : n(std::min<int64_t>(together, active.size() - first)) {
     const int64_t last = active.size() - 1;
     for (int64_t i = 0; i < together; ++i) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <tuple>
-#include <vector>
 
 #include "kernels/cpu/input_product.h"
 #include "kernels/cpu/scratch.h"
@@ -39,11 +38,11 @@ void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const R
 
   const int64_t key_blocks = tile_blocks(F);
   run(key_blocks + tile_blocks(C), B * C * kTileRows, [=, &step](int64_t begin, int64_t end) {
-    std::vector<Lanes> sums(B);
+    const auto [sums] = thread_buffers<Lanes>(B);
     for (int64_t unit = begin; unit < end; ++unit) {
       const bool is_key = unit < key_blocks;
       const int64_t block = is_key ? unit : unit - key_blocks, width = is_key ? F : C, n = block * kTileRows;
-      tile_product(is_key ? step.key : step.receptance, block, is_key ? at.in_k : at.in_r, B, sums.data());
+      tile_product(is_key ? step.key : step.receptance, block, is_key ? at.in_k : at.in_r, B, sums);
       const int64_t rows = std::min<int64_t>(kTileRows, width - n);
       for (int64_t b = 0; b < B; ++b) {
         float out[kTileRows];  // of all lanes: the compiler vectorises a loop whose length it knows
@@ -62,10 +61,10 @@ void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const R
       input_product(step.value, at.squared, B, part, at.parts + part * B * C);
   });
   run(B * C, kInputParts, [=, &step](int64_t begin, int64_t end) {
-    std::vector<float> sums(at.parts + begin, at.parts + end);
+    float* const sums = at.parts;  // those of the first part
     for (int64_t part = 1; part < kInputParts; ++part)
-      for (int64_t i = begin; i < end; ++i) sums[i - begin] += at.parts[part * B * C + i];
-    for (int64_t i = begin; i < end; ++i) step.y[i] = step.x[i] + at.gate[i] * sums[i - begin];
+      for (int64_t i = begin; i < end; ++i) sums[i] += at.parts[part * B * C + i];
+    for (int64_t i = begin; i < end; ++i) step.y[i] = step.x[i] + at.gate[i] * sums[i];
   });
 }
 

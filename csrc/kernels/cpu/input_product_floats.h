@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cpu/active_rows.h"
 
@@ -18,12 +17,10 @@ struct InputProduct {
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
     const int64_t N = matrix.N;
     std::fill_n(sums, B * N, 0.0f);
-    std::vector<int64_t> active;
-    active.reserve(kGroup);
     for (int64_t first = begin; first < end; first += kGroup) {
-      find_active(x, B, matrix.K, first, std::min(end, first + kGroup), &active);
+      const ActiveInputs active(x, B, matrix.K, first, std::min(end, first + kGroup));
       for_together(B, [&](auto together) {
-        for (int64_t i = 0; i < static_cast<int64_t>(active.size()); i += together) {
+        for (int64_t i = 0; i < active.size(); i += together) {
           const ActiveRows<together> rows(matrix.weights, N * sizeof(Weight), active, i);
           for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
             float inputs[together()][sharing()];

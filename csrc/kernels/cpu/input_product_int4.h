@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cpu/active_rows.h"
 #include "kernels/cpu/input_product_floats.h"
 #include "kernels/cpu/int4_rows.h"
+#include "kernels/cpu/scratch.h"
 
 namespace rwkv::cpu {
 
@@ -20,25 +20,23 @@ struct InputProduct<Int4> {
 
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
     const int64_t N = matrix.N, words = int4_row_words(N);
-    std::vector<Lanes> whole(B * words * kBlocks);
-    std::vector<float> parameters(kTogether * (4 * words + kTileRows)), inputs(B * kTogether);
-    std::vector<int64_t> active;
-    active.reserve(kGroup);
+    const auto [whole, parameters, inputs] =
+        thread_buffers<Word, float, float>(B * words, kTogether * (4 * words + kTileRows), B * kTogether);
+    std::fill_n(reinterpret_cast<float*>(whole), B * words * kInt4Outputs, 0.0f);
     for (int64_t first = begin; first < end; first += kGroup) {
-      find_active(x, B, matrix.K, first, std::min(end, first + kGroup), &active);
-      for (int64_t i = 0; i < static_cast<int64_t>(active.size()); i += kTogether) {
+      const ActiveInputs active(x, B, matrix.K, first, std::min(end, first + kGroup));
+      for (int64_t i = 0; i < active.size(); i += kTogether) {
         const Rows rows(matrix.weights, int4_row_bytes(N), active, i);
-        std::fill(inputs.begin(), inputs.end(), 0.0f);  // also those that are missing
+        std::fill_n(inputs, B * kTogether, 0.0f);  // also those that are missing
         for (int64_t b = 0; b < B; ++b)
           for (int64_t j = 0; j < rows.n; ++j) {
             const int64_t k = active[i + j];
             inputs[b * kTogether + j] = x[b * matrix.K + k] * matrix.columns[k];
           }
-        add(matrix, rows, inputs.data(), B, parameters.data(), reinterpret_cast<Word*>(whole.data()));
+        add(matrix, rows, inputs, B, parameters, whole);
       }
     }
-    for (int64_t b = 0; b < B; ++b)
-      std::copy_n(reinterpret_cast<const float*>(&whole[b * words * kBlocks]), N, sums + b * N);
+    for (int64_t b = 0; b < B; ++b) std::copy_n(reinterpret_cast<const float*>(whole[b * words]), N, sums + b * N);
   }
 
   // Adds rows of weights to sums[b][word].

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cpu/active_rows.h"
 #include "kernels/cpu/input_product_floats.h"
+#include "kernels/cpu/scratch.h"
 
 namespace rwkv::cpu {
 
@@ -16,20 +16,17 @@ struct InputProduct<int8_t> {
 
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
     const int64_t N = matrix.N, blocks = tile_blocks(N);
-    std::vector<Lanes> floats(B * blocks);  // [set][column][row of the set]
-    std::vector<LaneInts> ints(B * blocks);
-    std::vector<int16_t> numbers(B * kQuantized);
-    std::vector<float> scales(B);
-    std::vector<int64_t> active;
-    active.reserve(kQuantized);
+    const auto [floats, ints, numbers, scales] =  // the first two: [set][column][row of the set]
+        thread_buffers<Lanes, LaneInts, int16_t, float>(B * blocks, B * blocks, B * kQuantized, B);
+    std::fill_n(floats, B * blocks, Lanes{});
     for (int64_t first = begin; first < end; first += kQuantized) {
       const int64_t n = std::min(kQuantized, end - first);
       for (int64_t b = 0; b < B; ++b)
         scales[b] = quantize(x + b * matrix.K + first, matrix.columns + first, n, &numbers[b * kQuantized]);
-      find_active(x, B, matrix.K, first, first + n, &active);
-      std::fill(ints.begin(), ints.end(), LaneInts{});
+      const ActiveInputs active(x, B, matrix.K, first, first + n);
+      std::fill_n(ints, B * blocks, LaneInts{});
       for_together(B, [&](auto together) {
-        for (int64_t i = 0; i < static_cast<int64_t>(active.size()); i += together) {
+        for (int64_t i = 0; i < active.size(); i += together) {
           const ActiveRows<together> rows(matrix.weights, N, active, i);
           for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
             uint32_t pairs[together() / 2][sharing()] = {};  // missing inputs are zero

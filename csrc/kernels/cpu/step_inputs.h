@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <array>
-#include <vector>
 
 #include "kernels/cpu/ln_shift.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/cpu/tile_product.h"
 #include "kernels/slots.h"
 
@@ -24,12 +24,12 @@ void prepare_step(const Step& step, const std::array<StepInput, n>& inputs, floa
   const int64_t B = step.B, C = step.C;
   const auto shift_of = [&step](int64_t b) { return step.shift + slot_of(step.slots, b) * step.shift_stride; };
   run(B, 16 * C, [=, &step, &inputs](int64_t begin, int64_t end) {
-    std::vector<float> mixed(C);
+    const auto [mixed] = thread_buffers<float>(C);
     for (int64_t b = begin; b < end; ++b) {
       layer_norm(step.x + b * C, C, step.norm, now + b * C);
       for (const StepInput& input : inputs) {
-        token_shift(now + b * C, shift_of(b), input.mix, C, mixed.data());
-        prepare(input.matrix, mixed.data(), b, B, input.prepared);
+        token_shift(now + b * C, shift_of(b), input.mix, C, mixed);
+        prepare(input.matrix, mixed, b, B, input.prepared);
       }
     }
   });

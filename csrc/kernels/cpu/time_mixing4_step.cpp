@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <tuple>
-#include <vector>
 
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/step_inputs.h"
@@ -63,7 +62,7 @@ void time_mixing4_step(const TimeMixing4Step& step, void* scratch, const Run& ru
 
   run(tile_blocks(A), 3 * B * C * kTileRows, [=, &step](int64_t begin, int64_t end) {
     const int64_t blocks = end - begin;
-    std::vector<Lanes> k(blocks * B), v(blocks * B), r(blocks * B);
+    const auto [k, v, r] = thread_buffers<Lanes, Lanes, Lanes>(blocks * B, blocks * B, blocks * B);
     // One matrix after the other, because three streams of weights at a time are read more slowly than one.
     for (int64_t i = 0; i < blocks; ++i) tile_product(step.key, begin + i, at.in_k, B, &k[i * B]);
     for (int64_t i = 0; i < blocks; ++i) tile_product(step.value, begin + i, at.in_v, B, &v[i * B]);
@@ -78,9 +77,9 @@ void time_mixing4_step(const TimeMixing4Step& step, void* scratch, const Run& ru
 
   prepare_rows(step.output, at.gated, B, at.out, run);
   run(tile_blocks(C), B * A * kTileRows, [=, &step](int64_t begin, int64_t end) {
-    std::vector<Lanes> out(B);
+    const auto [out] = thread_buffers<Lanes>(B);
     for (int64_t block = begin; block < end; ++block) {
-      tile_product(step.output, block, at.out, B, out.data());
+      tile_product(step.output, block, at.out, B, out);
       const int64_t c = block * kTileRows, rows = std::min<int64_t>(kTileRows, C - c);
       for (int64_t b = 0; b < B; ++b)
         for (int64_t i = 0; i < rows; ++i) step.y[b * C + c + i] = step.x[b * C + c + i] + out[b][i];
