@@ -60,6 +60,8 @@ def test_the_kernels_are_compiled(cuda):
 def test_every_operator_has_a_kernel(name, gpu):
     if name == "linear_many" and gpu != "cpu":
         pytest.skip("torch's products serve it on GPUs")
+    if name == "blocks4_step" and gpu != "cpu":
+        pytest.skip("the operators of both halves serve it on GPUs")
     cpu_kernels.ensure_loaded()
     key = gpu.partition(":")[0].upper()
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rwkv_engine::{name}", key)
