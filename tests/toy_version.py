@@ -22,7 +22,7 @@ from torch import nn
 from rwkv_engine.core import architectures
 from rwkv_engine.core.config import ModelConfig, Role, StateField, TensorSpec
 from rwkv_engine.models import MODELS, Block, Model
-from rwkv_engine.models.model import float32_parameter
+from rwkv_engine.models.block import float32_parameter
 from rwkv_engine.models.weights import Dense
 
 

@@ -2,7 +2,8 @@
 
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.rwkv4 import Rwkv4Config
-from rwkv_engine.models.model import Block, Model
+from rwkv_engine.models.block import Block
+from rwkv_engine.models.model import Model
 from rwkv_engine.models.rwkv4 import Rwkv4
 
 # The model class for each config class. A new version registers here and in `core.architectures.CONFIGS`.

@@ -10,7 +10,7 @@ Shapes: B sequences, T tokens, C = n_embd, V = n_vocab.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar, cast
 
@@ -20,103 +20,10 @@ from torch import Tensor, nn
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.device_map import DeviceMap
 from rwkv_engine.core.state import LayerState, State
+from rwkv_engine.models.block import Block, float32_norm
 from rwkv_engine.models.int4 import Int4Error
-from rwkv_engine.models.weights import Dense, InputMajor, Tiled
+from rwkv_engine.models.weights import Dense
 from rwkv_engine.ops.linear import MOST_ROWS
-from rwkv_engine.ops.slots import replace_rows, rows_of
-
-
-class Block(nn.Module):
-    """One layer. The first layer also has ln0, which normalises the embedding.
-
-    Each RWKV version derives a class from it that calls `__init__` with its config and the layer's index, and that
-    implements `forward`. A fused `step` for packed weights makes decoding faster, and fused `steps` even more.
-
-    Attributes:
-        watched: the modules whose outputs `verify` reports besides the residual stream, by their names in the report.
-    """
-
-    watched: ClassVar[Mapping[str, str]] = {}
-    ln0: nn.LayerNorm
-
-    def __init__(self, config: ModelConfig, index: int):
-        super().__init__()
-        if index == 0:
-            self.ln0 = float32_norm(config.n_embd, config.layer_norm_eps)
-        self.ln1 = float32_norm(config.n_embd, config.layer_norm_eps)
-        self.ln2 = float32_norm(config.n_embd, config.layer_norm_eps)
-
-    def forward(
-        self, x: Tensor, state: LayerState, first: Tensor | None = None
-    ) -> tuple[Tensor, LayerState, Tensor | None]:
-        """Processes T tokens of each of B sequences, with gradients if autograd is enabled.
-
-        Args:
-            x: the residual stream, (B, T, C) float32.
-            state: the state of this layer; not modified.
-            first: the tensor that layer 0 passes to all later layers, (B, T, ...), on this layer's device; None in
-                layer 0, and in versions that pass nothing.
-
-        Returns:
-            The residual stream (B, T, C), the new state, and `first` for the layers after this one.
-        """
-        raise NotImplementedError("a version of RWKV implements this")
-
-    def step(
-        self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Processes one token of each of B sequences, without gradients.
-
-        Args:
-            x: the residual stream, (B, C) float32.
-            state: the state of this layer, (S, ...); the rows `slots` are replaced in place.
-            slots: (B,) int64 on this layer's device, see `ops.TimeMixing4Step`; None means S = B, in the same order.
-            first: as for `forward`, (B, ...).
-
-        Returns:
-            The residual stream (B, C), and `first` for the layers after this one.
-        """
-        before = {name: rows_of(field, slots) for name, field in state.items()}
-        y, after, handed_on = self(x.unsqueeze(1), before, None if first is None else first.unsqueeze(1))
-        for name, field in state.items():
-            replace_rows(field, slots, after[name])
-        return y.squeeze(1), None if handed_on is None else handed_on.squeeze(1)
-
-    @classmethod
-    def steps(
-        cls,
-        blocks: Sequence[Block],
-        x: Tensor,
-        states: Sequence[LayerState],
-        slots: Tensor | None,
-        first: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Processes one token of each of B sequences by consecutive layers on one device, without gradients.
-
-        Args:
-            blocks: the layers, of this class.
-            states: their states, as for `step`.
-            x, slots, first: as for `step` of the first of them.
-
-        Returns:
-            What `step` of the last of them returns.
-        """
-        for block, state in zip(blocks, states, strict=True):
-            x, first = block.step(x, state, slots, first)
-        return x, first
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether the matrices have the memory layouts that the kernels of `step` read."""
-        return any(isinstance(module, Tiled | InputMajor) for module in self.modules())
-
-    @property
-    def device(self) -> torch.device:
-        """The device of this layer."""
-        return self.ln1.weight.device
-
-    def forget(self) -> None:
-        """Drops tensors that were computed from parameters; to be called after parameters were replaced or moved."""
 
 
 class Model(nn.Module):
@@ -250,13 +157,3 @@ class Model(nn.Module):
         """The normalised embeddings of ids: (...) -> (..., C). LayerNorm is applied after the lookup."""
         norm = self.layers[0].ln0
         return norm(self.emb(tokens.to(self.emb.weight.device)).to(norm.weight.dtype))
-
-
-def float32_norm(width: int, eps: float = 1e-5) -> nn.LayerNorm:
-    """A LayerNorm with float32 parameters, whatever torch's default dtype is."""
-    return nn.LayerNorm(width, eps, dtype=torch.float32)
-
-
-def float32_parameter(*shape: int) -> nn.Parameter:
-    """A float32 parameter without values: loading a checkpoint replaces it."""
-    return nn.Parameter(torch.empty(*shape, dtype=torch.float32))

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.core.state import LayerState
-from rwkv_engine.models.model import Block, Model, float32_parameter
+from rwkv_engine.models.block import Block, float32_parameter
+from rwkv_engine.models.model import Model
 from rwkv_engine.models.rwkv4_noise import input_moments, noise
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.ops import (
