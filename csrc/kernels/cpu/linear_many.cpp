@@ -165,7 +165,7 @@ template <class Function>
 auto for_multiplied(const LinearMany& linear, const Function& fn) {
   return for_format(linear.matrix.format, [&]<class Weight>(Weight weight) {
     const bool widens = std::is_same_v<Weight, Int4> && !linear.in_tiles;
-    const bool is_bfloat16 = widens || std::is_same_v<Weight, Bfloat16>;
+    [[maybe_unused]] const bool is_bfloat16 = widens || std::is_same_v<Weight, Bfloat16>;
 #ifdef RWKV_AMX
     if (is_bfloat16 && bfloat16_way == Bfloat16Way::amx) return fn(AmxBfloat16{});
     if (std::is_same_v<Weight, int8_t> && int8_in_amx) return fn(AmxInt8{});
