@@ -73,6 +73,11 @@ def test_bindings_launch_and_no_more():
         assert "<<<" not in text, path
 
 
+def test_files_have_one_idea():
+    for path in [*FILES, *sources("kernels"), *sources("bindings")]:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, f"{path}: divide it"
+
+
 def test_public_names():
     import rwkv_engine
 

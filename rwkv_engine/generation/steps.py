@@ -65,12 +65,14 @@ class Steps:
             self._decode()
             self._read()
         except BaseException as error:
+            is_own = isinstance(error, Exception)
+            reason = error if is_own else RequestError(f"generation was interrupted: {type(error).__name__}")
             for request in [*self._reading, *self._running]:
                 if request in self._running:
                     self._put_aside(request)
                     request.state = None  # it may include a part of a token
-                self.end(request, "error", error)
-            if not isinstance(error, Exception):
+                self.end(request, "error", reason)
+            if not is_own:
                 raise
 
     def _admit(self) -> None:

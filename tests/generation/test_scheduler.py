@@ -229,6 +229,24 @@ def test_a_failed_step_ends_its_requests_and_no_other(engine, monkeypatch):
     assert free_slots(scheduler)
 
 
+def test_an_interrupted_step_is_an_error_for_other_threads(engine, monkeypatch):
+    scheduler = Scheduler(engine.model)
+    each = request([1, 2], 50, seed=1)
+    scheduler.add(each)
+    scheduler.wait(lambda: each.tokens)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finish(scheduler, [each])
+    assert isinstance(each.error, RequestError)
+    assert str(each.error) == "generation was interrupted: KeyboardInterrupt"
+    assert free_slots(scheduler)
+
+
 def test_an_error_in_one_text_ends_that_text_alone(engine):
     class Fails(Request):
         def accept(self, token):
