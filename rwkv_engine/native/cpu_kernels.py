@@ -72,17 +72,17 @@ def status() -> Status:
     if wanted and wanted not in build.LEVELS:
         options = ", ".join(["reference", *build.LEVELS])
         raise ExtensionError(f"{VARIABLE}: got {wanted!r}, expected one of {options}")
-    ways.bfloat16_way(None), ways.int8_way(None)  # an invalid choice is an error, not a reason to do without kernels
+    ways.bfloat16_way(None), ways.int8_way(None)  # an invalid choice is an error before anything is compiled
     try:
         found = _prebuilt(wanted) or _just_in_time(wanted or processor_level())
-        assert found.path is not None
-        ways.choose(found.path, found.level)
-        return found
     except (ExtensionError, OSError, ImportError, RuntimeError) as error:
         if wanted:
             raise
         log.warning(f"running without compiled kernels, slower but correct: {error}")
         return Status("reference", None, None, str(error))
+    assert found.path is not None
+    ways.choose(found.path, found.level)  # a way that there is not is an error, too
+    return found
 
 
 @functools.cache

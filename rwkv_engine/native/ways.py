@@ -43,7 +43,10 @@ def bfloat16_way(level: str | None) -> str:
 
 def int8_way(level: str | None) -> str:
     """The same for int8 weights: one of `INT8_WAYS`, chosen by `RWKV_ENGINE_INT8`."""
-    return _wanted(INT8, INT8_WAYS, level) or ("amx" if level == LEVEL and has_amx() else "vector")
+    wanted = _wanted(INT8, INT8_WAYS, level)
+    if level != LEVEL:
+        return "vector"
+    return wanted or ("amx" if has_amx() else "vector")
 
 
 def _wanted(variable: str, ways: tuple[str, ...], level: str | None) -> str:
@@ -51,7 +54,7 @@ def _wanted(variable: str, ways: tuple[str, ...], level: str | None) -> str:
     if wanted not in ("", *ways):
         raise ExtensionError(f"{variable}: got {wanted!r}, expected {', '.join(ways[:-1])} or {ways[-1]}")
     if wanted == "amx" and level is not None and not (level == LEVEL and has_amx()):
-        raise ExtensionError(f"{variable}: got 'amx', but this processor has no AMX that can be used; unset it")
+        raise ExtensionError(f"{variable}: got 'amx', but the {level} kernels have no AMX on this processor; unset it")
     return wanted
 
 

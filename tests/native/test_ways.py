@@ -27,7 +27,19 @@ def test_the_way_that_is_chosen_is_taken(run_python):
     assert run_python(PRODUCT, RWKV_ENGINE_BF16="float32").stdout == of_float32
     assert run_python(PRODUCT, RWKV_ENGINE_BF16="dot").stdout == of_dot
     chosen = ways.bfloat16_way(cpu_kernels.processor_level())
-    assert run_python(PRODUCT, RWKV_ENGINE_BF16="").stdout == {"dot": of_dot, "float32": of_float32}[chosen]
+    assert run_python(PRODUCT, RWKV_ENGINE_BF16="").stdout == (of_float32 if chosen == "float32" else of_dot)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variable", [ways.BF16, ways.INT8])
+def test_amx_is_taken_or_refused(variable, run_python):
+    result = run_python(PRODUCT, **{variable: "amx"})
+    if cpu_kernels.processor_level() == ways.LEVEL and ways.has_amx():
+        assert result.returncode == 0, result.stderr
+        assert variable == ways.INT8 or result.stdout == "[32.0]\n"
+    else:
+        assert f"{variable}: got 'amx', but the" in result.stderr
+        assert result.returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -61,8 +73,15 @@ def test_the_way_that_is_asked_for_is_taken_where_it_exists(monkeypatch):
     monkeypatch.setattr(ways, "has_amx", lambda: False)
     monkeypatch.setenv(ways.BF16, "amx")
     for variable, function in ((ways.BF16, ways.bfloat16_way), (ways.INT8, ways.int8_way)):
-        with pytest.raises(ExtensionError, match=f"{variable}: got 'amx', but this processor has no AMX"):
+        with pytest.raises(ExtensionError, match=f"{variable}: got 'amx', but the {ways.LEVEL} kernels have no AMX"):
             function(ways.LEVEL)
+
+
+def test_without_kernels_no_way_is_reported_that_they_would_take(monkeypatch):
+    monkeypatch.setattr(ways, "has_amx", lambda: True)
+    monkeypatch.setenv(ways.BF16, "amx")
+    monkeypatch.setenv(ways.INT8, "amx")
+    assert (ways.bfloat16_way(None), ways.int8_way(None)) == ("float32", "vector")
 
 
 @pytest.mark.parametrize(
