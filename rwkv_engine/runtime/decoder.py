@@ -117,8 +117,8 @@ class Decoder:
 
     @torch.no_grad()
     def _step(self, tokens: Tensor, slots: Sequence[int]) -> Tensor:
-        self._check(tokens, slots)
         if self._capture is eager:  # which needs neither fixed addresses nor padding
+            self._check(tokens, slots)
             home, first = self._model.device_map.home, self._model.device_map.devices[0]
             logits = self._model.step(tokens, self.pool.layers, self.pool.index(tuple(slots), first))
             self.pool.advance(self.pool.index(tuple(slots), home))
