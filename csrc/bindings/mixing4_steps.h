@@ -35,11 +35,14 @@ std::array<Scales, n> scales_argument(const char* op, const ScalesList& scales) 
 class StepArguments {
  public:
   // `op` begins the messages; it may be changed between steps.
-  StepArguments(const char* op, const Tensor& x, const Slots& slots) : op(op), device_(x.device()) {
+  StepArguments(const char* op, const Tensor& x, const Slots& slots, const Slots& before = std::nullopt)
+      : op(op), device_(x.device()) {
     TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
     B_ = x.size(0), C_ = x.size(1);
     x_ = floats("x", x, {B_, C_});
-    slots_ = slots_argument(op, slots, x);
+    slots_ = slots_argument(op, "slots", slots, x);
+    before_ = slots_argument(op, "before", before, x);
+    TORCH_CHECK(slots_ || !before_, op, ": before: expected none without slots");
   }
 
   // Both leave out y.
@@ -75,6 +78,7 @@ class StepArguments {
         .wkv_stride = num.stride(0),
         .slots = slots_,
         .y = nullptr,
+        .before = before_,
     };
   }
 
@@ -98,6 +102,7 @@ class StepArguments {
         .shift_stride = shift.stride(0),
         .slots = slots_,
         .y = nullptr,
+        .before = before_,
     };
   }
 
@@ -121,7 +126,7 @@ class StepArguments {
   int64_t B_, C_;
   std::vector<Tensor> kept_;
   const float* x_;
-  const int64_t* slots_;
+  const int64_t *slots_, *before_;
 };
 
 template <class Device>

@@ -15,16 +15,16 @@ namespace rwkv {
 namespace {
 
 // The state has S rows.
-inline void check_slots(const char* op, const int64_t* slots, int64_t B, int64_t S) {
+inline void check_slots(const char* op, const char* name, const int64_t* slots, int64_t B, int64_t S) {
   for (int64_t b = 0; slots && b < B; ++b)
-    TORCH_CHECK(slots[b] >= 0 && slots[b] < S, op, ": slots: row ", b, " has slot ", slots[b], ", expected one of the ",
-                S, " rows of the state");
+    TORCH_CHECK(slots[b] >= 0 && slots[b] < S, op, ": ", name, ": row ", b, " has slot ", slots[b],
+                ", expected one of the ", S, " rows of the state");
 }
 
 struct MixingOnCpu {
   template <class Step>
   static void launch(const char* op, const Step& step, int64_t S, const Tensor& x) {
-    check_slots(op, step.slots, step.B, S);
+    check_slots(op, "slots", step.slots, step.B, S);
     Tensor scratch = at::empty({cpu::scratch_bytes(step)}, x.options().dtype(at::kByte));
     run(step, scratch.data_ptr());
   }
@@ -40,14 +40,14 @@ struct MixingOnCpu {
 constexpr int64_t kParameters = 18, kScales = 7, kStates = 5;
 
 Tensor blocks4_step(const Tensor& x, double eps, at::TensorList parameters, const ScalesList& scales,
-                    at::TensorList state, const Slots& slots) {
+                    at::TensorList state, const Slots& slots, const Slots& before) {
   static constexpr char op[] = "rwkv_engine::blocks4_step";
   const int64_t L = static_cast<int64_t>(parameters.size()) / kParameters, given = scales.size();
   TORCH_CHECK(static_cast<int64_t>(parameters.size()) == L * kParameters &&
                   static_cast<int64_t>(state.size()) == L * kStates && (given == 0 || given == L * kScales),
               op, ": expected ", kParameters, " parameters, ", kStates, " states and ", kScales,
               " scales for each layer, got ", parameters.size(), ", ", state.size(), " and ", given);
-  StepArguments arguments(op, x, slots);
+  StepArguments arguments(op, x, slots, before);
   const int64_t B = x.size(0), C = x.size(1);
   Tensor y = at::empty({B, C}, x.options()), between = at::empty({B, C}, x.options());
   if (L == 0) return y.copy_(x);
@@ -68,7 +68,8 @@ Tensor blocks4_step(const Tensor& x, double eps, at::TensorList parameters, cons
     layer.channel.x = between.const_data_ptr<float>();
     layer.channel.y = y.data_ptr<float>();
   }
-  check_slots(op, layers[0].time.slots, B, arguments.rows_of_state);
+  check_slots(op, "slots", layers[0].time.slots, B, arguments.rows_of_state);
+  check_slots(op, "before", layers[0].time.before, B, arguments.rows_of_state);
   Tensor scratch = at::empty({cpu::scratch_bytes(layers)}, x.options().dtype(at::kByte));
   torch_team(cpu::largest_loop(layers),
              [&](const cpu::Run& run) { cpu::blocks4_step(layers, scratch.data_ptr(), run); });

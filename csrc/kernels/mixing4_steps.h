@@ -3,6 +3,9 @@
 //
 // Matrices are in tiles unless stated otherwise. Rows of the state have the strides `shift_stride` and `wkv_stride`;
 // those in `slots` are replaced. y must not be x.
+//
+// Rows take their turns in order: with `before`, a row may begin from the state that an earlier one has written, as the
+// tokens of one sequence do. Only the CPU kernels can do this.
 #pragma once
 
 #include "kernels/layer_norm.h"
@@ -23,6 +26,7 @@ struct TimeMixing4Step {
   int64_t shift_stride, wkv_stride;
   const int64_t* slots;  // (B,) or null, see slot_of
   float* y;              // (B, C)
+  const int64_t* before = nullptr;  // (B,) or null, see origin_of
 };
 
 // F is the width of the key.
@@ -37,6 +41,7 @@ struct ChannelMixing4Step {
   int64_t shift_stride;
   const int64_t* slots;  // (B,) or null, see slot_of
   float* y;              // (B, C)
+  const int64_t* before = nullptr;  // (B,) or null, see origin_of
 };
 
 // Both halves of a layer; channel.x is time.y.

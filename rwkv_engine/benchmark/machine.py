@@ -47,15 +47,16 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's name, with its family and model where Linux tells them: one name may be sold for several generations."""
+    """The processor's name, with its family and model where Linux tells them: one name may stand for generations."""
     facts: dict[str, str] = {}
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
             facts.setdefault(key.strip(), value.strip())
     name = facts.get("model name") or platform.processor() or platform.machine()
-    generation = [f"{label} {facts[key]}" for key, label in (("cpu family", "family"), ("model", "model")) if key in facts]
-    return f"{name} ({', '.join(generation)})" if generation else name
+    if "cpu family" not in facts:
+        return name
+    return f"{name} (family {facts['cpu family']}, model {facts.get('model')})"
 
 
 def _memory() -> int | None:

@@ -89,6 +89,7 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "penalty_decay": 1.0,
+        "drafts": 0,
     } | defaults
 
     def number(name: str, help: str) -> Callable[[Command], Command]:
@@ -103,6 +104,7 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
         number("presence_penalty", "Subtracted from the logit of every token that was generated before."),
         number("frequency_penalty", "Subtracted from a token's logit once for each time it was generated before."),
         number("penalty_decay", "Frequency penalties shrink by this factor with every new token; 1.0 is off."),
+        number("drafts", "Guess up to so many tokens ahead, which makes texts that repeat faster; 0 is off."),
         click.option(
             "--logit-bias",
             multiple=True,

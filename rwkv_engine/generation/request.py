@@ -9,6 +9,7 @@ from numbers import Integral
 from rwkv_engine.checks import require
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
+from rwkv_engine.generation.drafts import Drafts
 from rwkv_engine.generation.sampling import History, Logprob, Sampler
 
 
@@ -73,6 +74,7 @@ class Request:
         self.begin = state  # until the prompt is read
         self.unread: Sequence[int] = self.prompt
         self.history: History | None = None  # for penalties; made with the first logits
+        self.drafts: Drafts | None = None  # made with the first draft
         self._before = 0 if state is None else int(state.position.sum())  # of one sequence, as `add` checks
 
     @property

@@ -14,10 +14,10 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.running import Running
 from rwkv_engine.generation.sampling_rows import sample_rows
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
-from rwkv_engine.runtime.decoder import Decoder
 from rwkv_engine.runtime.ragged import read_ragged
 
 
@@ -34,10 +34,9 @@ class Steps:
         """Creates the pool. The arguments are those of `Scheduler`."""
         self.waiting: deque[Request] = deque()
         self._model, self._slots = model, slots
-        self._decoder = Decoder(model, slots)
         self._chunk, self._budget, self._turn = chunk, budget, turn
         self._reading: list[Request] = []  # their prompts are being read; their states are not in slots
-        self._running: dict[Request, int] = {}  # their slots
+        self._running = Running(model, slots)
         self._turns: dict[Request, int] = {}  # the numbers of tokens at which running texts have had their turns
 
     def snapshot(self, request: Request) -> State:
@@ -47,7 +46,7 @@ class Steps:
             RequestError: a step failed half-way, so the state is lost.
         """
         if request in self._running:
-            return self._decoder.pool.read([self._running[request]])
+            return self._running.state(request)
         if request.state is None and (request.tokens or not request.unread):
             raise RequestError(f"there is no state after this text, because generating it failed: {request.error}")
         return request.state or self._initial_state()
@@ -95,16 +94,13 @@ class Steps:
 
     def _run(self, request: Request) -> None:
         """Gives a request a slot, which contains its state from now on."""
-        [slot] = self._decoder.pool.take(request.state or self._initial_state())
+        self._running.add(request, request.state or self._initial_state())
         request.state = request.begin = None
-        self._running[request] = slot
         self._turns[request] = len(request.tokens) + self._turn
 
     def _put_aside(self, request: Request) -> None:
         """Takes a request's slot, and gives it its state."""
-        slot = self._running.pop(request)
-        request.state = self._decoder.pool.read([slot])
-        self._decoder.pool.free([slot])
+        request.state = self._running.remove(request)
         del self._turns[request]
 
     def _read(self) -> None:
@@ -140,15 +136,14 @@ class Steps:
         self._sample(requests, logits[[row for row, i in enumerate(is_read) for _ in groups[i]]])
 
     def _decode(self) -> None:
-        """Processes the last token of each running text that is not paused, and samples the next."""
+        """Processes the last token of each running text that is not paused, and samples the next; also those after it
+        that a draft has foreseen."""
         texts = [request for request in self._running if request.unread and not request.is_paused]
         for first in range(0, len(texts), MOST_ROWS):
             requests = texts[first : first + MOST_ROWS]
-            tokens = torch.tensor([request.unread[0] for request in requests], dtype=torch.int64)
-            logits = self._decoder.step(tokens, [self._running[request] for request in requests])
-            for request in requests:
-                request.unread = ()
-            self._sample(requests, logits)
+            while requests:
+                self._sample(requests, self._running.advance(requests))
+                requests = [r for r in requests if r in self._running and not r.is_paused and self._running.is_ahead(r)]
 
     def _sample(self, requests: list[Request], logits: Tensor) -> None:
         for request, row, token in zip(requests, logits, sample_rows(logits, requests), strict=True):
@@ -166,6 +161,8 @@ class Steps:
             return self.end(request, "stop")
         if params.logprobs is not None:
             request.logprobs += request.sampler.logprobs(logits.unsqueeze(0), [token])
+        if request.drafts:
+            request.drafts.add(token)
         request.unread = (token,)
         request.tokens.append(token)  # last, because other threads look at it
         if not request.accept(token):

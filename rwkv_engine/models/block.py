@@ -25,9 +25,11 @@ class Block(nn.Module):
 
     Attributes:
         watched: the modules whose outputs `verify` reports besides the residual stream, by their names in the report.
+        chains: whether `steps` with `before` reads the weights once, on the CPU with packed weights.
     """
 
     watched: ClassVar[Mapping[str, str]] = {}
+    chains: ClassVar[bool] = False
     ln0: nn.LayerNorm
 
     def __init__(self, config: ModelConfig, index: int):
@@ -81,6 +83,7 @@ class Block(nn.Module):
         states: Sequence[LayerState],
         slots: Tensor | None,
         first: Tensor | None = None,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Processes one token of each of B sequences by consecutive layers on one device, without gradients.
 
@@ -88,10 +91,22 @@ class Block(nn.Module):
             blocks: the layers, of this class.
             states: their states, as for `step`.
             x, slots, first: as for `step` of the first of them.
+            before: (B,) int64, the state's row that each row of x begins from, see `ops.Blocks4Step`; None: its slot.
 
         Returns:
             What `step` of the last of them returns.
         """
+        if before is not None:
+            assert slots is not None
+            rows, handed_on = [], []
+            for b, (slot, origin) in enumerate(zip(slots.split(1), before.split(1), strict=True)):
+                for field in (field for state in states for field in state.values()):
+                    replace_rows(field, slot, rows_of(field, origin))
+                own = None if first is None else first[b : b + 1]
+                row, passed = cls.steps(blocks, x[b : b + 1], states, slot, own)
+                rows.append(row)
+                handed_on += [] if passed is None else [passed]
+            return torch.cat(rows), torch.cat(handed_on) if handed_on else None
         for block, state in zip(blocks, states, strict=True):
             x, first = block.step(x, state, slots, first)
         return x, first

@@ -132,7 +132,13 @@ class Model(nn.Module):
         position = state.position + tokens.shape[1]
         return x.to(self.device_map.home), self.device_map.collect(layers, position, self.fingerprint)
 
-    def step(self, tokens: Tensor, layers: Sequence[LayerState], slots: Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        tokens: Tensor,
+        layers: Sequence[LayerState],
+        slots: Tensor | None = None,
+        before: Tensor | None = None,
+    ) -> Tensor:
         """Processes one token of each of B sequences.
 
         Args:
@@ -140,6 +146,7 @@ class Model(nn.Module):
             layers: the states of all layers, each on its layer's device; replaced in place.
             slots: (B,) int64, the state's row for each of the B sequences, see `ops.TimeMixing4Step`; None if the
                 states have B rows in the same order.
+            before: (B,) int64, the state's row that each of them begins from, see `ops.Blocks4Step`; None: its slot.
 
         Returns:
             Logits (B, V).
@@ -150,7 +157,8 @@ class Model(nn.Module):
             if x.device != device:
                 x, first = x.to(device), None if first is None else first.to(device)
                 slots = None if slots is None else slots.to(device)
-            x, first = self.block.steps(blocks[run], x, layers[run], slots, first)
+                before = None if before is None else before.to(device)
+            x, first = self.block.steps(blocks[run], x, layers[run], slots, first, before)
         return self.head(self.ln_out(x.to(self.device_map.home)))
 
     def _embed(self, tokens: Tensor) -> Tensor:

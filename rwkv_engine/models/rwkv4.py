@@ -131,6 +131,7 @@ class Rwkv4Block(Block):
     """One layer of an RWKV-4, whose layer 0 passes nothing to later layers."""
 
     watched = MappingProxyType({"att k": "att.key", "ffn k": "ffn.key"})
+    chains = True
 
     def __init__(self, config: Rwkv4Config, index: int):
         super().__init__(config, index)
@@ -153,16 +154,17 @@ class Rwkv4Block(Block):
         states: Sequence[LayerState],
         slots: Tensor | None,
         first: Tensor | None = None,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Processes one token of each sequence, see `Block.steps`; layers with packed weights by one fused operator."""
         fixed = [cast(Rwkv4Block, block)._fixed for block in blocks]
         if any(layer is None for layer in fixed):
-            return super().steps(blocks, x, states, slots, first)
+            return super().steps(blocks, x, states, slots, first, before)
         packed = cast("list[Fixed]", fixed)
         parameters = [tensor for layer in packed for tensor in layer.parameters]
         scales = [tensor for layer in packed for tensor in layer.scales]
         state = [layer[name] for layer in states for name in _STATE]
-        return blocks4_step(Blocks4Step(x, blocks[0].ln1.eps, parameters, scales, state, slots)), None
+        return blocks4_step(Blocks4Step(x, blocks[0].ln1.eps, parameters, scales, state, slots, before)), None
 
     def step(
         self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None

@@ -15,11 +15,12 @@ from torch import Tensor
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define, refuse_gradients
 from rwkv_engine.ops.channel_mixing4_step import ChannelMixing4Step, channel_mixing4_step
+from rwkv_engine.ops.slots import replace_rows, rows_of
 from rwkv_engine.ops.time_mixing4_step import TimeMixing4Step, time_mixing4_step
 
 BLOCKS4_STEP_SCHEMA = (
-    "blocks4_step(Tensor x, float eps, Tensor[] parameters, Tensor?[] scales, Tensor(a!)[] state, Tensor? slots)"
-    " -> Tensor"
+    "blocks4_step(Tensor x, float eps, Tensor[] parameters, Tensor?[] scales, Tensor(a!)[] state, Tensor? slots,"
+    " Tensor? before) -> Tensor"
 )
 # What a layer contributes to each list, those of time mixing first.
 _PARAMETERS = (11, 7)
@@ -40,6 +41,9 @@ class Blocks4Step(NamedTuple):
         state: 5 tensors for each layer, `shift`, `num`, `den` and `max` of `TimeMixing4Step` and `shift` of
             `ChannelMixing4Step`; replaced in place.
         slots: (B,) int64 or None, as in `TimeMixing4Step`.
+        before: (B,) int64 on x's device, the state's row that each row of x begins from, which is left unchanged unless
+            it is its slot too. Rows take their turns in order, so a row may begin from the slot of an earlier one, as
+            the tokens of one sequence do. None: each begins from its slot.
     """
 
     x: Tensor
@@ -48,6 +52,7 @@ class Blocks4Step(NamedTuple):
     scales: Sequence[Tensor | None]
     state: Sequence[Tensor]
     slots: Tensor | None = None
+    before: Tensor | None = None
 
 
 def blocks4_step(step: Blocks4Step) -> Tensor:
@@ -68,7 +73,16 @@ def blocks4_step(step: Blocks4Step) -> Tensor:
 
 
 def blocks4_step_reference(step: Blocks4Step) -> Tensor:
-    """`blocks4_step` by the operators of its parts."""
+    """`blocks4_step` by the operators of its parts, row by row if rows begin from the states of others."""
+    if step.before is not None:
+        if step.slots is None:
+            raise RuntimeError("rwkv_engine::blocks4_step: before: expected none without slots")
+        rows = []
+        for x, slot, before in zip(step.x.split(1), step.slots.split(1), step.before.split(1), strict=True):
+            for field in step.state:
+                replace_rows(field, slot, rows_of(field, before))
+            rows.append(blocks4_step_reference(step._replace(x=x, slots=slot, before=None)))
+        return torch.cat(rows)
     x = step.x
     layers = len(step.state) // sum(_STATES)
     parameters = _parts(step.parameters, _PARAMETERS, layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,12 +64,21 @@ class Decoder:
             finally:
                 self.pool.free(slots)
 
-    def step(self, tokens: Tensor, slots: Sequence[int]) -> Tensor:
+    @cached_property
+    def chains(self) -> bool:
+        """Whether `step` with `before` reads the weights once for all tokens."""
+        is_packed = all(layer.is_packed for layer in self._model.layers)
+        on_cpu = all(device.type == "cpu" for device in self._model.device_map.devices)
+        return self._model.block.chains and is_packed and on_cpu
+
+    def step(self, tokens: Tensor, slots: Sequence[int], before: Sequence[int] | None = None) -> Tensor:
         """Processes one token in each slot.
 
         Args:
             tokens: (B,) int64, B from 1 to 16, each in [0, V).
             slots: B different slots of the pool.
+            before: the slot whose state each token follows, which may be the slot of an earlier token, so that several
+                tokens of one sequence are processed at a time; None means its own. Not for CUDA graphs.
 
         Returns:
             Logits (B, V) float32 on the head's device.
@@ -77,7 +87,7 @@ class Decoder:
             RequestError: B is not from 1 to 16, or `slots` are not B different slots of the pool.
         """
         with self._turns.take():
-            return self._step(tokens, slots)
+            return self._step(tokens, slots, before)
 
     @torch.no_grad()
     def run(
@@ -116,13 +126,19 @@ class Decoder:
             return torch.stack(drawn, dim=1)
 
     @torch.no_grad()
-    def _step(self, tokens: Tensor, slots: Sequence[int]) -> Tensor:
+    def _step(self, tokens: Tensor, slots: Sequence[int], before: Sequence[int] | None = None) -> Tensor:
         if self._capture is eager:  # which needs neither fixed addresses nor padding
             self._check(tokens, slots)
             home, first = self._model.device_map.home, self._model.device_map.devices[0]
-            logits = self._model.step(tokens, self.pool.layers, self.pool.index(tuple(slots), first))
-            self.pool.advance(self.pool.index(tuple(slots), home))
+
+            def index(device: torch.device) -> tuple[Tensor, Tensor | None]:
+                origins = None if before is None else self.pool.index(tuple(before), device)
+                return self.pool.index(tuple(slots), device), origins
+
+            logits = self._model.step(tokens, self.pool.layers, *index(first))
+            self.pool.advance(*index(home))
             return logits
+        assert before is None
         bucket = self._loaded(tokens, slots)
         bucket.advance()
         return bucket.logits[: len(slots)].clone()

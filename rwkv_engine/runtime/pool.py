@@ -78,8 +78,21 @@ class StatePool:
         position = self.positions.index_select(0, self.index(tuple(slots), self.positions.device))
         return self._device_map.gather(parts, position, self._fingerprint)
 
-    def advance(self, slots: Tensor) -> Tensor:
-        """Increments the positions of `slots`, (B,) int64 on the head's device, and returns the new ones (B,)."""
+    def reserve(self, n: int) -> list[int]:
+        """Allocates `n` slots, or as many as are free, whose states are not defined."""
+        slots = self._free[:n]
+        del self._free[:n]
+        return slots
+
+    def advance(self, slots: Tensor, before: Tensor | None = None) -> Tensor:
+        """Increments the positions of `slots`, (B,) int64 on the head's device, and returns the new ones (B,).
+
+        With `before`, (B,) int64, each slot in turn gets one more than the position of the slot it begins from.
+        """
+        if before is not None:
+            for slot, origin in zip(slots.tolist(), before.tolist(), strict=True):
+                self.positions[slot] = self.positions[origin] + 1
+            return self.positions.index_select(0, slots)
         self.positions.index_add_(0, slots, torch.ones_like(slots))
         return self.positions.index_select(0, slots)
 

@@ -70,7 +70,7 @@ def same_state(got, expected):
 
 
 def free_slots(scheduler):
-    pool = scheduler._steps._decoder.pool
+    pool = scheduler._steps._running._decoder.pool
     return sorted(pool._free) == list(range(pool.dummy))
 
 
@@ -264,8 +264,8 @@ def test_an_error_in_one_text_ends_that_text_alone(engine):
 def test_logits_that_are_not_finite_end_their_text_alone(engine, monkeypatch):
     step = engine.model.step
 
-    def broken(tokens, layers, slots=None):
-        logits = step(tokens, layers, slots)
+    def broken(tokens, *others):
+        logits = step(tokens, *others)
         logits[tokens == 32] = float("nan")
         return logits
 

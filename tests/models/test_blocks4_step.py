@@ -26,13 +26,13 @@ def loaded(strategy: str, shape: Shape, tmp_path):
     return load_model(Checkpoint.open(path), Strategy.parse(strategy))
 
 
-def step_of(model, batch: int, slots: list[int] | None = None) -> Blocks4Step:
+def step_of(model, batch: int, slots: list[int] | None = None, before: list[int] | None = None) -> Blocks4Step:
     """A step of all layers from random x and states, which lie in a pool if there are slots."""
     if not model.layers[0].is_packed:
         pytest.skip("needs compiled kernels: without them no matrices are packed")
     generator = torch.Generator().manual_seed(batch)
     fixed = [block._fixed for block in model.layers]
-    rows = batch if slots is None else max(slots) + 2
+    rows = batch if slots is None else max([*slots, *(before or [])]) + 2
     state = []
     for _ in fixed:
         fields = State.initial(model.config, rows).fields
@@ -46,6 +46,7 @@ def step_of(model, batch: int, slots: list[int] | None = None) -> Blocks4Step:
         [tensor for layer in fixed for tensor in layer.scales],
         state,
         None if slots is None else torch.tensor(slots),
+        None if before is None else torch.tensor(before),
     )
 
 
@@ -66,8 +67,15 @@ def test_the_bits_are_those_of_the_halves(shape, strategy, tmp_path):
     model = loaded(strategy, shape, tmp_path)
     threads = torch.get_num_threads()
     try:
-        for batch, slots in [(1, None), (3, [5, 0, 2]), (16, None)]:
-            step = step_of(model, batch, slots)
+        # In the last case rows begin from: an old state, the row before, their own slot, and a row further up, twice.
+        for batch, slots, before in [
+            (1, None, None),
+            (3, [5, 0, 2], None),
+            (16, None, None),
+            (16, list(range(1, 17)), list(range(16))),
+            (6, [5, 0, 2, 7, 1, 8], [3, 5, 2, 2, 7, 2]),
+        ]:
+            step = step_of(model, batch, slots, before)
             expected = run(blocks4_step_reference, step)
             for n in (1, 2, 3, 4):
                 torch.set_num_threads(n)
@@ -120,6 +128,11 @@ def test_a_layer_without_packed_weights_runs_by_itself(tmp_path):
         ({"scales": 20}, "got 54, 15 and 20"),
         ({"x": torch.zeros(3)}, r"x: expected shape \(B, C\), got \[3\]"),
         ({"slots": torch.tensor([0, 4])}, "slots: row 1 has slot 4, expected one of the 2 rows"),
+        ({"before": torch.tensor([0, 1])}, "before: expected none without slots"),
+        (
+            {"slots": torch.tensor([0, 1]), "before": torch.tensor([-1, 1])},
+            "before: row 0 has slot -1, expected one of the 2 rows",
+        ),
         ({28: torch.zeros(5, 1, 16, 16, 1)}, "layer 1: output: expected 40 x 56 in contiguous tiles"),
         ({35: torch.zeros(100, 39)}, "layer 1: value: expected contiguous"),
     ],
@@ -156,6 +169,7 @@ def test_gradients_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_opcheck(tmp_path):
-    for strategy, slots in (("cpu bf16", None), ("cpu fp32i8", [1, 0])):
-        step = step_of(loaded(strategy, SHAPES[1], tmp_path), 2, slots)
+    cases = [("cpu bf16", None, None), ("cpu fp32i8", [1, 0], None), ("cpu fp32", [1, 0], [2, 1])]
+    for strategy, slots, before in cases:
+        step = step_of(loaded(strategy, SHAPES[1], tmp_path), 2, slots, before)
         torch.library.opcheck(torch.ops.rwkv_engine.blocks4_step.default, tuple(step))

@@ -30,23 +30,24 @@ struct Pieces {
 // one lane per channel. The arithmetic is on all lanes of local arrays, so that the compiler vectorises it.
 void gate_channels(const TimeMixing4Step& step, int64_t b, int64_t a, int64_t lanes, const Lanes& k, const Lanes& v,
                    const Lanes& r, float* gated) {
-  const int64_t row = slot_of(step.slots, b) * step.wkv_stride + a;
+  const int64_t from = origin_of(step.before, step.slots, b) * step.wkv_stride + a;
+  const int64_t to = slot_of(step.slots, b) * step.wkv_stride + a;
   struct {
     float k[kTileRows], v[kTileRows], r[kTileRows], decay[kTileRows], first[kTileRows], num[kTileRows], den[kTileRows],
         max[kTileRows], gated[kTileRows];
   } at = {};
   store_lanes(at.k, k), store_lanes(at.v, v), store_lanes(at.r, r);
   std::copy_n(step.decay + a, lanes, at.decay), std::copy_n(step.first + a, lanes, at.first);
-  std::copy_n(step.num + row, lanes, at.num), std::copy_n(step.den + row, lanes, at.den);
-  std::copy_n(step.max + row, lanes, at.max);
+  std::copy_n(step.num + from, lanes, at.num), std::copy_n(step.den + from, lanes, at.den);
+  std::copy_n(step.max + from, lanes, at.max);
   for (int i = 0; i < kTileRows; ++i) {
     const Wkv4State<float> state{at.num[i], at.den[i], at.max[i]};
     at.gated[i] = sigmoid(at.r[i]) * wkv4_output(at.first[i], at.k[i], at.v[i], state);
     const auto next = wkv4_update(at.decay[i], at.k[i], at.v[i], state);
     at.num[i] = next.num, at.den[i] = next.den, at.max[i] = next.max;
   }
-  std::copy_n(at.num, lanes, step.num + row), std::copy_n(at.den, lanes, step.den + row);
-  std::copy_n(at.max, lanes, step.max + row), std::copy_n(at.gated, lanes, gated);
+  std::copy_n(at.num, lanes, step.num + to), std::copy_n(at.den, lanes, step.den + to);
+  std::copy_n(at.max, lanes, step.max + to), std::copy_n(at.gated, lanes, gated);
 }
 
 }  // namespace

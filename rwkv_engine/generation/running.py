@@ -1,0 +1,159 @@
+"""The texts that have a slot of a pool: computes what follows their last tokens, and what follows drafts.
+
+A draft's tokens are rows of the same step as the token before them: each row begins from the state after the row before
+it and has a slot of its own. So the state after every token of a draft is there, and a draft that is wrong from some
+token on is dropped by choosing a slot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rwkv_engine.core.state import State
+from rwkv_engine.generation.drafts import Drafts
+from rwkv_engine.generation.request import Request
+from rwkv_engine.models import Model
+from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.runtime.decoder import Decoder
+
+
+class _Row(NamedTuple):
+    """A token that has been processed, perhaps in vain: the slot of the state after it, and its row of the logits."""
+
+    token: int
+    slot: int
+    logits: Tensor  # (B, V), those of its step
+    row: int
+
+
+class Running:
+    """Requests with slots. Between steps, a slot contains the state before the request's unread token."""
+
+    def __init__(self, model: Model, slots: int):
+        """Creates a pool for `slots` requests at a time, and for the drafts of a step."""
+        self._decoder = Decoder(model, slots + MOST_ROWS)
+        self._slots: dict[Request, int] = {}
+        self._ahead: dict[Request, deque[_Row]] = {}  # what was processed after the slot's state
+        self._cost = RowCost()
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._slots
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def add(self, request: Request, state: State) -> None:
+        """Gives a request a slot that contains a state."""
+        [self._slots[request]] = self._decoder.pool.take(state)
+        self._ahead[request] = deque()
+
+    def remove(self, request: Request) -> State:
+        """Takes a request's slot, and returns its state."""
+        state = self.state(request)
+        self._drop_ahead(request)
+        del self._ahead[request]
+        self._decoder.pool.free([self._slots.pop(request)])
+        return state
+
+    def state(self, request: Request) -> State:
+        """A copy of a request's state."""
+        return self._decoder.pool.read([self._slots[request]])
+
+    def is_ahead(self, request: Request) -> bool:
+        """Whether a draft contained the request's unread token, so that its logits are there."""
+        ahead = self._ahead[request]
+        return bool(ahead) and ahead[0].token == request.unread[0]
+
+    def advance(self, requests: Sequence[Request]) -> Tensor:
+        """Makes the unread token of each request a part of its state, and returns the logits (B, V) after it.
+
+        Requests that are not ahead, of which there are at most 16, share a step of the model.
+        """
+        if behind := [request for request in requests if not self.is_ahead(request)]:
+            self._compute(behind)
+        rows = [self._ahead[request].popleft() for request in requests]
+        for request, row in zip(requests, rows, strict=True):
+            if row.slot != self._slots[request]:
+                self._decoder.pool.free([self._slots[request]])
+                self._slots[request] = row.slot
+            request.unread = ()
+        step = rows[0].logits
+        if len(step) == len(rows) and all(row.logits is step and row.row == i for i, row in enumerate(rows)):
+            return step
+        return torch.stack([row.logits[row.row] for row in rows])
+
+    def _compute(self, requests: Sequence[Request]) -> None:
+        """Processes the unread token of each request, and drafts where they pay and there is room for them."""
+        rows = list[tuple[Request, int, int, int]]()  # request, token, its slot, and the slot it begins from
+        room = MOST_ROWS - len(requests)
+        for request in requests:
+            self._drop_ahead(request)
+            slot = self._slots[request]
+            rows.append((request, request.unread[0], slot, slot))
+            draft = self._draft(request, room, len(requests))
+            room -= len(draft)
+            for token, own in zip(draft, self._decoder.pool.reserve(len(draft)), strict=False):  # few may be free
+                rows.append((request, token, own, rows[-1][2]))
+        owners, tokens, slots, before = zip(*rows, strict=True)
+        begin = time.perf_counter()
+        try:
+            ids = torch.tensor(tokens, dtype=torch.int64)
+            logits = self._decoder.step(ids, slots, before if slots != before else None)
+        except BaseException:
+            self._decoder.pool.free([slot for _, _, slot, origin in rows if slot != origin])
+            raise
+        self._cost.add(len(rows), time.perf_counter() - begin)
+        for i, (request, token, slot) in enumerate(zip(owners, tokens, slots, strict=True)):
+            self._ahead[request].append(_Row(token, slot, logits, i))
+
+    def _draft(self, request: Request, room: int, running: int) -> list[int]:
+        """The tokens that may follow a request's unread one, and are worth a row each."""
+        room = min(room, request.sampler.params.drafts, request.max_new_tokens - len(request.tokens) - 1)
+        if room <= 0 or not self._decoder.chains:
+            return []
+        if request.drafts is None:
+            request.drafts = Drafts([*request.prompt, *request.tokens])
+        return request.drafts.guess(room, least_chance=self._cost.share(running) * running)
+
+    def _drop_ahead(self, request: Request) -> None:
+        """Forgets what was processed after the slot's state."""
+        ahead, slot = self._ahead[request], self._slots[request]
+        self._decoder.pool.free([row.slot for row in ahead if row.slot != slot])
+        ahead.clear()
+
+
+class RowCost:
+    """How much longer a step takes for a further row, from the steps so far."""
+
+    # Of a step of one row, before anything has been measured; memory-bound steps are so on all CPUs that were tried.
+    _ASSUMED = 0.1
+    # How much a step counts against all earlier ones of as many rows.
+    _NEWS = 0.1
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}  # by the number of rows
+
+    def add(self, rows: int, seconds: float) -> None:
+        """Records a step."""
+        before = self._seconds.setdefault(rows, seconds)
+        self._seconds[rows] += self._NEWS * (seconds - before)
+
+    def share(self, rows: int) -> float:
+        """The time of one more row as a share of a step of `rows` rows."""
+        assumed = self._ASSUMED / (1 + self._ASSUMED * (rows - 1))
+        if not (step := self._seconds.get(rows)):
+            return assumed
+        measured = [(seconds - step) / (more - rows) for more, seconds in self._seconds.items() if more > rows]
+        if not measured:
+            return assumed
+        # Within limits, because a draft that does not seem to pay is not made, and so would never be measured again.
+        return min(max(sum(measured) / len(measured) / step, assumed / 4), 3 * assumed)

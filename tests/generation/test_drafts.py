@@ -1,0 +1,235 @@
+"""Drafts make texts with fewer steps, and never change a token, a log-probability or a state."""
+
+from __future__ import annotations
+
+import random
+
+import oracle
+import pytest
+import torch
+from checkpoint_files import save_pth
+from generation.alone import alone
+from generation.test_scheduler import PARAMS, V, check, finish, free_slots, same_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Shape
+
+from rwkv_engine import RWKV, RequestError
+from rwkv_engine.generation import Sampler, SamplingParams
+from rwkv_engine.generation.drafts import _RUNS, Drafts
+from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.running import RowCost
+from rwkv_engine.generation.scheduler import Scheduler
+
+FORMATS = ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8", "cpu fp32i4"]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    weights = oracle.random_weights(Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=V))
+    engine = RWKV.from_pretrained(save_pth(weights, tmp_path_factory.mktemp("model") / "m.pth")).engine
+    if not engine.model.layers[0].is_packed:
+        pytest.skip("needs compiled kernels: without them drafts are not made")
+    return engine
+
+
+def request(prompt, n, drafts=8, state=None, **options):
+    return Request(prompt, Sampler(SamplingParams(drafts=drafts, **options)), n, state)
+
+
+def counted_steps(scheduler, monkeypatch):
+    """A list to which the number of rows of each later step is appended."""
+    decoder, rows = scheduler._steps._running._decoder, []
+    step = decoder.step
+    monkeypatch.setattr(decoder, "step", lambda ids, *others: rows.append(len(ids)) or step(ids, *others))
+    return rows
+
+
+class Foreseen(Drafts):
+    """Guesses the text that will follow, in which some tokens are exchanged."""
+
+    def __init__(self, tokens, rng, wrong):
+        super().__init__([])
+        self._coming, self._rng, self._wrong = list(tokens), rng, wrong
+
+    def add(self, token):
+        self._coming.pop(0)
+
+    def guess(self, most, least_chance):
+        length = self._rng.randrange(most + 1)
+        return [self._rng.randrange(V) if self._rng.random() < self._wrong else t for t in self._coming[:length]]
+
+
+texts = st.lists(
+    st.tuples(
+        st.integers(1, 12),  # tokens of the prompt
+        st.integers(1, 40),  # new tokens
+        st.integers(0, len(PARAMS) - 1),
+        st.integers(0, 8),  # drafts
+        st.sampled_from([0.0, 0.2, 1.0]),  # the share of wrong guesses
+        st.booleans(),  # continues a state
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(texts, st.integers(1, 18), st.integers(1, 10), st.randoms())
+def test_every_text_is_what_it_is_without_drafts(engine, texts, slots, turn, rng):
+    scheduler = Scheduler(engine.model, slots, 16, 5, turn)
+    _, earlier = engine.forward(torch.tensor([[1, 2, 3]]))
+    requests, checks = [], []
+    for seed, (n_prompt, n, which, drafts, wrong, continues) in enumerate(texts):
+        options = PARAMS[which] | {"seed": seed}
+        prompt, state = [rng.randrange(V) for _ in range(n_prompt)], earlier if continues else None
+        each = request(prompt, n, drafts, state, **options)
+        expected = alone(engine, prompt, SamplingParams(**options), n, state)
+        each.drafts = Foreseen([*expected.tokens, *[0] * 9], rng, wrong)
+        requests.append(each)
+        checks.append((SamplingParams(**options), state))
+        scheduler.add(each)
+    finish(scheduler, requests)
+    assert free_slots(scheduler)
+    for each, (params, state) in zip(requests, checks, strict=True):
+        check(engine, each, params, state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", FORMATS)
+def test_texts_of_every_format_take_fewer_steps(strategy, monkeypatch):
+    model = RWKV.from_pretrained("tales", strategy)
+    if not model.engine.model.layers[0].is_packed:
+        pytest.skip("needs compiled kernels: without them drafts are not made")
+    scheduler = Scheduler(model.engine.model, slots=3)
+    rows = counted_steps(scheduler, monkeypatch)
+    prompt = model.encode_prompt("The king said: Go. The queen said: Go. " * 6)
+    for params in ({"temperature": 0.0}, {"temperature": 0.5, "seed": 3, "logprobs": 1}):
+        rows.clear()
+        each = request(prompt, 80, **params)
+        scheduler.add(each)
+        finish(scheduler, [each])
+        check(model.engine, each, SamplingParams(**params))
+        assert len(rows) < len(each.tokens), "some drafts were right"
+    assert free_slots(scheduler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}], ids=str)
+def test_streams_of_texts_and_their_states(options):
+    """A stop string may end inside of a right draft; the state is that of exactly the text."""
+    model, rng = RWKV.from_pretrained("tales", "cpu fp32i8"), random.Random(5)
+    words = ["the king", " and", " the", " queen", ".", " said", " once", ","]
+    for seed in range(100):
+        prompt = "".join(rng.choices(words, k=3)) * rng.randrange(1, 5)
+        arguments = options | {"max_new_tokens": rng.randrange(1, 40), "seed": seed, "stop": rng.sample(words, 1)}
+        ours, theirs = model.stream(prompt, drafts=8, **arguments), model.stream(prompt, **arguments)
+        for i, (piece, expected) in enumerate(zip(ours, theirs, strict=True)):
+            assert piece == expected
+            if i % 7 == 0:
+                same_state(ours.state, theirs.state)
+        assert (ours.text, ours.tokens) == (theirs.text, theirs.tokens)
+        same_state(ours.state, theirs.state)
+        assert model.generate(prompt, drafts=8, **arguments) == theirs.text
+
+
+def test_paused_texts_keep_what_was_processed_ahead(engine, monkeypatch):
+    scheduler = Scheduler(engine.model, slots=2, turn=3)
+    expected = alone(engine, [1, 2, 3], SamplingParams(temperature=0), 30).tokens
+    each = request([1, 2, 3], 30, temperature=0)
+    each.drafts = Foreseen([*expected, *[0] * 9], random.Random(0), 0)
+    each.drafts.guess = lambda most, least_chance: each.drafts._coming[:most]
+    rows = counted_steps(scheduler, monkeypatch)
+    scheduler.add(each)
+    for n in range(1, 31):
+        each.wanted = n
+        scheduler.wait(lambda n=n: len(each.tokens) >= n)
+        assert each.tokens == expected[:n]
+        read = [1, 2, 3, *expected[: n - 1]]
+        assert scheduler.snapshot(each).position.tolist() == [len(read)]
+    assert rows == [9, 9, 9, 2]  # the first token comes from the prompt, and each row gives one more
+    assert free_slots(scheduler)
+
+
+def test_a_full_step_has_no_room_for_drafts(engine, monkeypatch):
+    scheduler = Scheduler(engine.model, slots=20)
+    rows = counted_steps(scheduler, monkeypatch)
+    requests = [request([i + 1], 12, temperature=0) for i in range(20)]
+    for each in requests:
+        scheduler.add(each)
+    finish(scheduler, requests)
+    assert max(rows) <= 16
+    for each in requests:
+        check(engine, each, SamplingParams(temperature=0))
+
+
+def test_a_failed_step_frees_the_slots_of_its_drafts(engine, monkeypatch):
+    scheduler = Scheduler(engine.model, slots=4)
+    requests = [request([1, 2, 3] * 3, 40, temperature=0) for _ in range(3)]
+    for each in requests:
+        each.drafts = Foreseen(range(50), random.Random(0), 1)
+        scheduler.add(each)
+    scheduler._take_orders()
+    for _ in range(3):
+        scheduler._steps.step()
+    monkeypatch.setattr(scheduler._steps._running._decoder, "_step", lambda *_: 1 / 0)
+    finish(scheduler, requests)
+    assert {each.finish_reason for each in requests} == {"error"}
+    assert free_slots(scheduler)
+
+
+def guessed_plainly(tokens, most):
+    """By searching the whole text."""
+    for run in _RUNS:
+        end = tokens[-run:]
+        for at in range(len(tokens) - 1, run - 1, -1):
+            if len(end) == run and tokens[at - run : at] == end:
+                guess = []
+                while len(guess) < most:
+                    guess.append([*tokens, *guess][at + len(guess)])
+                return guess
+    return []
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.integers(0, 12))
+def test_guesses_are_what_followed_the_last_time(tokens, most):
+    begun, all_ = Drafts([]), Drafts(tokens)
+    for token in tokens:
+        begun.add(token)
+    expected = guessed_plainly(tokens, most)
+    assert begun.guess(most, 0) == all_.guess(most, 0) == expected
+
+
+def test_guesses_are_as_long_as_they_were_right_before():
+    drafts = Drafts([1, 2, 3, 4] * 20)
+    assert drafts.guess(8, 0.5) == [1], "before anything was seen to be right, one in two is assumed to be"
+    for token in [1, 2, 3, 4] * 20:
+        drafts.add(token)
+    assert drafts.guess(8, 0.5) == [1, 2, 3, 4, 1, 2, 3, 4]
+    rng = random.Random(1)
+    for _ in range(300):
+        drafts.add(rng.randrange(4))
+    assert drafts.guess(8, 0.5) == []
+    assert len(drafts.guess(8, 0.1)) <= 2
+
+
+def test_the_cost_of_a_row():
+    cost = RowCost()
+    assert cost.share(1) == 0.1
+    assert cost.share(11) == 0.05
+    cost.add(1, 10.0)
+    assert cost.share(1) == 0.1
+    cost.add(5, 12.0)
+    assert cost.share(1) == pytest.approx(0.05)
+    cost.add(9, 90.0)
+    assert cost.share(1) == pytest.approx(0.3), "never so much that nothing would be tried again"
+    for _ in range(200):
+        cost.add(9, 10.0)
+    assert cost.share(1) == pytest.approx(0.025)
+    assert cost.share(2) == pytest.approx(0.1 / 1.1), "of steps that have not been measured"
+
+
+def test_drafts_that_are_not_a_number_are_refused():
+    with pytest.raises(RequestError, match="drafts: got -1, expected an integer >= 0"):
+        SamplingParams(drafts=-1)
