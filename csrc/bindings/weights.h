@@ -39,15 +39,15 @@ inline float* state_argument(const char* op, const char* name, const at::Tensor&
   return tensor.data_ptr<float>();
 }
 
-// A row of the state for each of B rows, contiguous int64 on the device of x; null without `slots`. Their values are not
-// checked.
+// A row of the state for each of B rows, contiguous int64 on the device of x; null without `slots`. Their values are
+// not checked.
 inline const int64_t* slots_argument(const char* op, const char* name, const std::optional<at::Tensor>& slots,
                                      const at::Tensor& x) {
   if (!slots) return nullptr;
   TORCH_CHECK(slots->sizes() == x.sizes().slice(0, 1) && slots->scalar_type() == at::kLong && slots->is_contiguous() &&
                   slots->device() == x.device(),
-              op, ": ", name, ": expected ", x.size(0), " contiguous int64 on ", x.device(), ", got ", slots->scalar_type(),
-              " of shape ", slots->sizes(), " on ", slots->device());
+              op, ": ", name, ": expected ", x.size(0), " contiguous int64 on ", x.device(), ", got ",
+              slots->scalar_type(), " of shape ", slots->sizes(), " on ", slots->device());
   return slots->const_data_ptr<int64_t>();
 }
 

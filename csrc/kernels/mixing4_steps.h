@@ -24,8 +24,8 @@ struct TimeMixing4Step {
   Matrix key, value, receptance, output;  // (A, C) thrice, (C, A)
   float *shift, *num, *den, *max;
   int64_t shift_stride, wkv_stride;
-  const int64_t* slots;  // (B,) or null, see slot_of
-  float* y;              // (B, C)
+  const int64_t* slots;             // (B,) or null, see slot_of
+  float* y;                         // (B, C)
   const int64_t* before = nullptr;  // (B,) or null, see origin_of
 };
 
@@ -39,8 +39,8 @@ struct ChannelMixing4Step {
   Matrix value;                // (C, F), input-major: row f has the weights of input f for the C outputs
   float* shift;
   int64_t shift_stride;
-  const int64_t* slots;  // (B,) or null, see slot_of
-  float* y;              // (B, C)
+  const int64_t* slots;             // (B,) or null, see slot_of
+  float* y;                         // (B, C)
   const int64_t* before = nullptr;  // (B,) or null, see origin_of
 };
 

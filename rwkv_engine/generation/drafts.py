@@ -9,12 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# The lengths of the runs of tokens that are looked up, longest first.
-_RUNS = (6, 4, 3, 2)
-# How much a guess counts that was right or wrong just now, against all earlier ones.
-_NEWS = 0.06
-# The share of right guesses that is assumed before any.
-_ASSUMED = 0.5
+# The lengths of the runs of tokens that are looked up, longest first, and the share of right guesses that is assumed of
+# each before any was seen, which counts as much as two guesses.
+_RUNS = {6: 0.7, 4: 0.5, 3: 0.4, 2: 0.25}
+_ASSUMED_COUNT = 2.0
+# With every further guess, an earlier one counts less by this factor.
+_FORGETTING = 0.95
+
+
+class _Record:
+    """How often guesses after runs of one length were right, recently."""
+
+    def __init__(self, assumed: float):
+        self._right, self._all = _ASSUMED_COUNT * assumed, _ASSUMED_COUNT
+
+    def add(self, is_right: bool) -> None:
+        self._right = _FORGETTING * self._right + is_right
+        self._all = _FORGETTING * self._all + 1
+
+    @property
+    def share(self) -> float:
+        return self._right / self._all
 
 
 class Drafts:
@@ -28,7 +43,7 @@ class Drafts:
         """`tokens`: the text so far."""
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # a run: the index of what followed it the last time
-        self._right = dict.fromkeys(_RUNS, _ASSUMED)  # the share of right guesses after a run of this length
+        self._records = {run: _Record(assumed) for run, assumed in _RUNS.items()}
         for token in tokens:
             self._append(token)
 
@@ -36,21 +51,18 @@ class Drafts:
         """Adds the next token of the text."""
         run, at = self._longest()
         if run:
-            self._right[run] += _NEWS * ((self._tokens[at] == token) - self._right[run])
+            self._records[run].add(self._tokens[at] == token)
         self._append(token)
 
-    def guess(self, most: int, least_chance: float) -> list[int]:
-        """At most `most` tokens that may follow, as long as all of them are right with at least this probability."""
+    def guess(self, most: int) -> tuple[list[int], float]:
+        """`most` tokens that may follow, or none; and how likely each is to be right if those before it are."""
         run, at = self._longest()
         if not run:
-            return []
-        chance, guessed = self._right[run], list[int]()
-        while len(guessed) < most and chance >= least_chance:
-            # Where what followed is shorter than the draft, it repeats: the draft is its own continuation.
-            i = at + len(guessed)
-            guessed.append(self._tokens[i] if i < len(self._tokens) else guessed[i - len(self._tokens)])
-            chance *= self._right[run]
-        return guessed
+            return [], 0.0
+        guessed = self._tokens[at : at + most]
+        while len(guessed) < most:  # what followed is shorter, so it repeats: the draft is its own continuation
+            guessed.append(guessed[at + len(guessed) - len(self._tokens)])
+        return guessed, self._records[run].share
 
     def _longest(self) -> tuple[int, int]:
         """The length of the longest run at the end that has occurred before, and what followed; (0, 0) if none has."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.generation.drafts import Drafts
 from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.step_cost import StepCost
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.decoder import Decoder
@@ -40,7 +41,7 @@ class Running:
         self._decoder = Decoder(model, slots + MOST_ROWS)
         self._slots: dict[Request, int] = {}
         self._ahead: dict[Request, deque[_Row]] = {}  # what was processed after the slot's state
-        self._cost = RowCost()
+        self._cost = StepCost()
 
     def __contains__(self, request: Request) -> bool:
         return request in self._slots
@@ -79,20 +80,22 @@ class Running:
         Requests that are not ahead, of which there are at most 16, share a step of the model.
         """
         if behind := [request for request in requests if not self.is_ahead(request)]:
-            self._compute(behind)
-        rows = [self._ahead[request].popleft() for request in requests]
-        for request, row in zip(requests, rows, strict=True):
+            begin = time.perf_counter()
+            rows = self._compute(behind)
+            self._cost.add(len(behind), rows - len(behind), time.perf_counter() - begin)
+        done = [self._ahead[request].popleft() for request in requests]
+        for request, row in zip(requests, done, strict=True):
             if row.slot != self._slots[request]:
                 self._decoder.pool.free([self._slots[request]])
                 self._slots[request] = row.slot
             request.unread = ()
-        step = rows[0].logits
-        if len(step) == len(rows) and all(row.logits is step and row.row == i for i, row in enumerate(rows)):
+        step = done[0].logits
+        if len(step) == len(done) and all(row.logits is step and row.row == i for i, row in enumerate(done)):
             return step
-        return torch.stack([row.logits[row.row] for row in rows])
+        return torch.stack([row.logits[row.row] for row in done])
 
-    def _compute(self, requests: Sequence[Request]) -> None:
-        """Processes the unread token of each request, and drafts where they pay and there is room for them."""
+    def _compute(self, requests: Sequence[Request]) -> int:
+        """Processes the unread token of each request, and drafts where they pay; returns how many tokens that were."""
         rows = list[tuple[Request, int, int, int]]()  # request, token, its slot, and the slot it begins from
         room = MOST_ROWS - len(requests)
         for request in requests:
@@ -104,16 +107,15 @@ class Running:
             for token, own in zip(draft, self._decoder.pool.reserve(len(draft)), strict=False):  # few may be free
                 rows.append((request, token, own, rows[-1][2]))
         owners, tokens, slots, before = zip(*rows, strict=True)
-        begin = time.perf_counter()
         try:
             ids = torch.tensor(tokens, dtype=torch.int64)
             logits = self._decoder.step(ids, slots, before if slots != before else None)
         except BaseException:
             self._decoder.pool.free([slot for _, _, slot, origin in rows if slot != origin])
             raise
-        self._cost.add(len(rows), time.perf_counter() - begin)
         for i, (request, token, slot) in enumerate(zip(owners, tokens, slots, strict=True)):
             self._ahead[request].append(_Row(token, slot, logits, i))
+        return len(rows)
 
     def _draft(self, request: Request, room: int, running: int) -> list[int]:
         """The tokens that may follow a request's unread one, and are worth a row each."""
@@ -122,38 +124,11 @@ class Running:
             return []
         if request.drafts is None:
             request.drafts = Drafts([*request.prompt, *request.tokens])
-        return request.drafts.guess(room, least_chance=self._cost.share(running) * running)
+        tokens, chance = request.drafts.guess(room)
+        return tokens[: self._cost.best_draft(running, len(tokens), chance)]
 
     def _drop_ahead(self, request: Request) -> None:
         """Forgets what was processed after the slot's state."""
         ahead, slot = self._ahead[request], self._slots[request]
         self._decoder.pool.free([row.slot for row in ahead if row.slot != slot])
         ahead.clear()
-
-
-class RowCost:
-    """How much longer a step takes for a further row, from the steps so far."""
-
-    # Of a step of one row, before anything has been measured; memory-bound steps are so on all CPUs that were tried.
-    _ASSUMED = 0.1
-    # How much a step counts against all earlier ones of as many rows.
-    _NEWS = 0.1
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # by the number of rows
-
-    def add(self, rows: int, seconds: float) -> None:
-        """Records a step."""
-        before = self._seconds.setdefault(rows, seconds)
-        self._seconds[rows] += self._NEWS * (seconds - before)
-
-    def share(self, rows: int) -> float:
-        """The time of one more row as a share of a step of `rows` rows."""
-        assumed = self._ASSUMED / (1 + self._ASSUMED * (rows - 1))
-        if not (step := self._seconds.get(rows)):
-            return assumed
-        measured = [(seconds - step) / (more - rows) for more, seconds in self._seconds.items() if more > rows]
-        if not measured:
-            return assumed
-        # Within limits, because a draft that does not seem to pay is not made, and so would never be measured again.
-        return min(max(sum(measured) / len(measured) / step, assumed / 4), 3 * assumed)

@@ -90,8 +90,10 @@ class StatePool:
         With `before`, (B,) int64, each slot in turn gets one more than the position of the slot it begins from.
         """
         if before is not None:
+            positions = self.positions.tolist()
             for slot, origin in zip(slots.tolist(), before.tolist(), strict=True):
-                self.positions[slot] = self.positions[origin] + 1
+                positions[slot] = positions[origin] + 1
+            self.positions.copy_(torch.tensor(positions))
             return self.positions.index_select(0, slots)
         self.positions.index_add_(0, slots, torch.ones_like(slots))
         return self.positions.index_select(0, slots)

@@ -73,12 +73,47 @@ void test_layers(int64_t B, int64_t C, int64_t A, int64_t F, bool apart) {
   }
 }
 
+// The tokens of one sequence in one call: each row begins from the slot of the row before it, which is the next slot.
+template <class Weight>
+void test_chain(int64_t B, int64_t C, int64_t A, int64_t F) {
+  const Layers<Weight> layers(2, B, C, A, F, true);
+  const std::vector<int64_t>& slots = layers.slots.of_row;
+  std::vector<int64_t> before(slots.begin(), slots.end() - 1);
+  before.insert(before.begin(), slots.back());  // the state of the last row, before that row replaces it
+  const std::string expected = layers.outcome([&](std::span<const Block4Step> steps) {
+    for (int64_t b = 0; b < B; ++b)
+      for (auto [time, channel] : steps) {
+        time.B = channel.B = 1;
+        time.x += b * C, time.y += b * C, channel.x += b * C, channel.y += b * C;
+        time.slots = channel.slots = &slots[b], time.before = channel.before = &before[b];
+        auto of_time = scratch_of(cpu::scratch_bytes(time)), of_channel = scratch_of(cpu::scratch_bytes(channel));
+        cpu::time_mixing4_step(time, of_time.data(), on_threads(1));
+        cpu::channel_mixing4_step(channel, of_channel.data(), on_threads(1));
+      }
+  });
+  for (int threads = 1; threads <= most_threads(); ++threads) {
+    std::string in_team;
+    with_team(threads, [&](const cpu::Run& run) {
+      in_team = layers.outcome([&](std::span<const Block4Step> steps) {
+        std::vector<Block4Step> chained(steps.begin(), steps.end());
+        for (auto& [time, channel] : chained) time.before = channel.before = before.data();
+        auto scratch = scratch_of(cpu::scratch_bytes(chained));
+        cpu::blocks4_step(chained, scratch.data(),
+                          [&](int64_t n, int64_t, const cpu::Range& fn) { run(n, 1 << 20, fn); });
+      });
+    });
+    CHECK(in_team == expected, threads, B, C, A, F);
+  }
+}
+
 template <class Weight>
 void test_all() {
   test_layers<Weight>(1, 1, 1, 1, false);
   test_layers<Weight>(1, 40, 130, 300, false);
   test_layers<Weight>(5, 33, 17, 65, true);
   test_layers<Weight>(16, 17, 33, 40, true);
+  test_chain<Weight>(9, 33, 17, 65);
+  test_chain<Weight>(16, 40, 130, 300);
 }
 
 }  // namespace

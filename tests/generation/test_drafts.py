@@ -18,8 +18,8 @@ from rwkv_engine import RWKV, RequestError
 from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.drafts import _RUNS, Drafts
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.running import RowCost
 from rwkv_engine.generation.scheduler import Scheduler
+from rwkv_engine.generation.step_cost import StepCost
 
 FORMATS = ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8", "cpu fp32i4"]
 
@@ -55,9 +55,10 @@ class Foreseen(Drafts):
     def add(self, token):
         self._coming.pop(0)
 
-    def guess(self, most, least_chance):
+    def guess(self, most):
         length = self._rng.randrange(most + 1)
-        return [self._rng.randrange(V) if self._rng.random() < self._wrong else t for t in self._coming[:length]]
+        coming = self._coming[:length]
+        return [self._rng.randrange(V) if self._rng.random() < self._wrong else token for token in coming], 1.0
 
 
 texts = st.lists(
@@ -139,7 +140,7 @@ def test_paused_texts_keep_what_was_processed_ahead(engine, monkeypatch):
     expected = alone(engine, [1, 2, 3], SamplingParams(temperature=0), 30).tokens
     each = request([1, 2, 3], 30, temperature=0)
     each.drafts = Foreseen([*expected, *[0] * 9], random.Random(0), 0)
-    each.drafts.guess = lambda most, least_chance: each.drafts._coming[:most]
+    each.drafts.guess = lambda most: (each.drafts._coming[:most], 1.0)
     rows = counted_steps(scheduler, monkeypatch)
     scheduler.add(each)
     for n in range(1, 31):
@@ -198,36 +199,45 @@ def test_guesses_are_what_followed_the_last_time(tokens, most):
     for token in tokens:
         begun.add(token)
     expected = guessed_plainly(tokens, most)
-    assert begun.guess(most, 0) == all_.guess(most, 0) == expected
+    assert begun.guess(most)[0] == all_.guess(most)[0] == expected
 
 
-def test_guesses_are_as_long_as_they_were_right_before():
-    drafts = Drafts([1, 2, 3, 4] * 20)
-    assert drafts.guess(8, 0.5) == [1], "before anything was seen to be right, one in two is assumed to be"
+def test_how_often_guesses_were_right():
+    drafts = Drafts([1, 2, 3, 4] * 3)
+    assert drafts.guess(5) == ([1, 2, 3, 4, 1], 0.7), "an assumption, before anything was seen to be right"
     for token in [1, 2, 3, 4] * 20:
         drafts.add(token)
-    assert drafts.guess(8, 0.5) == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert drafts.guess(8)[1] > 0.97
     rng = random.Random(1)
     for _ in range(300):
         drafts.add(rng.randrange(4))
-    assert drafts.guess(8, 0.5) == []
-    assert len(drafts.guess(8, 0.1)) <= 2
+    assert drafts.guess(8)[1] < 0.5
 
 
-def test_the_cost_of_a_row():
-    cost = RowCost()
-    assert cost.share(1) == 0.1
-    assert cost.share(11) == 0.05
-    cost.add(1, 10.0)
-    assert cost.share(1) == 0.1
-    cost.add(5, 12.0)
-    assert cost.share(1) == pytest.approx(0.05)
-    cost.add(9, 90.0)
-    assert cost.share(1) == pytest.approx(0.3), "never so much that nothing would be tried again"
-    for _ in range(200):
-        cost.add(9, 10.0)
-    assert cost.share(1) == pytest.approx(0.025)
-    assert cost.share(2) == pytest.approx(0.1 / 1.1), "of steps that have not been measured"
+def test_a_draft_is_as_long_as_it_pays():
+    cost = StepCost()
+    assert cost.best_draft(1, 8, 1.0) == 8
+    assert cost.best_draft(1, 8, 0.6) in range(2, 6)
+    assert cost.best_draft(1, 8, 0.1) == 0
+    assert cost.best_draft(8, 8, 0.5) == 0, "each token delays all texts of the step"
+    cost.add(1, 0, 1.0)
+    cost.add(1, 1, 1.5)
+    cost.add(1, 2, 1.5)
+    assert cost.best_draft(1, 2, 0.3) == 0, "steps of three rows were slow, and seemed so to one of two"
+    for _ in range(100):
+        cost.add(1, 2, 1.01)
+    assert cost.best_draft(1, 2, 0.3) == 2
+    cost.add(1, 8, 100.0)
+    assert cost.best_draft(1, 8, 1.0) == 7
+    assert StepCost().best_draft(1, 0, 1.0) == 0
+
+
+def test_a_draft_that_once_was_slow_is_tried_again():
+    cost = StepCost()
+    cost.add(1, 0, 1.0)
+    for drafted in range(1, 9):
+        cost.add(1, drafted, 1000.0)
+    assert cost.best_draft(1, 8, 0.95) > 0
 
 
 def test_drafts_that_are_not_a_number_are_refused():
