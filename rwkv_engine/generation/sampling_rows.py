@@ -38,7 +38,8 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         top_k = torch.tensor([d.top_k for d in draws], dtype=torch.int64, device=logits.device)
         uniform = philox_uniform(*numbers.unbind(1))
         drawn = draw_tokens(adjusted, temperatures, top_k, top_p, min_p, uniform)
-        ids = torch.where(torch.tensor([bool(d.compat) for d in draws], device=logits.device), ids, drawn)
+        is_own = torch.tensor([bool(d.compat) for d in draws], device=ids.device) if own else None
+        ids = drawn if is_own is None else torch.where(is_own, ids, drawn)
     tokens = (ids if adjusted is logits else where_finite(logits, ids)).tolist()
     for request, token in zip(requests, tokens, strict=True):
         if request.history and token >= 0:

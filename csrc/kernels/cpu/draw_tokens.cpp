@@ -1,6 +1,8 @@
 #include "kernels/cpu/draw_tokens.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -15,11 +17,7 @@ namespace {
 // additions; smaller ones than 2^-46 become 0.
 constexpr double kWhole = 0x1p45, kLeast = 0x1p-46;
 
-int64_t bits_of(double x) {
-  int64_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
+int64_t bits_of(double x) { return std::bit_cast<int64_t>(x); }
 
 // Rounds to nearest, ties to even; the sum is in [2^52, 2^53), where neighbouring numbers differ by 1.
 int64_t whole_number(double weight) {
@@ -41,33 +39,47 @@ struct Place {
 // Weights in [2^-46, 1] in buckets, by their exponent and 6 bits of their mantissa.
 constexpr int kShift = 46;
 int64_t bucket_of(double weight) { return (bits_of(weight) - bits_of(kLeast)) >> kShift; }
+double least_of(int64_t bucket) { return std::bit_cast<double>((bucket << kShift) + bits_of(kLeast)); }
 
-// The last token before which the measures of tokens sum to less than `target`, which is positive. measure(w) is an
-// integer >= 0. Only the tokens of one bucket are sorted.
-template <class Measure>
-Place last_place(const std::vector<double>& weights, double target, const Measure& measure) {
+// The last token before which the measures of tokens sum to less than target(their sum over all tokens), which is
+// positive. measure(i) is that of token i, an integer >= 0. Only the tokens of one bucket are sorted.
+template <class Target, class Measure>
+Place last_place(const std::vector<double>& weights, const Target& target_of, const Measure& measure) {
   const auto V = static_cast<int64_t>(weights.size());
-  std::vector<int64_t> sums(bucket_of(1) + 1);
-  const auto each = [&](const auto& fn) {
-    for (int64_t i = 0; i < V; ++i)
-      if (weights[i] >= kLeast) fn(i, bucket_of(weights[i]));
+  // Two, because an addition to a bucket waits for the one before it.
+  std::array<std::vector<int64_t>, 2> halves;
+  for (auto& sums : halves) sums.resize(bucket_of(1) + 1);
+  const auto add = [&](std::vector<int64_t>& sums, int64_t i) {
+    if (weights[i] >= kLeast) sums[bucket_of(weights[i])] += measure(i);
   };
-  each([&](int64_t i, int64_t bucket) { sums[bucket] += measure(weights[i]); });
+  for (int64_t i = 0; i + 1 < V; i += 2) add(halves[0], i), add(halves[1], i + 1);
+  if (V % 2) add(halves[0], V - 1);
+  auto& [sums, others] = halves;
+  int64_t all = 0;
+  for (size_t bucket = 0; bucket < sums.size(); ++bucket) all += sums[bucket] += others[bucket];
 
+  const double target = target_of(all);
   int64_t before = 0, last = -1;
   for (int64_t bucket = sums.size() - 1; bucket >= 0 && static_cast<double>(before) < target; --bucket)
     if (sums[bucket] > 0) last = bucket, before += sums[bucket];
+  before -= sums[last];
+
   std::vector<Place> inside;
-  each([&](int64_t i, int64_t bucket) {
-    if (bucket == last) inside.push_back({weights[i], i});
-  });
+  const double low = least_of(last), high = least_of(last + 1);
+  constexpr int64_t kBlock = 16;  // few of which contain one: the compiler vectorises the loop that looks for them
+  for (int64_t begin = 0; begin < V; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, V);
+    int64_t hits = 0;
+    for (int64_t i = begin; i < end; ++i) hits += (low <= weights[i]) & (weights[i] < high);
+    for (int64_t i = begin; hits > 0 && i < end; ++i)
+      if (low <= weights[i] && weights[i] < high) inside.push_back({weights[i], i});
+  }
   std::sort(inside.begin(), inside.end(),
             [](const Place& a, const Place& b) { return a.includes(b.weight, b.id) < b.includes(a.weight, a.id); });
-  before -= sums[last];
   Place found = inside.front();
   for (const Place& place : inside) {
     if (static_cast<double>(before) >= target) break;
-    found = place, before += measure(place.weight);
+    found = place, before += measure(place.id);
   }
   return found;
 }
@@ -118,13 +130,17 @@ int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>
 
   const auto subtracted = static_cast<double>(largest);
   for (int64_t i = 0; i < V; ++i) weights[i] = exp_nonpositive((logits[i] - subtracted) / temperature);
-  if (0 < top_k && top_k < V) keep(last_place(weights, static_cast<double>(top_k), [](double) { return 1; }), weights);
+  if (0 < top_k && top_k < V) {
+    const auto target = [=](int64_t) { return static_cast<double>(top_k); };
+    keep(last_place(weights, target, [](int64_t) { return 1; }), weights);
+  }
   const auto make_whole = [&](double least) {
     for (int64_t i = 0; i < V; ++i) whole[i] = whole_number(weights[i] >= least ? weights[i] : 0);
   };
   if (top_p < 1) {
     make_whole(0);
-    keep(last_place(weights, top_p * static_cast<double>(sum_of(whole.data(), V)), whole_number), weights);
+    const auto target = [=](int64_t all) { return top_p * static_cast<double>(all); };
+    keep(last_place(weights, target, [&](int64_t i) { return whole[i]; }), weights);
   }
   make_whole(min_p);
 
