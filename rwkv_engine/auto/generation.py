@@ -8,16 +8,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rwkv_engine.auto.lockstep import Lockstep
 from rwkv_engine.auto.options import Options
 from rwkv_engine.auto.outputs import Generated
 from rwkv_engine.auto.padding import warn_of_padding
 from rwkv_engine.auto.reading import state_of
-from rwkv_engine.auto.writing import Criterion, Processor, Scores, Stopping, Streamer, Writing
+from rwkv_engine.auto.rows import Rows
+from rwkv_engine.auto.writing import Criterion, Processor, Scores, Stopping, Streamer
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation import Sampler
+from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime import Engine
-from rwkv_engine.runtime.ragged import read_ragged
 
 
 class Model(Protocol):
@@ -97,27 +99,21 @@ class Generation:
         before = state_of(state, engine.model, len(texts))
         sampler = Sampler(asked.params(_seed(seed, generator) if asked.do_sample else 0))
 
-        # Each prompt is read once, however many texts continue it.
-        repeated = torch.arange(len(texts), dtype=torch.int64).repeat_interleave(asked.num_return_sequences or 1)
-        each = [texts[i] for i in repeated.tolist()]
+        repeated = [i for i in range(len(texts)) for _ in range(asked.num_return_sequences or 1)]
+        each = [texts[i] for i in repeated]
         processors, criteria = tuple(logits_processor or ()), tuple(stopping_criteria or ())
         stopping = Stopping(asked, each, tokenizer, criteria)
         if asked.padding is None and stopping.is_possible and len(each) > 1:
             raise RequestError("pad_token_id: got None, expected the token that fills up texts that end before others")
-        last_logits, after = read_ragged(engine.forward, texts, before)
-        logits = torch.stack(last_logits)[repeated.to(last_logits[0].device)]
-        begun = after.rows(repeated.to(after.position.device))
-
+        config, home = engine.model.config, engine.model.device_map.home
+        scores = Scores(asked, each, asked.least(width), processors, config.n_vocab, home)
         room = torch.full((len(each), most), asked.padding or 0, dtype=torch.int64)
         sequences = torch.cat([ids.cpu()[repeated], room], dim=1)
-        scores = Scores(asked, each, asked.least(width), processors, logits)
-        writing = Writing(engine, sampler, scores, stopping, sequences, width, all_stay=bool(processors or criteria))
-        lengths = writing.run(logits, begun, streamer)
+        kind = Lockstep if processors or criteria or len(each) > MOST_ROWS else Rows
+        writing = kind(engine, sampler, scores, stopping, texts, before, repeated, sequences, width)
+        lengths = writing.run(streamer)
         result = sequences[:, : width + max(lengths)].to(ids.device)
-        if not asked.return_dict_in_generate:
-            return result
-        written = [row[width : width + length] for row, length in zip(sequences, lengths, strict=True)]
-        return Generated(result, read_ragged(engine.forward, written, begun)[1])
+        return Generated(result, writing.state()) if asked.return_dict_in_generate else result
 
 
 def _own_settings(model: Model) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The loop of `generate`: R texts grow by one token each per step, until all have ended."""
+"""R texts that `generate` writes: what happens to their logits, and what ends them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rwkv_engine.runtime import Engine
 Processor = Callable[[Tensor, Tensor], Tensor]
 # (ids (R, T), scores) -> which rows end, (R,), or one answer for all rows, such as a StoppingCriteria of transformers.
 Criterion = Callable[[Tensor, Any], Any]
+ALL_BANNED = "generate: every token is banned, by suppress_tokens, min_new_tokens or a logits_processor"
 
 
 class Streamer(Protocol):
@@ -36,23 +37,43 @@ class Scores:
     """Turns the logits of R texts into scores: penalised, banned, and passed through the caller's processors."""
 
     def __init__(
-        self, asked: Options, texts: Sequence[Tensor], least: int, processors: Sequence[Processor], like: Tensor
+        self,
+        asked: Options,
+        texts: Sequence[Tensor],
+        least: int,
+        processors: Sequence[Processor],
+        n_vocab: int,
+        device: torch.device,
     ):
-        """Args:
-        asked: the repetition penalty, the banned tokens, and the tokens that end a text.
-        texts: the prompt of each row without padding, (T_i,).
-        least: how many tokens a text gets at least before a token may end it.
-        processors: applied last, to the scores of all rows.
-        like: logits (R, V), for their shape and device.
+        """Checks what is banned.
+
+        Args:
+            asked: the repetition penalty, the banned tokens, and the tokens that end a text.
+            texts: the prompt of each row without padding, (T_i,).
+            least: how many tokens a text gets at least before a token may end it.
+            processors: applied last, to the scores of all rows.
+            n_vocab: V, the number of logits of a row.
+            device: that of the logits.
+
+        Raises:
+            RequestError: every token is banned.
         """
         self._penalty = asked.penalty
         self._least = least
-        self._processors = processors
-        self._always = torch.tensor(asked.suppressed, dtype=torch.int64, device=like.device)
-        self._early = torch.tensor(asked.ends, dtype=torch.int64, device=like.device)
-        self._seen = torch.zeros(like.shape, dtype=torch.bool, device=like.device) if self._penalty != 1.0 else None
+        self.processors = processors
+        self._always = torch.tensor(asked.suppressed, dtype=torch.int64, device=device)
+        self._early = torch.tensor(asked.ends if least else [], dtype=torch.int64, device=device)
+        if len({*self._always.tolist(), *self._early.tolist()}) >= n_vocab:
+            raise RequestError(ALL_BANNED)
+        shape = len(texts), n_vocab
+        self._seen = torch.zeros(shape, dtype=torch.bool, device=device) if self._penalty != 1.0 else None
         for row, text in enumerate(texts):
             self.add([row], text)
+
+    @property
+    def change(self) -> bool:
+        """Whether scores differ from logits."""
+        return bool(self._seen is not None or len(self._always) or len(self._early) or self.processors)
 
     def add(self, rows: list[int], tokens: Tensor) -> None:
         """Records tokens of rows, one for each row or all of them for a single row."""
@@ -60,17 +81,17 @@ class Scores:
             at = self._seen.device
             self._seen[torch.tensor(rows, dtype=torch.int64, device=at), tokens.to(at)] = True
 
-    def __call__(self, logits: Tensor, rows: list[int], n: int, sequences: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, rows: list[int], n: int, sequences: Tensor | None = None) -> Tensor:
         """The scores of some rows, float64 (N, V); -inf where a token is banned.
 
         Args:
             logits: (N, V) float32.
             rows: the indices of these N texts.
             n: how many tokens have been generated so far.
-            sequences: all ids so far, (R, T), for the processors.
+            sequences: all ids so far, (R, T), for the processors; None without any.
 
         Raises:
-            RequestError: every token of a row is banned.
+            RequestError: processors banned every token of a row.
         """
         scores = logits
         if self._seen is not None:
@@ -81,12 +102,11 @@ class Scores:
             scores = scores.index_fill(1, self._early, -torch.inf)
         if len(self._always):
             scores = scores.index_fill(1, self._always, -torch.inf)
-        for process in self._processors:
+        for process in self.processors:
+            assert sequences is not None
             scores = process(sequences.to(scores.device), scores)
-        if scores is not logits and bool((scores == -torch.inf).all(dim=-1).any()):
-            raise RequestError(
-                "generate: every token is banned, by suppress_tokens, min_new_tokens or a logits_processor"
-            )
+        if self.processors and bool((scores == -torch.inf).all(dim=-1).any()):
+            raise RequestError(ALL_BANNED)
         return scores.double()
 
 
@@ -104,7 +124,7 @@ class Stopping:
             RequestError: there are stop strings but no `RwkvTokenizer`.
         """
         self._ends = frozenset(asked.ends)
-        self._criteria = criteria
+        self.criteria = criteria
         self._strings = [string.encode() for string in asked.strings]
         if self._strings and not isinstance(tokenizer, RwkvTokenizer):
             raise RequestError(
@@ -118,7 +138,7 @@ class Stopping:
     @property
     def is_possible(self) -> bool:
         """Whether a text may end before it has all tokens that were asked for."""
-        return bool(self._ends or self._strings or self._criteria)
+        return bool(self._ends or self._strings or self.criteria)
 
     def ended(self, new: Mapping[int, int], sequences: Tensor) -> set[int]:
         """The rows that end with the token they were just given.
@@ -127,13 +147,14 @@ class Stopping:
             new: one token for each row that has not ended yet.
             sequences: all ids so far, (R, T), for the criteria.
         """
-        ended = {row for row, token in new.items() if self._ends_with(row, token)}
-        for criterion in self._criteria:
+        ended = {row for row, token in new.items() if self.ends_with(row, token)}
+        for criterion in self.criteria:
             answer = torch.as_tensor(criterion(sequences, None)).bool().cpu()
             ended |= {row for row in new if (answer[row] if answer.ndim else answer)}
         return ended
 
-    def _ends_with(self, row: int, token: int) -> bool:
+    def ends_with(self, row: int, token: int) -> bool:
+        """Adds a token to a row, and returns whether it or a string ends it."""
         if self._strings:
             data = self._data[row]
             before = len(data)
@@ -145,57 +166,41 @@ class Stopping:
 
 @dataclass
 class Writing:
-    """R texts that are being generated.
+    """R texts to generate; subclasses do it.
 
     Attributes:
         engine, sampler, scores, stopping: run the model, sample tokens, adjust logits, and end texts.
+        texts: B prompts without padding, (T_i,).
+        before: the state of B sequences before these.
+        repeated: for each of the R texts, the index of its prompt.
         sequences: ids (R, T) on the CPU: prompts of `width` tokens, then padding that is overwritten.
         width: tokens of each prompt, padding included.
-        all_stay: keep texts that have ended in the batch, for processors and criteria that look at all rows.
     """
 
     engine: Engine
     sampler: Sampler
     scores: Scores
     stopping: Stopping
+    texts: Sequence[Tensor]
+    before: State
+    repeated: Sequence[int]
     sequences: Tensor
     width: int
-    all_stay: bool
 
-    def run(self, logits: Tensor, state: State, streamer: Streamer | None = None) -> list[int]:
+    def run(self, streamer: Streamer | None) -> list[int]:
         """Generates until all texts have ended or `sequences` are full.
 
         Args:
-            logits: (R, V) float32, after the prompts.
-            state: of R sequences, after the prompts.
             streamer: is given the prompts, then each step's tokens.
 
         Returns:
             The number of generated tokens of each text.
+
+        Raises:
+            RequestError: an id is outside the vocabulary, every token of a text is banned, or logits are not finite.
         """
-        rows = list(range(len(self.sequences)))  # those in the batch
-        running, lengths = set(rows), [0] * len(rows)
-        if streamer is not None:
-            streamer.put(self.sequences[:, : self.width])
-        for end in range(self.width, self.sequences.shape[1]):
-            scores = self.scores(logits, rows, end - self.width, self.sequences[:, :end])
-            tokens = self.sampler.pick(logits, scores, state.position, rows)
-            new = {row: token for row, token in zip(rows, tokens, strict=True) if row in running}
-            written = torch.tensor(list(new.values()), dtype=torch.int64)
-            self.sequences[list(new), end] = written
-            self.scores.add(list(new), written)
-            for row in new:
-                lengths[row] += 1
-            if streamer is not None:
-                streamer.put(self.sequences[:, end])
-            running -= self.stopping.ended(new, self.sequences[:, : end + 1])
-            if not running or end + 1 == self.sequences.shape[1]:
-                break
-            stay = [i for i, row in enumerate(rows) if self.all_stay or row in running]
-            if len(stay) < len(rows):
-                rows, tokens = [rows[i] for i in stay], [tokens[i] for i in stay]
-                state = state.rows(torch.tensor(stay, dtype=torch.int64, device=state.position.device))
-            logits, state = self.engine.forward(torch.tensor(tokens, dtype=torch.int64).unsqueeze(1), state)
-        if streamer is not None:
-            streamer.end()
-        return lengths
+        raise NotImplementedError
+
+    def state(self) -> State:
+        """The state of the R texts after all of their tokens, once they have ended."""
+        raise NotImplementedError

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from numbers import Integral
 
+from torch import Tensor
+
 from rwkv_engine.checks import require
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
@@ -16,8 +18,8 @@ from rwkv_engine.generation.sampling import History, Logprob, Sampler
 class Request:
     """A prompt, and how to continue it; later the tokens that were generated.
 
-    A scheduler changes its attributes while it steps, in whichever thread does that. A subclass may override `accept`
-    and `end`, which are called there.
+    A scheduler changes its attributes while it steps, in whichever thread does that. A subclass may override
+    `adjusts`, `adjusted`, `accept` and `end`, which are called there.
 
     Attributes:
         prompt: the ids of the prompt.
@@ -86,6 +88,20 @@ class Request:
     def is_paused(self) -> bool:
         """Whether nobody wants another token now."""
         return len(self.tokens) >= self.wanted
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjusted` changes logits."""
+        return self.sampler.params.adjusts
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """The logits (1, V) of the next token after biases, bans and penalties: float64, -inf for banned tokens.
+
+        An error that it raises ends all requests of the step, so what can be wrong is to be checked before.
+        """
+        if self.sampler.params.penalizes and self.history is None:
+            self.history = History(1, logits.shape[-1], logits.device)
+        return self.sampler.adjusted(logits, self.history)
 
     def accept(self, token: int) -> bool:
         """Called after each token that was added to `tokens`; returns whether to generate further ones."""

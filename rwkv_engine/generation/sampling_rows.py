@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rwkv_engine.generation.draw import where_finite
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.sampling import History
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.philox_uniform import as_int64, philox_uniform
 
@@ -50,13 +49,10 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
 def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
     """The logits (B, V) after each row's own biases, bans and penalties: float64 with -inf for banned tokens, or the
     same tensor if no row has any."""
-    rows = [row for row, request in enumerate(requests) if request.sampler.params.adjusts]
+    rows = [row for row, request in enumerate(requests) if request.adjusts]
     if not rows:
         return logits
     adjusted = logits.double()
     for row in rows:
-        request = requests[row]
-        if request.sampler.params.penalizes and request.history is None:
-            request.history = History(1, logits.shape[-1], logits.device)
-        adjusted[row] = request.sampler.adjusted(logits[row : row + 1], request.history)[0]
+        adjusted[row] = requests[row].adjusted(logits[row : row + 1])[0]
     return adjusted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import oracle
 import pytest
@@ -15,6 +16,7 @@ from writer import Recorder, Writer, padded
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.auto.tokenizer import AutoTokenizer
 from rwkv_engine.core.rwkv4_layouts import to_layout
+from rwkv_engine.generation.scheduler import scheduler_of
 
 SHAPE = Shape(n_layer=4, n_embd=24, n_att=24, n_vocab=77)
 
@@ -171,19 +173,52 @@ def test_padding_does_not_change_texts(side, masked, ours, prompts):
         assert row[ids.shape[1] :].tolist() == [*alone.tolist(), *[0] * (got.shape[1] - ids.shape[1] - len(alone))]
 
 
-def test_prompts_are_read_once_and_ended_texts_leave_the_batch(ours, prompts, monkeypatch):
-    sizes = []
-    forward = ours.engine.forward
-    monkeypatch.setattr(ours.engine, "forward", lambda *a, **k: sizes.append(tuple(a[0].shape)) or forward(*a, **k))
-    got = ours.generate(
-        prompts[:2], do_sample=True, num_return_sequences=3, max_new_tokens=40, seed=1, eos_token_id=[1, 2, 3]
-    )
-    assert got.shape[0] == 6
-    assert torch.equal(got[:, :7], prompts[:2].repeat_interleave(3, dim=0))
-    assert sizes[0] == (2, 7)
-    batches = [n for n, length in sizes[1:] if length == 1]
-    assert batches[0] == 6 > batches[-1]
+@pytest.mark.parametrize("n", [3, 9])
+def test_prompts_are_read_once_and_ended_texts_leave_the_batch(n, ours, prompts, monkeypatch):
+    """Both for as many rows as a scheduler runs at a time, and for more."""
+    model, read, steps = ours.engine.model, [], []
+    of_read, of_step = model.read, model.step
+    monkeypatch.setattr(model, "read", lambda *a: read.append(tuple(a[0].shape)) or of_read(*a))
+    monkeypatch.setattr(model, "step", lambda *a: steps.append(len(a[0])) or of_step(*a))
+    options = {"do_sample": True, "num_return_sequences": n, "max_new_tokens": 40, "seed": 1, "eos_token_id": [1, 2, 3]}
+    got = ours.generate(prompts[:2], **options)
+    assert got.shape[0] == 2 * n
+    assert torch.equal(got[:, :7], prompts[:2].repeat_interleave(n, dim=0))
+    assert read[0] == (2, 7)
+    assert all(length == 1 for _, length in read[1:]), "steps of more rows than a decoder takes"
+    batches = [rows for rows, _ in read[1:]] + steps
+    assert 2 * n >= batches[0] >= 2 * n - 2 > batches[-1]
     assert batches == sorted(batches, reverse=True)
+
+
+def test_rows_share_passes_with_the_texts_of_other_threads(ours, prompts):
+    """As many rows as a scheduler has slots from each of three threads, and all that sampling depends on."""
+    options = {"do_sample": True, "max_new_tokens": 30, "eos_token_id": [1, 2], "num_return_sequences": 4, "top_p": 0.9}
+    options |= {"repetition_penalty": 1.2, "min_new_tokens": 5, "suppress_tokens": [7]}
+    with ThreadPoolExecutor(3) as threads:
+        calls = [threads.submit(ours.generate, prompts[:4], seed=seed, **options) for seed in range(3)]
+        got = [call.result() for call in calls]
+    for seed, sequences in enumerate(got):
+        assert torch.equal(sequences, ours.generate(prompts[:4], seed=seed, **options))
+        everywhere = [lambda ids, scores: scores]  # with processors, rows stay in step
+        assert torch.equal(sequences, ours.generate(prompts[:4], seed=seed, logits_processor=everywhere, **options))
+        assert not (sequences[:, 7:12] <= 2).logical_and(sequences[:, 7:12] >= 1).any()
+        assert not (sequences[:, 7:] == 7).any()
+
+
+def test_an_error_of_a_streamer_gives_the_slots_back(ours, prompts):
+    class Broken(Recorder):
+        def put(self, value):
+            if len(self.values) == 3:
+                raise ZeroDivisionError
+            super().put(value)
+
+    with pytest.raises(ZeroDivisionError):
+        ours.generate(prompts, max_new_tokens=1000, eos_token_id=None, streamer=Broken())
+    expected = never_ending(ours, prompts, 5)
+    pool = scheduler_of(ours.engine)._steps._decoder.pool
+    assert sorted(pool._free) == list(range(pool.dummy))
+    assert expected.shape == (5, 5)
 
 
 def chi_square(tokens, expected):
