@@ -1,4 +1,4 @@
-// Code shared by the bindings of ln_shift, squared_relu and gate_residual: check arguments, allocate, call the kernel.
+// Code shared by the bindings of ln_shift, squared_relu_ and gate_residual: check arguments, allocate, call the kernel.
 //
 // Device(device) has the kernels of these names.
 #pragma once
@@ -44,11 +44,12 @@ std::tuple<Tensor, Tensor> ln_shift(const Tensor& x, const Tensor& ln_weight, co
 }
 
 template <class Device>
-Tensor squared_relu(const Tensor& k) {
-  const Tensor in = float_argument("rwkv_engine::squared_relu", "k", k, k.sizes(), k.device());
-  Tensor y = at::empty_like(in);
-  Device(k.device()).squared_relu(in.const_data_ptr<float>(), in.numel(), y.data_ptr<float>());
-  return y;
+void squared_relu(const Tensor& k) {
+  static constexpr char op[] = "rwkv_engine::squared_relu_";
+  check_float(op, "k", k, k.device());
+  TORCH_CHECK(k.is_non_overlapping_and_dense(), op, ": k: expected memory without gaps, got shape ", k.sizes(),
+              " with strides ", k.strides(), "; pass k.contiguous()");
+  Device(k.device()).squared_relu(k.data_ptr<float>(), k.numel());
 }
 
 template <class Device>

@@ -1,4 +1,4 @@
-// rwkv_engine::ln_shift, squared_relu and gate_residual on the CPU: check, allocate, launch, register. No arithmetic.
+// rwkv_engine::ln_shift, squared_relu_ and gate_residual on the CPU: check, allocate, launch, register. No arithmetic.
 #pragma once
 
 #include "bindings/prefill.h"
@@ -16,7 +16,7 @@ struct PrefillOnCpu {
   explicit PrefillOnCpu(at::Device) {}
 
   void ln_shift(const LnShift& all) const { cpu::ln_shift(all, torch_threads); }
-  void squared_relu(const float* k, int64_t n, float* y) const { cpu::squared_relu(k, n, y, torch_threads); }
+  void squared_relu(float* k, int64_t n) const { cpu::squared_relu(k, n, torch_threads); }
   void gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out) const {
     cpu::gate_residual(x, r, y, n, out, torch_threads);
   }
@@ -26,7 +26,7 @@ struct PrefillOnCpu {
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CPU, m) {
   m.impl("ln_shift", &ln_shift<PrefillOnCpu>);
-  m.impl("squared_relu", &squared_relu<PrefillOnCpu>);
+  m.impl("squared_relu_", &squared_relu<PrefillOnCpu>);
   m.impl("gate_residual", &gate_residual<PrefillOnCpu>);
 }
 

@@ -1,4 +1,4 @@
-// rwkv_engine::ln_shift, squared_relu and gate_residual on CUDA: check, allocate, launch, register. No arithmetic.
+// rwkv_engine::ln_shift, squared_relu_ and gate_residual on CUDA: check, allocate, launch, register. No arithmetic.
 #pragma once
 
 #include <c10/cuda/CUDAException.h>
@@ -20,7 +20,7 @@ struct PrefillOnCuda {
   explicit PrefillOnCuda(at::Device device) : guard(device) {}
 
   void ln_shift(const LnShift& all) const { C10_CUDA_CHECK(cuda::ln_shift(all, stream)); }
-  void squared_relu(const float* k, int64_t n, float* y) const { C10_CUDA_CHECK(cuda::squared_relu(k, n, y, stream)); }
+  void squared_relu(float* k, int64_t n) const { C10_CUDA_CHECK(cuda::squared_relu(k, n, stream)); }
   void gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out) const {
     C10_CUDA_CHECK(cuda::gate_residual(x, r, y, n, out, stream));
   }
@@ -30,7 +30,7 @@ struct PrefillOnCuda {
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CUDA, m) {
   m.impl("ln_shift", &ln_shift<PrefillOnCuda>);
-  m.impl("squared_relu", &squared_relu<PrefillOnCuda>);
+  m.impl("squared_relu_", &squared_relu<PrefillOnCuda>);
   m.impl("gate_residual", &gate_residual<PrefillOnCuda>);
 }
 

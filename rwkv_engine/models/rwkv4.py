@@ -27,7 +27,7 @@ from rwkv_engine.ops import (
     blocks4_step,
     gate_residual,
     ln_shift,
-    squared_relu,
+    squared_relu_,
     wkv4,
 )
 
@@ -102,7 +102,7 @@ class ChannelMixing(nn.Module):
         """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `ffn_shift`."""
         mixes = torch.stack([self.time_mix_k, self.time_mix_r])
         (k_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["ffn_shift"])
-        v = self.value(squared_relu(self.key(k_in)))
+        v = self.value(squared_relu_(self.key(k_in)))
         return gate_residual(x, self.receptance(r_in), v), {"ffn_shift": shift}
 
     def fixed(self, norm: nn.LayerNorm) -> Fixed:

@@ -8,7 +8,7 @@ from rwkv_engine.ops.linear import linear
 from rwkv_engine.ops.linear_many import linear_many
 from rwkv_engine.ops.ln_shift import ln_shift
 from rwkv_engine.ops.philox_uniform import philox_uniform
-from rwkv_engine.ops.squared_relu import squared_relu
+from rwkv_engine.ops.squared_relu import squared_relu_
 from rwkv_engine.ops.tiles import tile, untile
 from rwkv_engine.ops.time_mixing4_step import TimeMixing4Step, time_mixing4_step
 from rwkv_engine.ops.wkv4 import wkv4
@@ -25,7 +25,7 @@ __all__ = [
     "linear_many",
     "ln_shift",
     "philox_uniform",
-    "squared_relu",
+    "squared_relu_",
     "tile",
     "time_mixing4_step",
     "untile",

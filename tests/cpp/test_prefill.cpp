@@ -134,7 +134,8 @@ void test_gates(int64_t n) {
   const auto x = normal(n), r = normal(n), y = normal(n);
   std::vector<float> squared(n), gated(n), added(n);
   check_same_bits([&](const cpu::Run& run) {
-    cpu::squared_relu(k.data(), n, squared.data(), run);
+    squared = k;
+    cpu::squared_relu(squared.data(), n, run);
     cpu::gate_residual(nullptr, r.data(), y.data(), n, gated.data(), run);
     cpu::gate_residual(x.data(), r.data(), y.data(), n, added.data(), run);
     return bytes_of(squared, gated, added);

@@ -30,7 +30,7 @@ from rwkv_engine.ops import (
     linear_many,
     ln_shift,
     philox_uniform,
-    squared_relu,
+    squared_relu_,
     tile,
     untile,
 )
@@ -155,7 +155,7 @@ def test_nan_is_not_hidden_by_the_relu(gpu):
     y, _ = half_on(gpu, half).run(channel_step)
     assert torch.isfinite(y[0]).all()
     assert y[1].isnan().all()
-    assert squared_relu(on(gpu, half.arguments[0]))[1, 3].isnan()
+    assert squared_relu_(on(gpu, half.arguments[0]))[1, 3].isnan()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -234,7 +234,7 @@ def test_ln_shift_goes_on_where_it_stopped(gpu):
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (40000,), (0,)], ids=str)
 def test_gates_against_the_reference(shape, gpu):
     x, r, y = (normal(*shape, seed=i, scale=20) for i in range(3))
-    assert torch.equal(squared_relu(x.to(gpu)).cpu(), squared_relu_reference(x))
+    assert torch.equal(squared_relu_(x.to(gpu)).cpu(), squared_relu_reference(x))
     for base in (None, x):
         exact = gate_residual_reference(*[t if t is None else t.double() for t in (base, r, y)])
         got = gate_residual(*on(gpu, [base, r, y])).cpu().double()

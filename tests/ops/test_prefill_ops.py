@@ -1,4 +1,4 @@
-"""ln_shift, squared_relu, gate_residual and linear_many: what reads many tokens at once."""
+"""ln_shift, squared_relu_, gate_residual and linear_many: what reads many tokens at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.native import cpu_kernels
-from rwkv_engine.ops import gate_residual, linear_many, ln_shift, squared_relu
+from rwkv_engine.ops import gate_residual, linear_many, ln_shift, squared_relu_
 from rwkv_engine.ops.gate_residual import gate_residual_reference
 from rwkv_engine.ops.linear_many import dense_product, linear_many_reference
 from rwkv_engine.ops.ln_shift import ln_shift_reference
@@ -90,7 +90,7 @@ def test_nan_stays_in_its_row():
         y = linear_many(x, tiled(normal(20, 40).to(dtype)), 20)
         assert y[3].isnan().all()
         assert y[[*range(3), *range(4, 14)]].isfinite().all()
-    assert squared_relu(x)[3, 5].isnan()
+    assert squared_relu_(x)[3, 5].isnan()
 
 
 def shifts(b: int, t: int, c: int, m: int = 3) -> tuple:
@@ -127,7 +127,7 @@ def test_ln_shift_goes_on_where_it_stopped():
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (40000,), (0,)], ids=str)
 def test_gates_against_the_reference(shape):
     x, r, y = (normal(*shape, seed=i, scale=20) for i in range(3))
-    assert torch.equal(squared_relu(x), squared_relu_reference(x))
+    assert torch.equal(squared_relu_(x.clone()), squared_relu_reference(x))
     for base in (None, x):
         exact = gate_residual_reference(*[t if t is None else t.double() for t in (base, r, y)])
         # Roundings of the exponential, the division, the product and the sum, each relative to what it makes.
@@ -135,9 +135,19 @@ def test_gates_against_the_reference(shape):
         assert ((gate_residual(base, r, y) - exact).abs() <= 4 * 2.0**-23 * sizes).all()
 
 
+def test_the_squared_relu_is_in_place_only_without_gradients():
+    k = normal(3, 4)
+    assert squared_relu_(k) is k
+    assert (k >= 0).all()
+    before = normal(3, 4)
+    for kept in (before.double(), before.clone().requires_grad_()):
+        squared_relu_(kept)
+        assert torch.equal(kept.float(), before)
+
+
 def test_strided_arguments():
     x, r, y = (normal(6, 8, seed=i).t() for i in range(3))
-    assert torch.equal(squared_relu(x), squared_relu_reference(x))
+    assert torch.equal(squared_relu_(x.clone()), squared_relu_reference(x))
     assert torch.equal(gate_residual(x, r, y), gate_residual(x.contiguous(), r.contiguous(), y.contiguous()))
     weight = tiled(normal(20, 6))
     assert torch.equal(linear_many(x, weight, 20), linear_many(x.contiguous(), weight, 20))
@@ -145,7 +155,7 @@ def test_strided_arguments():
 
 CALLS = {
     "ln_shift": lambda dtype: (ln_shift, [a.to(dtype) if isinstance(a, Tensor) else a for a in shifts(2, 3, 4)]),
-    "squared_relu": lambda dtype: (squared_relu, [normal(3, 4).to(dtype)]),
+    "squared_relu_": lambda dtype: (squared_relu_, [normal(3, 4).to(dtype)]),
     "gate_residual": lambda dtype: (gate_residual, [normal(3, 4, seed=i).to(dtype) for i in range(3)]),
 }
 
@@ -165,7 +175,7 @@ def test_opcheck():
     ops = torch.ops.rwkv_engine
     cpu_kernels.ensure_loaded()
     torch.library.opcheck(ops.ln_shift.default, shifts(2, 3, 8))
-    torch.library.opcheck(ops.squared_relu.default, (normal(3, 4),))
+    torch.library.opcheck(ops.squared_relu_.default, (normal(3, 4),))
     torch.library.opcheck(ops.gate_residual.default, (None, normal(3, 4), normal(3, 4)))
     torch.library.opcheck(ops.linear_many.default, (normal(3, 40), tiled(normal(20, 40).half()), 20))
 
@@ -180,6 +190,8 @@ def test_opcheck():
             lambda x: linear_many(x, x.t().contiguous().double(), 3),
             r"bfloat16, float16, int8 or uint8 \(int4\), got Double",
         ),
+        (lambda x: squared_relu_(x[:, ::2]), r"squared_relu_: k: expected memory without gaps, got shape \[3, 2\]"),
+        (lambda x: squared_relu_(x[:1].expand(3, 4)), r"squared_relu_: k: expected memory without gaps"),
         (lambda x: ln_shift(x, x[0], x[0], 1e-5, x, x), r"ln_shift: x: expected shape \(B, T, C\)"),
         (lambda x: ln_shift(x[None], x[0], x[0, :3], 1e-5, x, x[:1]), r"ln_bias: expected shape \[4\], got \[3\]"),
         (lambda x: gate_residual(None, x, x[:2]), r"gate_residual: y: expected shape \[3, 4\], got \[2, 4\]"),

@@ -4,11 +4,11 @@
 
 namespace rwkv::cpu {
 
-void squared_relu(const float* k, int64_t n, float* y, const Run& run) {
+void squared_relu(float* k, int64_t n, const Run& run) {
   run(n, 8, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float positive = k[i] < 0 ? 0 : k[i];
-      y[i] = positive * positive;
+      k[i] = positive * positive;
     }
   });
 }

@@ -5,8 +5,8 @@
 
 namespace rwkv::cpu {
 
-// y = relu(k)^2; keeps NaN.
-void squared_relu(const float* k, int64_t n, float* y, const Run& run);
+// k becomes relu(k)^2; keeps NaN.
+void squared_relu(float* k, int64_t n, const Run& run);
 
 // out = x + sigmoid(r) y, or sigmoid(r) y if x is null.
 void gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out, const Run& run);

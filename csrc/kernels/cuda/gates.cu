@@ -12,11 +12,11 @@ constexpr int kThreads = 256;
 
 __device__ int64_t index() { return static_cast<int64_t>(blockIdx.x) * kThreads + thread(); }
 
-__global__ void __launch_bounds__(kThreads) squared_relu_kernel(const float* k, int64_t n, float* y) {
+__global__ void __launch_bounds__(kThreads) squared_relu_kernel(float* k, int64_t n) {
   const int64_t i = index();
   if (i >= n) return;
   const float positive = k[i] < 0 ? 0 : k[i];
-  y[i] = positive * positive;
+  k[i] = positive * positive;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t squared_relu(const float* k, int64_t n, float* y, cudaStream_t stream) {
-  return launch(&squared_relu_kernel, grid_of(pieces(n, kThreads)), kThreads, 0, stream, k, n, y);
+cudaError_t squared_relu(float* k, int64_t n, cudaStream_t stream) {
+  return launch(&squared_relu_kernel, grid_of(pieces(n, kThreads)), kThreads, 0, stream, k, n);
 }
 
 cudaError_t gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out, cudaStream_t stream) {

@@ -7,8 +7,8 @@
 
 namespace rwkv::cuda {
 
-// y = relu(k)^2 of n numbers; keeps NaN.
-cudaError_t squared_relu(const float* k, int64_t n, float* y, cudaStream_t stream);
+// k becomes relu(k)^2, n numbers; keeps NaN.
+cudaError_t squared_relu(float* k, int64_t n, cudaStream_t stream);
 
 // out = x + sigmoid(r) y of n numbers, or sigmoid(r) y if x is null.
 cudaError_t gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out, cudaStream_t stream);
