@@ -216,7 +216,7 @@ def test_an_error_of_a_streamer_gives_the_slots_back(ours, prompts):
     with pytest.raises(ZeroDivisionError):
         ours.generate(prompts, max_new_tokens=1000, eos_token_id=None, streamer=Broken())
     expected = never_ending(ours, prompts, 5)
-    pool = scheduler_of(ours.engine)._steps._decoder.pool
+    pool = scheduler_of(ours.engine)._steps._running._decoder.pool
     assert sorted(pool._free) == list(range(pool.dummy))
     assert expected.shape == (5, 5)
 
