@@ -14,7 +14,7 @@ from rwkv_engine.checks import require, shown
 from rwkv_engine.core import ModelConfig, State, Strategy
 from rwkv_engine.embedding import embed, ids_of
 from rwkv_engine.errors import RequestError, TokenizerError
-from rwkv_engine.generation.text_generator import TextGenerator
+from rwkv_engine.generation.asynchronous import AsyncTextGenerator
 from rwkv_engine.locate import EMBEDDED as EMBEDDED
 from rwkv_engine.locate import locate as locate
 from rwkv_engine.progress import Progress
@@ -24,7 +24,7 @@ from rwkv_engine.text import Tokenizer
 from rwkv_engine.text.find import tokenizer_for
 
 
-class RWKV(TextGenerator):
+class RWKV(AsyncTextGenerator):
     """A model with its tokenizer; `RWKV.from_pretrained` loads one.
 
     Attributes:

@@ -1,9 +1,10 @@
 """Sampling parameters, sampling from logits, and streams of generated tokens and text."""
 
+from rwkv_engine.generation.asynchronous import AsyncTextStream
 from rwkv_engine.generation.generate import TokenStream
 from rwkv_engine.generation.params import SamplingParams
 from rwkv_engine.generation.sampling import Logprob, Sampler
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.generation.text_stream import TextStream
 
-__all__ = ["Logprob", "Sampler", "SamplingParams", "TextRequest", "TextStream", "TokenStream"]
+__all__ = ["AsyncTextStream", "Logprob", "Sampler", "SamplingParams", "TextRequest", "TextStream", "TokenStream"]

@@ -19,7 +19,7 @@ from rwkv_engine.text import Tokenizer, end_as_trained
 
 Prompt = str | Mapping[str, Any]
 # The requests that are given to the scheduler at a time: those that run, and as many to follow them.
-_AHEAD = 2 * MOST_ROWS
+AHEAD = 2 * MOST_ROWS
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -48,6 +48,20 @@ def _blank_or_digit(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(i for i in range(tokenizer.n_vocab) if tokenizer.token_bytes(i) in b" \t0123456789")
 
 
+def request_of(
+    tokenizer: Tokenizer,
+    index: int,
+    prompt: str,
+    max_new_tokens: int,
+    state: State | None,
+    sample: int,
+    options: SamplingOptions,
+) -> TextRequest:
+    """The request for one prompt, the `index`th of many, see `RWKV.stream`."""
+    sampler = sampler_of(tokenizer, options)
+    return TextRequest(index, tokenizer, encode_prompt(tokenizer, prompt), sampler, max_new_tokens, state, sample)
+
+
 def requests_of(
     tokenizer: Tokenizer, prompts: Iterable[Prompt], max_new_tokens: int, state: State | None, options: SamplingOptions
 ) -> Iterator[TextRequest]:
@@ -59,11 +73,9 @@ def requests_of(
             raise RequestError(f"prompts[{index}]: got {shown(prompt)}, expected a text, or a dictionary with a prompt")
         own: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
         try:
-            ids = encode_prompt(tokenizer, own.pop("prompt"))
-            limit, begin = own.pop("max_new_tokens", max_new_tokens), own.pop("state", state)
-            sample = own.pop("sample", 0)
-            sampler = sampler_of(tokenizer, cast(SamplingOptions, {**options, **own}))
-            yield TextRequest(index, tokenizer, ids, sampler, limit, begin, sample)
+            text, limit = own.pop("prompt"), own.pop("max_new_tokens", max_new_tokens)
+            begin, sample = own.pop("state", state), own.pop("sample", 0)
+            yield request_of(tokenizer, index, text, limit, begin, sample, cast(SamplingOptions, {**options, **own}))
         except RequestError as error:
             raise RequestError(f"prompts[{index}]: {error}") from error
 
@@ -77,7 +89,7 @@ def advancing(scheduler: Scheduler, requests: Iterable[TextRequest], pieces: boo
     source, live = iter(requests), list[TextRequest]()
     try:
         while True:
-            while len(live) < _AHEAD and (request := next(source, None)):
+            while len(live) < AHEAD and (request := next(source, None)):
                 scheduler.add(request)
                 live.append(request)
             if not live:

@@ -12,6 +12,7 @@ import torch
 
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
+from rwkv_engine.generation.background import Background
 from rwkv_engine.generation.interrupts import delayed_interrupts
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.steps import Steps
@@ -31,6 +32,9 @@ class Scheduler:
     Its methods may be called from any thread. Whichever thread waits performs the steps, one at a time, for the
     requests of all threads. Further requests than there are slots wait; if they wait for long, the states of running
     texts are put aside in their favour.
+
+    Attributes:
+        background: performs the steps of requests for which no thread waits.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Scheduler:
         """
         self._model, self._most_waiting = model, most_waiting
         self._steps = Steps(model, slots, chunk, budget, turn)
+        self.background = Background()
         self._stepping = threading.Lock()
         self._stepped = threading.Condition()
         self._lock = threading.Lock()  # of the next two
