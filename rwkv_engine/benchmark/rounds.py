@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rwkv_engine.benchmark.report import EngineRecord, Series
+from rwkv_engine.runtime.decoder import BUCKETS
 
 STEPS = 4  # of a batch in one measurement; each takes at least as long as decoding a token
 NEAR = 100  # the position that a distant one is compared with
@@ -25,7 +26,7 @@ class Settings:
         starts: fresh processes for the time to the first token; one more comes first, to have the file in memory.
         decode: tokens decoded in a measurement.
         prefill: lengths of prompts.
-        batch: numbers of sequences.
+        batch: numbers of sequences. As many texts are measured through the scheduler, where they share one pass.
         position: decoding is measured at this position too, and compared with position 100; 0 for not at all.
     """
 
@@ -42,7 +43,7 @@ class Measurement:
     """One command to each engine.
 
     Attributes:
-        name: unique in a plan: "decode", "prefill 256", "batch 8", "position 100000".
+        name: unique in a plan: "decode", "prefill 256", "batch 8", "texts 8", "position 100000".
         do: the command, see `Measurements`.
         arguments: its arguments.
         tokens: the number of tokens it reads.
@@ -63,6 +64,11 @@ def plan(settings: Settings) -> list[Measurement]:
     found += [
         Measurement(f"batch {size}", "batch", {"size": size, "steps": STEPS}, size * STEPS, True)
         for size in settings.batch
+    ]
+    found += [
+        Measurement(f"texts {size}", "texts", {"size": size, "steps": STEPS}, size * STEPS, True)
+        for size in settings.batch
+        if size <= BUCKETS[-1]
     ]
     found += [
         Measurement(f"position {p}", "at", {"position": p, "tokens": settings.decode}, settings.decode, True)

@@ -12,8 +12,10 @@ from torch import Tensor
 from rwkv_engine._version import __version__
 from rwkv_engine.core import State
 from rwkv_engine.evaluation import write
-from rwkv_engine.generation import SamplingParams
+from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.draw import Draw
+from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.scheduler import scheduler_of
 from rwkv_engine.native.cpu_kernels import status as cpu_kernels
 from rwkv_engine.native.cuda_kernels import status as cuda_kernels
 from rwkv_engine.pipeline import RWKV
@@ -106,6 +108,30 @@ class Ours:
         """Returns slots to the pool."""
         if slots:
             self._decoder.pool.free(slots)
+
+    def begin(self, ids: list[int]) -> list[Request]:
+        """Texts of the scheduler, one after each id, which have their first token and wait to be asked for more."""
+        scheduler, sampler = scheduler_of(self.model.engine), Sampler(SamplingParams(temperature=0))
+        texts = [Request([token], sampler, 2**62) for token in ids]
+        for text in texts:
+            text.wanted = 0
+            scheduler.add(text)
+        self.advance(texts, 1)
+        return texts
+
+    def advance(self, texts: list[Request], steps: int) -> None:
+        """Generates `steps` tokens of each text, as `generate_many` does."""
+        for text in texts:
+            text.wanted += steps
+        scheduler_of(self.model.engine).wait(lambda: all(text.is_paused or text.error for text in texts))
+        if error := next((text.error for text in texts if text.error), None):
+            raise error
+
+    def end(self, texts: list[Request]) -> None:
+        """Ends texts."""
+        for text in texts:
+            scheduler_of(self.model.engine).abort(text)
+        scheduler_of(self.model.engine).wait(lambda: all(text.finish_reason for text in texts))
 
     def zeros(self, ids: list[int]) -> list[float]:
         """For each layer the share of channel mixing's squared ReLU that is zero over these ids and is skipped.

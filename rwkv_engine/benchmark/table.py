@@ -20,6 +20,12 @@ from rwkv_engine.benchmark.report import (
     share,
 )
 
+TITLES = {
+    "prefill": "prefill, tok/s",
+    "batch": "batch, tok/s in all",
+    "texts": "texts of the scheduler, tok/s in all",
+}
+
 
 def headline(report: Report) -> Iterator[str]:
     """A few lines that say what was measured on which machine."""
@@ -38,7 +44,7 @@ def headline(report: Report) -> Iterator[str]:
 def tables(report: Report) -> Iterator[Table]:
     """The tables for which there are numbers."""
     yield _decode(report)
-    for kind, title in (("prefill", "prefill, tok/s"), ("batch", "batch, tok/s in all")):
+    for kind, title in TITLES.items():
         sizes = [name for name in report.engines[0].series if name.startswith(kind)]
         if sizes:
             yield _by_size(report, title, sizes)

@@ -68,7 +68,7 @@ def serve(commands: TextIO, measurements: Measurements, say: Any, progress: Prog
 
 
 class Measurements:
-    """Answers commands about an engine; `decode`, `prefill`, `batch` and `at` answer with seconds."""
+    """Answers commands about an engine; `decode`, `prefill`, `batch`, `texts` and `at` answer with seconds."""
 
     def __init__(self, subject: Subject, watch: MemoryWatch, clock: Clock = time.perf_counter):
         """`watch` has been watching while the engine was loaded."""
@@ -109,6 +109,14 @@ class Measurements:
             return self._seconds(self.subject.step, ids, slots, steps)
         finally:
             self.subject.free(slots)
+
+    def do_texts(self, size: int, steps: int) -> float:
+        """Generates `steps` tokens of each of `size` texts through the scheduler."""
+        texts = self.subject.begin(self._text(size))
+        try:
+            return self._seconds(self.subject.advance, texts, steps)
+        finally:
+            self.subject.end(texts)
 
     def do_go_to(self, positions: list[int], progress: Progress) -> None:
         """Reads up to these positions, from which `at` can then continue."""

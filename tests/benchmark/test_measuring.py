@@ -54,6 +54,8 @@ class Fake:
         self.clock.now += 1000
         self.taken -= len(slots)
 
+    begin, advance, end = take, lambda self, texts, steps: self.step([], texts, steps), free
+
     def at(self, position):
         self.clock.now += 1000
         self.calls.append(position)
@@ -73,21 +75,27 @@ def test_commands_answer_with_the_seconds_of_the_call_alone(measured):
     assert ask("decode", tokens=8) == 2.0
     assert ask("prefill", tokens=2) == 0.5
     assert ask("batch", size=4, steps=3) == 0.375
+    assert ask("texts", size=2, steps=3) == 0.375
     assert ask("at", position=7, tokens=4) == 1.0
     assert measured.subject.calls == [[1, 2, 3, 1, 2, 3, 1, 2], [1, 2], 7, [1, 2, 3, 1]]
     assert measured.subject.taken == 0
     with pytest.raises(ValueError, match="no such step"):
         ask("batch", size=4, steps=99)
+    with pytest.raises(ValueError, match="no such step"):
+        ask("texts", size=4, steps=99)
     assert measured.subject.taken == 0, "slots are returned even after an error"
 
 
 def test_a_plan_counts_the_tokens_it_reads():
-    found = plan(Settings(decode=32, prefill=(16,), batch=(1, 8), position=5000))
+    found = plan(Settings(decode=32, prefill=(16,), batch=(1, 8, 32), position=5000))
     assert [(m.name, m.tokens, m.ours_alone) for m in found] == [
         ("decode", 32, False),
         ("prefill 16", 16, False),
         ("batch 1", 4, True),
         ("batch 8", 32, True),
+        ("batch 32", 128, True),
+        ("texts 1", 4, True),
+        ("texts 8", 32, True),
         ("position 100", 32, True),
         ("position 5000", 32, True),
     ]

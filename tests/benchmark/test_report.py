@@ -34,6 +34,7 @@ def report():
         "prefill 16": Series(16, [0.1, 0.1, 0.2]),
         "prefill 256": Series(256, [0.5, 0.5, 1.0]),
         "batch 4": Series(16, [0.2, 0.2, 0.4]),
+        "texts 4": Series(16, [0.25, 0.25, 0.5]),
         "position 100": Series(32, [0.5, 0.5, 0.5]),
         "position 5000": Series(32, [0.5, 1.0, 0.55]),
     }
@@ -105,6 +106,8 @@ def test_tables(report):
         ["rwkv 0.8.32, cpu fp32", "40.0", "171", ""],
         ["batch, tok/s in all", "4"],
         ["rwkv_engine, cpu fp32", "80.0"],
+        ["texts of the scheduler, tok/s in all", "4"],
+        ["rwkv_engine, cpu fp32", "64.0"],
         ["ms a token", "at 100", "at 5,000", "slower"],
         ["rwkv_engine, cpu fp32", "15.6 (15.6-15.6)", "17.2 (15.6-31.2)", "1.100 x (1.000-2.000)"],
         ["process", "start to first token", "own memory at most", "mapped files at most"],
@@ -112,7 +115,7 @@ def test_tables(report):
         ["rwkv 0.8.32, cpu fp32", "", "", ""],
     ):
         assert row in rows, row
-    assert sum(len(row) == 2 for row in rows) == 3  # one row of batches: the other program has none
+    assert sum(len(row) == 2 for row in rows) == 6  # two tables with one row: the other program has none
 
 
 def test_numbers_are_shown_with_three_digits():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from rwkv_engine.benchmark.subject import Ours
+from rwkv_engine.benchmark.subject import GREEDY, Ours
 
 TALES = ROOT / "rwkv_engine" / "assets" / "tales"
 IDS = [7, 300, 41, 5, 900]
@@ -57,6 +57,19 @@ def test_a_batch_continues_each_sequence_with_its_own_greedy_tokens(ours, monkey
     ours.free([])
     assert len(chosen) == 3
     assert torch.equal(torch.cat(chosen[1:], 1)[:5], together[:, :2])
+
+
+def test_texts_of_the_scheduler_have_the_tokens_of_a_batch(ours):
+    slots = ours.take(IDS)
+    expected = ours._decoder.run(torch.tensor(IDS), slots, 7, GREEDY).tolist()
+    ours.free(slots)
+    texts = ours.begin(IDS)
+    assert [text.tokens for text in texts] == [row[:1] for row in expected]
+    for steps in (2, 4):
+        ours.advance(texts, steps)
+    assert [text.tokens for text in texts] == expected
+    ours.end(texts)
+    assert [text.finish_reason for text in texts] == ["aborted"] * 5
 
 
 def test_zeros_are_those_that_the_kernels_skip(ours, monkeypatch):

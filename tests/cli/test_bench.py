@@ -32,7 +32,8 @@ def test_a_run_compared_with_the_rwkv_package(call, tmp_path, monkeypatch):
     assert re.search(
         r"^random weights, shape 2,32,100: .* stored as float32, 50% zeros in the squared ReLU$", text, re.M
     )
-    for title in ("decode ", "prefill, tok/s ", "batch, tok/s in all ", "ms a token ", "process "):
+    by_size = ("prefill, tok/s ", "batch, tok/s in all ", "texts of the scheduler, tok/s in all ")
+    for title in ("decode ", *by_size, "ms a token ", "process "):
         assert f"\n| {title}" in text
     assert text.count("| rwkv 0.8.32, cpu fp32 ") == 3
     assert list(temporary.iterdir()) == [], "the model is gone"
@@ -44,7 +45,7 @@ def test_a_run_compared_with_the_rwkv_package(call, tmp_path, monkeypatch):
     assert found["model"]["config"]["n_embd"] == 32
     assert found["settings"]["position"] == 300
     ours, theirs = found["engines"]
-    names = ["decode", "prefill 8", "prefill 16", "batch 1", "batch 20", "position 100", "position 300"]
+    names = ["decode", "prefill 8", "prefill 16", "batch 1", "batch 20", "texts 1", "position 100", "position 300"]
     assert list(ours["series"]) == names
     assert list(theirs["series"]) == names[:3]
     for series in (*ours["series"].values(), *theirs["series"].values()):

@@ -27,7 +27,7 @@ def nothing_is_left_behind(tales):
         assert time.monotonic() < until, left
         time.sleep(0.01)
     scheduler = scheduler_of(tales.engine)
-    pool = scheduler._steps._decoder.pool
+    pool = scheduler._steps._running._decoder.pool
     assert sorted(pool._free) == list(range(pool.dummy))
     assert not scheduler._steps.waiting
 
@@ -158,7 +158,7 @@ def test_a_slow_reader_stops_nobody_and_loses_nothing(tales):
 
 def test_a_failed_step_raises_in_every_task_that_waits_for_it(tales, monkeypatch):
     scheduler, steps = Scheduler(tales.engine.model), 0
-    step = scheduler._steps._decoder.step
+    step = scheduler._steps._running._decoder.step
 
     def failing(*arguments):
         nonlocal steps
@@ -167,7 +167,7 @@ def test_a_failed_step_raises_in_every_task_that_waits_for_it(tales, monkeypatch
             raise ValueError("no memory")
         return step(*arguments)
 
-    monkeypatch.setattr(scheduler._steps._decoder, "step", failing)
+    monkeypatch.setattr(scheduler._steps._running._decoder, "step", failing)
 
     async def run():
         streams = [stream_of(tales, scheduler, "The king", 20, **OPTIONS) for _ in range(3)]
