@@ -20,8 +20,9 @@ from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.engine import CHUNK, Engine, check_tokens
 
-# The tokens of prompts that a step reads while texts are running: about as long as a step for eight of them takes.
-BUDGET = 32
+# The tokens of prompts that a step reads while texts are running. Products take as long for fewer than the 12 rows that
+# AVX-512's registers hold, and a step for eight texts takes about twice as long with as many.
+BUDGET = 12
 # While other requests wait, a text gives its slot back after this many tokens.
 TURN = 64
 
