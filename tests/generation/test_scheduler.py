@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import weakref
 
 import oracle
 import pytest
@@ -345,33 +346,52 @@ def test_control_c_takes_effect_between_steps(engine):
     check(engine, each, SamplingParams(seed=1))
 
 
+def live_tensors():
+    gc.collect()
+    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+
 @pytest.mark.slow
 def test_threads_that_add_and_abort(engine):
+    """2,000 requests of eight threads: each text is what it is alone, and nothing is kept of those that have ended."""
     scheduler = Scheduler(engine.model, slots=6, turn=5)
-    wrong = []
+    wrong, requests = [], weakref.WeakSet()
 
-    def work(seed):
-        rng = random.Random(seed)
+    def one(rng, seed):
+        params = SamplingParams(seed=seed, presence_penalty=rng.choice([0.0, 0.3]))
+        prompt = [rng.randrange(V) for _ in range(rng.randrange(1, 9))]
+        each = Request(prompt, Sampler(params), rng.randrange(1, 20))
+        requests.add(each)
+        scheduler.add(each)
+        if rng.random() < 0.3:
+            scheduler.wait(lambda: each.tokens or each.finish_reason)
+            scheduler.abort(each)
+        finish(scheduler, [each])
+        if each.finish_reason != "aborted" and seed % 10 == 0:
+            check(engine, each, params)
+
+    def work(seeds):
+        rng = random.Random(seeds[0])
         try:
-            for i in range(25):
-                params = SamplingParams(seed=1000 * seed + i)
-                each = Request(
-                    [rng.randrange(V) for _ in range(rng.randrange(1, 9))], Sampler(params), rng.randrange(1, 20)
-                )
-                scheduler.add(each)
-                if rng.random() < 0.3:
-                    scheduler.wait(lambda each=each: each.tokens or each.finish_reason)
-                    scheduler.abort(each)
-                finish(scheduler, [each])
-                if each.finish_reason != "aborted":
-                    check(engine, each, params)
+            for seed in seeds:
+                one(rng, seed)
         except BaseException as error:
             wrong.append(error)
 
-    threads = [threading.Thread(target=work, args=[seed]) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    def at_once(seeds):
+        """In eight threads; returns what is left: tensors, and requests."""
+        each = len(seeds) // 8
+        threads = [threading.Thread(target=work, args=[seeds[i * each : (i + 1) * each]]) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        one(random.Random(0), 1)  # its steps forget the requests that were aborted last
+        return live_tensors(), len(requests)
+
+    n_tensors, _ = at_once(range(400))  # which fill caches
+    after, n_requests = at_once(range(400, 2000))
     assert not wrong
     assert free_slots(scheduler)
+    assert after <= n_tensors + 20
+    assert n_requests == 0
