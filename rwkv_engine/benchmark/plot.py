@@ -75,7 +75,7 @@ def _decode(axes: Any, report: Report) -> None:
         axes.plot([], [], color=LIMIT, linewidth=2.2, label=f"limit at the measured {memory.median / 1e9:.0f} GB/s")
         axes.plot([], [], color=INK, linewidth=1, label="slowest to fastest round")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=8, borderaxespad=0.2)
-    _plain(axes, "x")
+    plain(axes, "x")
 
 
 def _versus(report: Report, index: int) -> str:
@@ -110,14 +110,15 @@ def _by_size(axes: Any, report: Report, kind: str) -> None:
     axes.set_xlabel({"prefill": "tokens in the prompt", "batch": "sequences in the batch"}[kind], fontsize=9)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper left", frameon=False, fontsize=8)
-    _plain(axes, "y")
+    plain(axes, "y")
 
 
 def _label(record: EngineRecord) -> str:
     return record.title if record.is_baseline else record.strategy
 
 
-def _plain(axes: Any, grid: str) -> None:
+def plain(axes: Any, grid: str) -> None:
+    """Axes without a frame, with pale lines along `grid`: "x", "y" or "both"."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis=grid, color=PALE, linewidth=0.8)

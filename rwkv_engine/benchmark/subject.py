@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -12,10 +13,10 @@ from torch import Tensor
 from rwkv_engine._version import __version__
 from rwkv_engine.core import State
 from rwkv_engine.evaluation import write
-from rwkv_engine.generation import Sampler, SamplingParams
+from rwkv_engine.generation import Sampler, SamplingParams, TokenStream
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.scheduler import scheduler_of
+from rwkv_engine.generation.scheduler import Scheduler, scheduler_of
 from rwkv_engine.native.cpu_kernels import status as cpu_kernels
 from rwkv_engine.native.cuda_kernels import status as cuda_kernels
 from rwkv_engine.pipeline import RWKV
@@ -66,6 +67,18 @@ class Ours:
         """See `Subject`."""
         for token in ids:
             _, self._state = self.model.forward([token], self._state)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs many texts."""
+        return scheduler_of(self.model.engine)
+
+    def generate(
+        self, prompt: Sequence[int], tokens: int, seed: int, temperature: float, top_p: float
+    ) -> Iterator[int]:
+        """Continues a prompt alone, as `RWKV.generate` does."""
+        params = SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
+        return TokenStream(self.model.engine, prompt, Sampler(params), tokens)
 
     def go_to(self, ids: list[int], positions: list[int], progress: Progress) -> None:
         """Reads `ids` over and over, and keeps the states at these positions, lowest first, for `at`."""

@@ -13,7 +13,9 @@ from typing import Any, TextIO
 
 import torch
 
+from rwkv_engine.benchmark.arrivals import Arrival, Times
 from rwkv_engine.benchmark.instruments import Clock, MemoryWatch, seconds
+from rwkv_engine.benchmark.serving import beside_a_prompt, in_turn, together
 from rwkv_engine.benchmark.subject import Ours, Subject
 from rwkv_engine.errors import RwkvError
 from rwkv_engine.notices import show_notices
@@ -117,6 +119,18 @@ class Measurements:
             return self._seconds(self.subject.advance, texts, steps)
         finally:
             self.subject.end(texts)
+
+    def do_together(self, arrivals: list[Any]) -> Times:
+        """Serves requests in company as they arrive; for our engine only."""
+        return together(self.subject.scheduler, [Arrival(*one) for one in arrivals], self._clock)
+
+    def do_in_turn(self, arrivals: list[Any]) -> Times:
+        """Serves requests one after the other."""
+        return in_turn(self.subject.generate, [Arrival(*one) for one in arrivals], self._clock)
+
+    def do_beside_a_prompt(self, running: int, prompt: list[int], steps: int) -> dict[str, list[float]]:
+        """Gaps between tokens of running texts while a prompt enters; for our engine only."""
+        return beside_a_prompt(self.subject.scheduler, running, prompt, steps, self._clock)
 
     def do_go_to(self, positions: list[int], progress: Progress) -> None:
         """Reads up to these positions, from which `at` can then continue."""

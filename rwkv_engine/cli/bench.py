@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
+from rich.table import Table
 
+from rwkv_engine.benchmark import serve_report, serve_table
 from rwkv_engine.benchmark.bench import bench
 from rwkv_engine.benchmark.lineup import EngineSpec, check_memory, lineup, runnable
 from rwkv_engine.benchmark.models import SHAPES, BenchModel, given_model, parse_shape, synthetic_model
 from rwkv_engine.benchmark.report import Report, as_json
 from rwkv_engine.benchmark.rounds import Settings
+from rwkv_engine.benchmark.serve import serve
+from rwkv_engine.benchmark.serve_report import ServeReport, ServeSettings
 from rwkv_engine.benchmark.table import headline, tables
+from rwkv_engine.cli.bench_serve import serve_options
 from rwkv_engine.cli.options import hub_options, progress_bar, stderr
 from rwkv_engine.convert import pack as packing
 from rwkv_engine.errors import RequestError
@@ -28,6 +36,7 @@ from rwkv_engine.progress import StageProgress
 from rwkv_engine.storage.atomic import file_problem, replace_atomically
 from rwkv_engine.verification.baselines import BASELINES
 
+ROUNDS = 5
 FILE_WIDTH = 200  # of tables, in columns, where there is no terminal to fit them to
 
 
@@ -82,9 +91,7 @@ def _output(context: click.Context, option: click.Parameter, value: Path | None)
 @click.option(
     "--rounds",
     type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Number of rounds; each measures every engine once.",
+    help="Number of rounds; each measures every engine once. By default 5, with --serve 1.",
 )
 @click.option(
     "--starts",
@@ -115,6 +122,7 @@ def _output(context: click.Context, option: click.Parameter, value: Path | None)
     help="Write all measurements to this file.",
 )
 @click.option("--plot", type=click.Path(path_type=Path), callback=_output, help="Draw a chart in this file, NAME.png.")
+@serve_options
 @hub_options
 def bench_command(
     model: str | None,
@@ -124,7 +132,7 @@ def bench_command(
     packed: bool,
     compare: tuple[str, ...],
     compare_strategy: str | None,
-    rounds: int,
+    rounds: int | None,
     starts: int,
     decode: int,
     prefill: tuple[int, ...],
@@ -134,11 +142,13 @@ def bench_command(
     plot: Path | None,
     revision: str | None,
     offline: bool,
+    serving: ServeSettings | None,
 ) -> None:
     """Measures speed and memory use of strategies, compared with the memory bandwidth and with other programs.
 
     MODEL is tales, a path or a hub id. Each engine (a strategy or another program) runs in its own process, in
-    interleaved rounds.
+    interleaved rounds. With --serve, requests arrive at random and are run together, and one by one; it shows how long
+    they wait for their tokens.
 
     pip install 'rwkv-engine[bench]' installs the other programs and what --plot needs.
     """
@@ -151,7 +161,7 @@ def bench_command(
     if plot:
         _check_plot(plot)
     console = stderr()
-    settings = Settings(rounds, starts, decode, prefill, batch, position or 0)
+    settings = Settings(rounds or ROUNDS, starts, decode, prefill, batch, position or 0)
     bar = progress_bar(console, "{task.description}", auto_refresh=False)
     task = bar.add_task("", total=None)
 
@@ -176,16 +186,18 @@ def bench_command(
             given = synthetic_model(shape or "169m", ffn_zeros or 0.0, [spec.strategy for spec in specs], folder)
         if packed:
             specs = [_packed(spec, i, given, folder, tell) for i, spec in enumerate(specs)]
-        report = bench(given, specs, beside, settings, tell)
-    _show(Console(highlight=False), report)
-    if json_file:
-        with replace_atomically(json_file) as temporary:
-            temporary.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
-    if plot:
-        from rwkv_engine.benchmark.plot import draw  # matplotlib takes a second
-
-        with replace_atomically(plot) as temporary:
-            draw(report, temporary)
+        if serving:
+            served = serve(given, specs, serving, tell)
+        else:
+            report = bench(given, specs, beside, settings, tell)
+    if serving:
+        _show(serve_table.headline(served), serve_table.tables(served))
+        _write(json_file, serve_report.as_json(served), indent=None)
+        _draw(plot, "serve_plot", served)
+    else:
+        _show(headline(report), tables(report))
+        _write(json_file, as_json(report))
+        _draw(plot, "plot", report)
 
 
 def _check_plot(file: Path) -> None:
@@ -210,10 +222,24 @@ def _end_as_by_interrupt(cleaned: ExitStack) -> None:
     cleaned.callback(signal.signal, signal.SIGTERM, before)
 
 
-def _show(console: Console, report: Report) -> None:
+def _show(lines: Iterable[str], tables: Iterable[Table]) -> None:
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    for line in headline(report):
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)
-    for table in tables(report):
+    for table in tables:
         console.print(table)
+
+
+def _write(file: Path | None, report: dict[str, Any], indent: int | None = 1) -> None:
+    if file:
+        with replace_atomically(file) as temporary:
+            temporary.write_text(json.dumps(report, indent=indent) + "\n", encoding="utf-8")
+
+
+def _draw(file: Path | None, module: str, report: Report | ServeReport) -> None:
+    if file:
+        drawing = import_module(f"rwkv_engine.benchmark.{module}")  # matplotlib takes a second
+        with replace_atomically(file) as temporary:
+            drawing.draw(report, temporary)

@@ -26,7 +26,9 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator of several options, in this order."""
+
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -37,13 +39,13 @@ def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 
 LOCATION_HELP = "tales (the embedded model), a .pth or .safetensors file, a directory, or a hub id."
 model_option = click.option("--model", default="tales", show_default=True, help=LOCATION_HELP)
-hub_options = _together(
+hub_options = together(
     click.option("--revision", help="Branch, tag or commit of a model on the hub."),
     click.option(
         "--offline", is_flag=True, help="Take hub ids from the cache of earlier downloads; contact no server."
     ),
 )
-loading_options = _together(
+loading_options = together(
     hub_options,
     click.option(
         "--strategy",
@@ -95,7 +97,7 @@ def sampling_options(**defaults: Any) -> Callable[[Command], Command]:
     def number(name: str, help: str) -> Callable[[Command], Command]:
         return click.option(f"--{name.replace('_', '-')}", default=values[name], show_default=True, help=help)
 
-    return _together(
+    return together(
         number("max_new_tokens", "The largest number of tokens to generate."),
         number("temperature", "Divides the logits; 0 always takes the most likely token."),
         number("top_k", "Keep only the k most likely tokens; 0 is off."),

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,6 +113,19 @@ class RwkvPackage:
         """Reads one token after the other, continuing from the last call."""
         for token in ids:
             _, self._state = self.model.forward([token], self._state)
+
+    def generate(
+        self, prompt: Sequence[int], tokens: int, seed: int, temperature: float, top_p: float
+    ) -> Iterator[int]:
+        """Continues a prompt with the package's own sampling, as its `PIPELINE.generate` does."""
+        pipeline: Any = import_module("rwkv.utils").PIPELINE
+        np.random.seed(seed)  # of the package's generator
+        logits, state = self.model.forward(list(prompt), None)
+        for n in range(1, tokens + 1):
+            token = pipeline.sample_logits(None, logits, temperature, top_p)
+            yield token
+            if n < tokens:
+                logits, state = self.model.forward([token], state)
 
 
 class Transformers:
