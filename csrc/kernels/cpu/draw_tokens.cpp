@@ -32,28 +32,28 @@ struct Place {
 
   // Whether a token comes no later.
   bool includes(double of_token, int64_t token) const {
-    return of_token > weight || (of_token == weight && token <= id);
+    return (of_token > weight) | ((of_token == weight) & (token <= id));
   }
 };
 
 // Weights in [2^-46, 1] in buckets, by their exponent and 6 bits of their mantissa.
 constexpr int kShift = 46;
 int64_t bucket_of(double weight) { return (bits_of(weight) - bits_of(kLeast)) >> kShift; }
-double least_of(int64_t bucket) { return std::bit_cast<double>((bucket << kShift) + bits_of(kLeast)); }
 
 // The last token before which the measures of tokens sum to less than target(their sum over all tokens), which is
-// positive. measure(i) is that of token i, an integer >= 0. Only the tokens of one bucket are sorted.
+// positive. measure(i) is that of token i, an integer >= 0, and 0 below kLeast. Only the tokens of one bucket are
+// sorted.
 template <class Target, class Measure>
 Place last_place(const std::vector<double>& weights, const Target& target_of, const Measure& measure) {
   const auto V = static_cast<int64_t>(weights.size());
+  std::vector<uint16_t> buckets(V);
+  for (int64_t i = 0; i < V; ++i) buckets[i] = bucket_of(weights[i] >= kLeast ? weights[i] : kLeast);
   // Two, because an addition to a bucket waits for the one before it.
   std::array<std::vector<int64_t>, 2> halves;
   for (auto& sums : halves) sums.resize(bucket_of(1) + 1);
-  const auto add = [&](std::vector<int64_t>& sums, int64_t i) {
-    if (weights[i] >= kLeast) sums[bucket_of(weights[i])] += measure(i);
-  };
-  for (int64_t i = 0; i + 1 < V; i += 2) add(halves[0], i), add(halves[1], i + 1);
-  if (V % 2) add(halves[0], V - 1);
+  for (int64_t i = 0; i + 1 < V; i += 2)
+    halves[0][buckets[i]] += measure(i), halves[1][buckets[i + 1]] += measure(i + 1);
+  if (V % 2) halves[0][buckets[V - 1]] += measure(V - 1);
   auto& [sums, others] = halves;
   int64_t all = 0;
   for (size_t bucket = 0; bucket < sums.size(); ++bucket) all += sums[bucket] += others[bucket];
@@ -65,14 +65,14 @@ Place last_place(const std::vector<double>& weights, const Target& target_of, co
   before -= sums[last];
 
   std::vector<Place> inside;
-  const double low = least_of(last), high = least_of(last + 1);
-  constexpr int64_t kBlock = 16;  // few of which contain one: the compiler vectorises the loop that looks for them
+  constexpr int64_t kBlock = 64;  // few of which contain one: the compiler vectorises the loop that looks for them
+  const auto wanted = static_cast<uint16_t>(last);
   for (int64_t begin = 0; begin < V; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, V);
-    int64_t hits = 0;
-    for (int64_t i = begin; i < end; ++i) hits += (low <= weights[i]) & (weights[i] < high);
-    for (int64_t i = begin; hits > 0 && i < end; ++i)
-      if (low <= weights[i] && weights[i] < high) inside.push_back({weights[i], i});
+    uint16_t hits = 0;
+    for (int64_t i = begin; i < end; ++i) hits |= buckets[i] == wanted;
+    for (int64_t i = begin; hits && i < end; ++i)
+      if (buckets[i] == wanted && weights[i] >= kLeast) inside.push_back({weights[i], i});
   }
   std::sort(inside.begin(), inside.end(),
             [](const Place& a, const Place& b) { return a.includes(b.weight, b.id) < b.includes(a.weight, a.id); });
@@ -132,17 +132,16 @@ int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>
   for (int64_t i = 0; i < V; ++i) weights[i] = exp_nonpositive((logits[i] - subtracted) / temperature);
   if (0 < top_k && top_k < V) {
     const auto target = [=](int64_t) { return static_cast<double>(top_k); };
-    keep(last_place(weights, target, [](int64_t) { return 1; }), weights);
+    keep(last_place(weights, target, [&](int64_t i) { return weights[i] >= kLeast; }), weights);
   }
-  const auto make_whole = [&](double least) {
-    for (int64_t i = 0; i < V; ++i) whole[i] = whole_number(weights[i] >= least ? weights[i] : 0);
-  };
+  for (int64_t i = 0; i < V; ++i) whole[i] = whole_number(weights[i]);
+  Place last{0, V};
   if (top_p < 1) {
-    make_whole(0);
     const auto target = [=](int64_t all) { return top_p * static_cast<double>(all); };
-    keep(last_place(weights, target, [&](int64_t i) { return whole[i]; }), weights);
+    last = last_place(weights, target, [&](int64_t i) { return whole[i]; });
   }
-  make_whole(min_p);
+  if (top_p < 1 || min_p > 0)
+    for (int64_t i = 0; i < V; ++i) whole[i] = (weights[i] >= min_p) & last.includes(weights[i], i) ? whole[i] : 0;
 
   // A product may be rounded up to the total itself, which no sum exceeds.
   const int64_t total = sum_of(whole.data(), V);
