@@ -34,7 +34,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 def sampler_of(tokenizer: Tokenizer, options: SamplingOptions) -> Sampler:
     """The sampler of a text, see `RWKV.stream`."""
-    require_known(options, ("prompt", "max_new_tokens", "state", "sample", *SamplingOptions.__annotations__))
+    require_known(options, ("prompt", "max_new_tokens", "state", "sample", "owner", *SamplingOptions.__annotations__))
     if "stop_tokens" not in options and tokenizer.end_of_text is not None:
         options = {**options, "stop_tokens": (tokenizer.end_of_text,)}
     params = with_special_stops(SamplingParams(**options), tokenizer.special_tokens)
@@ -49,7 +49,12 @@ def _blank_or_digit(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def requests_of(
-    tokenizer: Tokenizer, prompts: Iterable[Prompt], max_new_tokens: int, state: State | None, options: SamplingOptions
+    tokenizer: Tokenizer,
+    prompts: Iterable[Prompt],
+    max_new_tokens: int,
+    state: State | None,
+    owner: str,
+    options: SamplingOptions,
 ) -> Iterator[TextRequest]:
     """A request for each prompt, see `RWKV.generate_many`."""
     if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
@@ -61,9 +66,9 @@ def requests_of(
         try:
             ids = encode_prompt(tokenizer, own.pop("prompt"))
             limit, begin = own.pop("max_new_tokens", max_new_tokens), own.pop("state", state)
-            sample = own.pop("sample", 0)
+            sample, of = own.pop("sample", 0), own.pop("owner", owner)
             sampler = sampler_of(tokenizer, cast(SamplingOptions, {**options, **own}))
-            yield TextRequest(index, tokenizer, ids, sampler, limit, begin, sample)
+            yield TextRequest(index, tokenizer, ids, sampler, limit, begin, sample, of)
         except RequestError as error:
             raise RequestError(f"prompts[{index}]: {error}") from error
 
