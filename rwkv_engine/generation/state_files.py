@@ -6,8 +6,8 @@ numbers, so that a file that was damaged, renamed or copied from elsewhere is no
 prompt cannot be read from the folder, but whoever can read the states knows what they say of it, so a new folder is
 readable by its owner alone.
 
-Every process that uses a folder keeps it below its own limit as often as it adds a file. The files that were used least
-recently, of whatever model, are removed first.
+Several processes may share a folder: each notices by the folder's time of change what others have added, and before it
+adds a file removes those that were used least recently, of whatever model, until all are within its limit.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class StateFiles:
         self.n_bytes = self.evictions = 0
         self._folder, self._identity, self._limit = folder, identity, limit
         self._sizes: OrderedDict[str, int] = OrderedDict()  # by name, least recently used first
+        self._seen = 0  # when the folder was last changed by this process, or looked at
         self._is_failing = False  # whether the last state could not be written, which is said once
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,6 +97,8 @@ class StateFiles:
 
     def longest(self, owner: str, tokens: Sequence[int], more_than: int) -> State | None:
         """The state after the longest prefix of a text that has a file, if it has more than so many tokens."""
+        with suppress(OSError):
+            self._look_if_changed()
         lengths = {_length(name) for name in self._sizes if name.startswith(self._identity)}
         names = self.names(owner, tokens, sorted(n for n in lengths if more_than < n <= len(tokens)))
         for n, name in reversed(names.items()):
@@ -113,6 +116,7 @@ class StateFiles:
             state.save(path, {"name": name, "sha256": _checksum(state)})
             self._sizes[name] = path.stat().st_size
             self.n_bytes += self._sizes[name]
+            self._seen = self._folder.stat().st_mtime_ns
             self._is_failing = False
         except (OSError, RequestError) as error:
             if not self._is_failing:
@@ -153,22 +157,24 @@ class StateFiles:
         """Removes files until so many bytes fit.
 
         Raises:
+            OSError: the folder cannot be read.
             RequestError: they do not fit, because what is there is pinned.
         """
-        if self.n_bytes + n_bytes <= self._limit:
-            return
-        self._look()
-        for name in [name for name in self._sizes if name not in self.pinned]:
-            if self.n_bytes + n_bytes <= self._limit:
-                return
-            self._remove(name)
+        self._look_if_changed()
+        removable = [name for name in self._sizes if name not in self.pinned]
+        while self.n_bytes + n_bytes > self._limit and removable:
+            self._remove(removable.pop(0))
             self.evictions += 1
         if self.n_bytes + n_bytes > self._limit:
             raise RequestError(f"{self._folder}: the limit of {self._limit} bytes has no room for another state")
 
+    def _look_if_changed(self) -> None:
+        if self._folder.stat().st_mtime_ns != self._seen:
+            self._look()
+
     def _look(self) -> None:
         """Finds the files of all processes, and removes what killed ones have left."""
-        found = []
+        found, self._seen = [], self._folder.stat().st_mtime_ns
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 with suppress(OSError):  # it may have been removed since

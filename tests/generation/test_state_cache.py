@@ -98,7 +98,7 @@ arrivals = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     arrivals,
     st.sampled_from([LARGE, 60_000, 25_000, 0]),
@@ -310,6 +310,20 @@ def test_what_is_pinned_stays(engine, reads):
     del reads[:]
     run(scheduler, (*system, *text(rng, 9)))
     assert reads == [39]
+    consistent(scheduler.cache)
+
+
+def test_a_state_that_is_there_can_be_pinned(engine, reads):
+    size = entry_bytes(State.initial(engine.model.config))
+    scheduler = Scheduler(engine.model, cache=StateCache(2 * size))
+    rng = random.Random(0)
+    system = text(rng, 30)
+    run(scheduler, system)
+    scheduler.cache.pin(system)
+    run(scheduler, *(text(rng, 50) for _ in range(5)))
+    del reads[:]
+    run(scheduler, (*system, 1, 2))
+    assert reads == [2]
     consistent(scheduler.cache)
 
 

@@ -114,6 +114,9 @@ def damage(kind, folder, engine):
         del data[:]
     elif kind == "another prefix":
         data = short.read_bytes()
+    elif kind == "another owner's":
+        run(scheduler_with(engine, folder.parent / "of bob"), text(random.Random(7), 100), owner="bob")
+        data = files_of(folder.parent / "of bob")[1].read_bytes()
     elif kind == "another kind of file":
         data = b"hello"
     elif kind == "another's states":
@@ -126,19 +129,29 @@ def damage(kind, folder, engine):
 
 @pytest.mark.parametrize(
     "kind",
-    ["a number", "the header", "cut", "empty", "another prefix", "another kind of file", "another's states"],
+    [
+        "a number",
+        "the header",
+        "cut",
+        "empty",
+        "another prefix",
+        "another owner's",
+        "another kind of file",
+        "another's states",
+    ],
 )
 def test_what_is_damaged_is_removed_with_a_notice(kind, engine, tmp_path, capfd):
-    run(scheduler_with(engine, tmp_path), PROMPT)
-    damaged = damage(kind, tmp_path, engine)
-    scheduler = scheduler_with(engine, tmp_path)
+    folder = tmp_path / "states"
+    run(scheduler_with(engine, folder), PROMPT)
+    damaged = damage(kind, folder, engine)
+    scheduler = scheduler_with(engine, folder)
     [each] = run(scheduler, (*PROMPT, 1))
     check(engine, each)
     assert scheduler.cache.statistics.tokens_saved == 64, "that of the shorter prefix"
     notice = capfd.readouterr().err
     assert notice.startswith("rwkv_engine: state cache: a file is removed, and its prompt read again: ")
     assert str(damaged) in notice
-    assert hits(engine, tmp_path), "it was read and kept again"
+    assert hits(engine, folder), "it was read and kept again"
     assert not capfd.readouterr().err
 
 
@@ -178,11 +191,20 @@ def test_files_keep_to_their_limit(engine, tmp_path):
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
     assert scheduler.cache.statistics.file_evictions >= 6
     assert hits(engine, tmp_path), "it is pinned"
-    other = scheduler_with(engine, tmp_path, disk_bytes=limit)  # which pins nothing, and knows of two files too few
-    run(scheduler, text(rng, 30), text(rng, 30))
-    for _ in range(9):
-        run(other, text(rng, 30))
+
+
+def test_processes_that_share_a_folder_keep_to_the_limit_together(engine, tmp_path):
+    limit, rng = 30_000, random.Random(1)
+    schedulers = [scheduler_with(engine, tmp_path, disk_bytes=limit) for _ in range(4)]
+    for i in range(40):
+        time.sleep(0.005)  # the clock of a folder's changes is no finer
+        run(schedulers[i % 4], text(rng, 30))
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
+    assert len(list(tmp_path.iterdir())) > 4
+    run(schedulers[0], PROMPT)
+    time.sleep(0.005)
+    run(schedulers[1], (*PROMPT, 1))
+    assert schedulers[1].cache.statistics.file_hits == 1, "what another process added since"
 
 
 @pytest.mark.parametrize("why", ["the disk is full", "the folder is gone", "no room is left"])
