@@ -7,9 +7,11 @@ import random
 import resource
 import shutil
 import time
+from dataclasses import replace
 
 import oracle
 import pytest
+import torch
 from checkpoint_files import save_pth
 from generation.test_state_cache import check, run, text
 from oracle import Shape
@@ -194,17 +196,16 @@ def test_files_keep_to_their_limit(engine, tmp_path):
 
 
 def test_processes_that_share_a_folder_keep_to_the_limit_together(engine, tmp_path):
-    limit, rng = 30_000, random.Random(1)
-    schedulers = [scheduler_with(engine, tmp_path, disk_bytes=limit) for _ in range(4)]
+    state, limit = replace(State.initial(engine.model.config), position=torch.tensor([3])), 30_000
+    processes = [StateFiles(tmp_path, "0" * 16, limit) for _ in range(4)]
     for i in range(40):
         time.sleep(0.005)  # the clock of a folder's changes is no finer
-        run(schedulers[i % 4], text(rng, 30))
+        files = processes[i % 4]
+        files.add(files.name("", (i, i, i)), state)
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
     assert len(list(tmp_path.iterdir())) > 4
-    run(schedulers[0], PROMPT)
     time.sleep(0.005)
-    run(schedulers[1], (*PROMPT, 1))
-    assert schedulers[1].cache.statistics.file_hits == 1, "what another process added since"
+    assert processes[0].longest("", (39, 39, 39, 4), 0), "what another process has added"
 
 
 @pytest.mark.parametrize("why", ["the disk is full", "the folder is gone", "no room is left"])
@@ -286,7 +287,7 @@ for _ in range(50):
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_no_finished_state(tmp_path, run_python):
+def test_a_killed_process_loses_no_finished_state(tmp_path, run_python, capfd):
     result = run_python(KILLER, str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 50
@@ -300,3 +301,4 @@ def test_a_killed_process_loses_no_finished_state(tmp_path, run_python):
         files.longest("", (i, i, i), 0)
     assert files.n_states == sum(not path.name.startswith(".") for path in tmp_path.iterdir()) <= len(finished) + 50
     assert not result.stderr
+    assert not capfd.readouterr().err, "not even a notice of a damaged one"
