@@ -94,15 +94,23 @@ class AsyncTextGenerator(TextGenerator):
         max_new_tokens: int = 128,
         state: State | None = None,
         sample: int = 0,
+        *,
+        owner: str = "",
         **options: Unpack[SamplingOptions],
     ) -> AsyncTextStream:
         """Continues a text: `async for piece in model.astream(...)`. Arguments and errors are those of `stream`."""
-        request = request_of(self.tokenizer, 0, prompt, max_new_tokens, state, sample, options)
+        request = request_of(self.tokenizer, 0, prompt, max_new_tokens, state, sample, owner, options)
         return AsyncTextStream(scheduler_of(self.engine), request)
 
     @overload
     async def agenerate(  # type: ignore[overload-overlap]  # a string is an iterable of strings, but one text
-        self, prompt: str, max_new_tokens: int = ..., state: State | None = ..., **options: Unpack[SamplingOptions]
+        self,
+        prompt: str,
+        max_new_tokens: int = ...,
+        state: State | None = ...,
+        *,
+        owner: str = ...,
+        **options: Unpack[SamplingOptions],
     ) -> str: ...
 
     @overload
@@ -111,6 +119,8 @@ class AsyncTextGenerator(TextGenerator):
         prompt: Iterable[Prompt],
         max_new_tokens: int = ...,
         state: State | None = ...,
+        *,
+        owner: str = ...,
         **options: Unpack[SamplingOptions],
     ) -> list[str]: ...
 
@@ -119,15 +129,19 @@ class AsyncTextGenerator(TextGenerator):
         prompt: str | Iterable[Prompt],
         max_new_tokens: int = 128,
         state: State | None = None,
+        *,
+        owner: str = "",
         **options: Unpack[SamplingOptions],
     ) -> str | list[str]:
         """The continuation of a text; or those of several texts, in order. Arguments and errors as for `generate`."""
         if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Iterable):
-            stream = self.astream(prompt, max_new_tokens, state, **options)  # which refuses what is not text
+            stream = self.astream(
+                prompt, max_new_tokens, state, owner=owner, **options
+            )  # which refuses what is not text
             async for _ in stream:
                 pass
             return stream.request.text
-        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, options))
+        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, owner, options))
         async for _ in arriving(scheduler_of(self.engine), requests):
             pass
         return [request.text for request in requests]
@@ -137,9 +151,11 @@ class AsyncTextGenerator(TextGenerator):
         prompts: Iterable[Prompt],
         max_new_tokens: int = 128,
         state: State | None = None,
+        *,
+        owner: str = "",
         **options: Unpack[SamplingOptions],
     ) -> AsyncGenerator[TextRequest, None]:
         """Continues many texts together, and yields each result when it ends. See `generate_many`."""
-        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, options)
+        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, owner, options)
         async for item in arriving(scheduler_of(self.engine), requests):
             yield item.request

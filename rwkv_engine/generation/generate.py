@@ -33,10 +33,11 @@ class TokenStream(Iterator[int]):
         max_new_tokens: int,
         state: State | None = None,
         sample: int = 0,
+        owner: str = "",
     ):
         """Checks the arguments; those besides `engine`, and the errors, are those of `Request`."""
         self.engine = engine
-        self.request = Request(prompt, sampler, max_new_tokens, state, sample)
+        self.request = Request(prompt, sampler, max_new_tokens, state, sample, owner)
         self._scheduler = scheduler_of(engine)
         self._is_added = False
         self._after: tuple[int, State] | None = None  # a number of tokens, and the state after them

@@ -34,7 +34,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 def sampler_of(tokenizer: Tokenizer, options: SamplingOptions) -> Sampler:
     """The sampler of a text, see `RWKV.stream`."""
-    require_known(options, ("prompt", "max_new_tokens", "state", "sample", *SamplingOptions.__annotations__))
+    require_known(options, ("prompt", "max_new_tokens", "state", "sample", "owner", *SamplingOptions.__annotations__))
     if "stop_tokens" not in options and tokenizer.end_of_text is not None:
         options = {**options, "stop_tokens": (tokenizer.end_of_text,)}
     params = with_special_stops(SamplingParams(**options), tokenizer.special_tokens)
@@ -55,15 +55,22 @@ def request_of(
     max_new_tokens: int,
     state: State | None,
     sample: int,
+    owner: str,
     options: SamplingOptions,
 ) -> TextRequest:
     """The request for one prompt, the `index`th of many, see `RWKV.stream`."""
     sampler = sampler_of(tokenizer, options)
-    return TextRequest(index, tokenizer, encode_prompt(tokenizer, prompt), sampler, max_new_tokens, state, sample)
+    ids = encode_prompt(tokenizer, prompt)
+    return TextRequest(index, tokenizer, ids, sampler, max_new_tokens, state, sample, owner)
 
 
 def requests_of(
-    tokenizer: Tokenizer, prompts: Iterable[Prompt], max_new_tokens: int, state: State | None, options: SamplingOptions
+    tokenizer: Tokenizer,
+    prompts: Iterable[Prompt],
+    max_new_tokens: int,
+    state: State | None,
+    owner: str,
+    options: SamplingOptions,
 ) -> Iterator[TextRequest]:
     """A request for each prompt, see `RWKV.generate_many`."""
     if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
@@ -74,8 +81,10 @@ def requests_of(
         own: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
         try:
             text, limit = own.pop("prompt"), own.pop("max_new_tokens", max_new_tokens)
-            begin, sample = own.pop("state", state), own.pop("sample", 0)
-            yield request_of(tokenizer, index, text, limit, begin, sample, cast(SamplingOptions, {**options, **own}))
+            begin, sample, of = own.pop("state", state), own.pop("sample", 0), own.pop("owner", owner)
+            yield request_of(
+                tokenizer, index, text, limit, begin, sample, of, cast(SamplingOptions, {**options, **own})
+            )
         except RequestError as error:
             raise RequestError(f"prompts[{index}]: {error}") from error
 

@@ -8,7 +8,7 @@ from numbers import Integral
 
 from torch import Tensor
 
-from rwkv_engine.checks import require
+from rwkv_engine.checks import require, require_text
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.drafts import Drafts
@@ -34,6 +34,8 @@ class Request:
         error: why the request failed; None unless `finish_reason` is "error".
         state: the state after the prompt and the tokens except those in `unread`; None for the initial one, while a
             slot contains it, and if a step failed half-way.
+        owner: whose text it is: only prompts of the same owner share states that a cache keeps.
+        edges: the numbers of tokens of the prompt after which a cache is still to be given the state.
         unread: the ids that the state does not include yet: what is left of the prompt, or the last token, unless a
             stop token followed it.
     """
@@ -45,6 +47,7 @@ class Request:
         max_new_tokens: int,
         state: State | None = None,
         sample: int = 0,
+        owner: str = "",
     ):
         """Checks the arguments.
 
@@ -54,6 +57,7 @@ class Request:
             max_new_tokens: the largest number of tokens, at least 0.
             state: the state of one sequence, after the text before the prompt; None if there is none.
             sample: the index of this text among the samples of one prompt.
+            owner: whose text it is, see `StateCache`.
 
         Raises:
             RequestError: the prompt is empty, or a value is out of range.
@@ -61,6 +65,7 @@ class Request:
         require("max_new_tokens", max_new_tokens, Integral, lambda n: n >= 0, "an integer >= 0")
         require("sample", sample, Integral, lambda n: 0 <= n < 2**64, "an integer in [0, 2**64)")
         require("state", state, (State, type(None)), lambda _: True, "a State that a call returned, or None")
+        require_text("owner", owner)
         if not prompt:
             raise RequestError("the prompt has no tokens, expected at least one")
         self.prompt = tuple(prompt)
@@ -73,6 +78,8 @@ class Request:
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
         self.state = state
+        self.owner = owner
+        self.edges: Sequence[int] = ()
         self.begin = state  # until the prompt is read
         self.unread: Sequence[int] = self.prompt
         self.history: History | None = None  # for penalties; made with the first logits

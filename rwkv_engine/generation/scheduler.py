@@ -10,11 +10,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from rwkv_engine.checks import require
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.background import Background
 from rwkv_engine.generation.interrupts import delayed_interrupts
 from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.state_cache import StateCache
 from rwkv_engine.generation.steps import Steps
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
@@ -46,6 +48,7 @@ class Scheduler:
         budget: int = BUDGET,
         turn: int = TURN,
         most_waiting: int | None = None,
+        cache: StateCache | None = None,
     ):
         """Creates the pool.
 
@@ -56,15 +59,29 @@ class Scheduler:
             budget: the same while texts are running.
             turn: the number of tokens after which a text makes room for a waiting request.
             most_waiting: the number of waiting requests at which `add` refuses further ones; None for no limit.
+            cache: keeps the states after prompts; None for none.
         """
-        self._model, self._most_waiting = model, most_waiting
+        self._model, self._most_waiting, self._chunk = model, most_waiting, chunk
         self._steps = Steps(model, slots, chunk, budget, turn)
+        self.cache = cache
         self.background = Background()
         self._stepping = threading.Lock()
         self._stepped = threading.Condition()
         self._lock = threading.Lock()  # of the next two
         self._added: deque[Request] = deque()
         self._aborted: set[Request] = set()
+
+    @property
+    def cache(self) -> StateCache | None:
+        """Keeps the states after prompts that begin without a state. It may be replaced at any time."""
+        return self._steps.cache
+
+    @cache.setter
+    def cache(self, cache: StateCache | None) -> None:
+        require("state_cache", cache, (StateCache, type(None)), lambda _: True, "a StateCache, or None")
+        if cache is not None:
+            cache.attach(self._model, self._chunk)
+        self._steps.cache = cache
 
     def add(self, request: Request) -> None:
         """Queues a request.

@@ -16,6 +16,7 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.running import Running
 from rwkv_engine.generation.sampling_rows import sample_rows
+from rwkv_engine.generation.state_cache import StateCache
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.ragged import read_ragged
@@ -28,11 +29,13 @@ class Steps:
 
     Attributes:
         waiting: requests without a slot: new ones, and those whose states were put aside.
+        cache: the states after earlier prompts; None if there is no cache.
     """
 
     def __init__(self, model: Model, slots: int, chunk: int, budget: int, turn: int):
         """Creates the pool. The arguments are those of `Scheduler`."""
         self.waiting: deque[Request] = deque()
+        self.cache: StateCache | None = None
         self._model, self._slots = model, slots
         self._chunk, self._budget, self._turn = chunk, budget, turn
         self._reading: list[Request] = []  # their prompts are being read; their states are not in slots
@@ -107,13 +110,13 @@ class Steps:
         """Reads a part of the prompts, oldest first, and samples the first token of those that are read now."""
         left = self._budget if any(not request.is_paused for request in self._running) else self._chunk
         # Several samples of one prompt read it once.
-        alike: dict[tuple[tuple[int, ...], int], list[Request]] = {}
+        alike: dict[tuple[tuple[int, ...], int, str], list[Request]] = {}
         for request in self._reading:
-            alike.setdefault((request.prompt, id(request.begin)), []).append(request)
+            alike.setdefault((request.prompt, id(request.begin), request.owner), []).append(request)
         parts: list[Tensor] = []
-        for first, *_ in list(alike.values())[:MOST_ROWS]:
+        for group in list(alike.values())[:MOST_ROWS]:
             if left > 0:
-                parts.append(torch.tensor(first.unread[:left], dtype=torch.int64))
+                parts.append(self._next_part(group, left))
                 left -= len(parts[-1])
         if not parts:
             return
@@ -123,8 +126,12 @@ class Steps:
         hidden, states = read_ragged(self._model.read, parts, states)
         for i, (part, group) in enumerate(zip(parts, groups, strict=True)):
             state, unread = states.rows(slice(i, i + 1)).clone(), group[0].unread[len(part) :]
+            n_read, edges = len(group[0].prompt) - len(unread), group[0].edges
+            if self.cache and n_read in edges[:1]:
+                self.cache.keep(group[0].prompt[:n_read], group[0].owner, state)
+                edges = edges[1:]
             for request in group:
-                request.state, request.unread = state, unread
+                request.state, request.unread, request.edges = state, unread, edges
         is_read = [i for i, group in enumerate(groups) if not group[0].unread]
         if not is_read:
             return
@@ -134,6 +141,18 @@ class Steps:
             self._reading.remove(request)
             self._run(request)
         self._sample(requests, logits[[row for row, i in enumerate(is_read) for _ in groups[i]]])
+
+    def _next_part(self, group: list[Request], most: int) -> Tensor:
+        """What to read next of the prompt of some requests: up to `most` tokens, or up to where a state is kept."""
+        first = group[0]
+        if self.cache and first.state is None:  # nothing is read yet, and nothing was before the prompt
+            state, edges = self.cache.find(first.prompt, first.owner)
+            unread = first.prompt[int(state.position) if state else 0 :]
+            for request in group:
+                request.state, request.unread, request.edges = state, unread, edges
+        n_read = len(first.prompt) - len(first.unread)
+        ends = [edge - n_read for edge in first.edges[:1]]
+        return torch.tensor(first.unread[: min([most, *ends])], dtype=torch.int64)
 
     def _decode(self) -> None:
         """Processes the last token of each running text that is not paused, and samples the next; also those after it

@@ -12,6 +12,7 @@ from rwkv_engine.generation.generate import TokenStream
 from rwkv_engine.generation.many import Prompt, advancing, encode_prompt, requests_of, sampler_of
 from rwkv_engine.generation.params import SamplingOptions
 from rwkv_engine.generation.scheduler import scheduler_of
+from rwkv_engine.generation.state_cache import StateCache
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.generation.text_stream import TextStream
 from rwkv_engine.progress import Progress
@@ -33,9 +34,28 @@ class TextGenerator:
         """The tokenizer; raises TokenizerError if there is none."""
         raise NotImplementedError
 
+    @property
+    def state_cache(self) -> StateCache | None:
+        """Keeps the states after prompts, and finds them again for prompts that begin in the same way; None for none.
+
+        It does not change texts, and is not asked for prompts that continue a `state`. Assign a `StateCache` to turn it
+        on, and None to turn it off.
+        """
+        return scheduler_of(self.engine).cache
+
+    @state_cache.setter
+    def state_cache(self, cache: StateCache | None) -> None:
+        scheduler_of(self.engine).cache = cache
+
     @overload
     def generate(  # type: ignore[overload-overlap]  # a string is an iterable of strings, but one text
-        self, prompt: str, max_new_tokens: int = ..., state: State | None = ..., **options: Unpack[SamplingOptions]
+        self,
+        prompt: str,
+        max_new_tokens: int = ...,
+        state: State | None = ...,
+        *,
+        owner: str = ...,
+        **options: Unpack[SamplingOptions],
     ) -> str: ...
 
     @overload
@@ -45,6 +65,8 @@ class TextGenerator:
         max_new_tokens: int = ...,
         state: State | None = ...,
         progress: Progress | None = ...,
+        *,
+        owner: str = ...,
         **options: Unpack[SamplingOptions],
     ) -> list[str]: ...
 
@@ -54,6 +76,8 @@ class TextGenerator:
         max_new_tokens: int = 128,
         state: State | None = None,
         progress: Progress | None = None,
+        *,
+        owner: str = "",
         **options: Unpack[SamplingOptions],
     ) -> str | list[str]:
         """Continues a text and returns the continuation without the prompt; or those of several texts, in order.
@@ -62,8 +86,10 @@ class TextGenerator:
         called with the number of texts that have ended and the number of prompts.
         """
         if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Iterable):
-            return "".join(self.stream(prompt, max_new_tokens, state, **options))  # which refuses what is not text
-        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, options))
+            return "".join(
+                self.stream(prompt, max_new_tokens, state, owner=owner, **options)
+            )  # which refuses what is not text
+        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, owner, options))
         for done, _ in enumerate(advancing(scheduler_of(self.engine), requests), start=1):
             if progress:
                 progress(done, len(requests))
@@ -74,6 +100,8 @@ class TextGenerator:
         prompts: Iterable[Prompt],
         max_new_tokens: int = 128,
         state: State | None = None,
+        *,
+        owner: str = "",
         **options: Unpack[SamplingOptions],
     ) -> Iterator[TextRequest]:
         """Continues many texts together, and yields each result when it ends, whose `index` is that of its prompt.
@@ -84,13 +112,13 @@ class TextGenerator:
         Args:
             prompts: texts, or dictionaries with a "prompt", and with arguments of `stream` for this text. They are read
                 when there is room for them.
-            max_new_tokens, state, **options: as for `stream`, for all texts.
+            max_new_tokens, state, owner, **options: as for `stream`, for all texts.
 
         Raises:
             RequestError: an option is unknown or a value is out of range; the message names the prompt.
             TokenizerError: the model has no tokenizer.
         """
-        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, options)
+        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, owner, options)
         return advancing(scheduler_of(self.engine), requests)
 
     def stream_many(
@@ -98,10 +126,12 @@ class TextGenerator:
         prompts: Iterable[Prompt],
         max_new_tokens: int = 128,
         state: State | None = None,
+        *,
+        owner: str = "",
         **options: Unpack[SamplingOptions],
     ) -> Iterator[tuple[int, str]]:
         """As `generate_many`, but yields pieces as they are generated, each after the index of its prompt."""
-        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, options)
+        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, owner, options)
         for request in advancing(scheduler_of(self.engine), requests, pieces=True):
             while request.pieces:
                 yield request.index, request.pieces.popleft()
@@ -112,6 +142,8 @@ class TextGenerator:
         max_new_tokens: int = 128,
         state: State | None = None,
         sample: int = 0,
+        *,
+        owner: str = "",
         **options: Unpack[SamplingOptions],
     ) -> TextStream:
         """Continues a text, yielding pieces as they are generated.
@@ -125,6 +157,7 @@ class TextGenerator:
             max_new_tokens: the largest number of tokens to generate.
             state: after the text before the prompt; None if there is none.
             sample: the number of this text among the samples of one prompt; under one seed each is another text.
+            owner: whose text it is; what `state_cache` keeps is used for prompts of the same owner only.
             **options: the fields of `SamplingParams`. By default the tokenizer's end of text is a stop token. A stop
                 string that is a special token acts as a stop token.
 
@@ -134,7 +167,7 @@ class TextGenerator:
         """
         sampler = sampler_of(self.tokenizer, options)
         ids = self.encode_prompt(prompt)
-        return TextStream(TokenStream(self.engine, ids, sampler, max_new_tokens, state, sample), self.tokenizer)
+        return TextStream(TokenStream(self.engine, ids, sampler, max_new_tokens, state, sample, owner), self.tokenizer)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The token ids of a prompt; an empty prompt is the end-of-text token. See also `end_as_trained`.

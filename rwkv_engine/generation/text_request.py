@@ -31,9 +31,10 @@ class TextRequest(Request):
         max_new_tokens: int,
         state: State | None = None,
         sample: int = 0,
+        owner: str = "",
     ):
         """`tokenizer` decodes the tokens; further arguments and errors are those of `Request`."""
-        super().__init__(prompt, sampler, max_new_tokens, state, sample)
+        super().__init__(prompt, sampler, max_new_tokens, state, sample, owner)
         self.index = index
         self.pieces: deque[str] = deque()
         self.generated = GeneratedText(tokenizer, sampler.params.stop)

@@ -29,6 +29,16 @@ def test_texts_are_printed_in_order(call, file, expected):
     assert errors.startswith("continued 4 prompts by 24 tokens at ")
 
 
+def test_what_lines_begin_with_is_read_once(call, tales, tmp_path):
+    prompts = [f"Once upon a time there was a king who had a castle with a garden and {n} trees. A" for n in range(40)]
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(prompts))
+    code, text, errors = call("generate", "--file", str(path), *OPTIONS)
+    assert code == 0, errors
+    assert text == "".join(f"{prompt}{tales.generate(prompt, 6, seed=1)}\n" for prompt in prompts)
+    assert "tokens that prompts begin with were known from earlier ones" in errors
+
+
 def results(text):
     return {record["index"]: (record["prompt"], record["text"]) for record in map(json.loads, text.splitlines())}
 
