@@ -23,7 +23,7 @@ def draw(report: ServeReport, path: Path) -> None:
     settings: Any = {"font.size": 10, "axes.edgecolor": PALE, "text.color": INK, "axes.labelcolor": INK}
     with pyplot.rc_context(settings | {"xtick.color": INK, "ytick.color": INK, "font.family": "DejaVu Sans"}):
         rows = 0.5 * len(report.ways) + 0.9
-        figure = pyplot.figure(figsize=(10, rows + 4.2), layout="constrained", dpi=150)
+        figure: Any = pyplot.figure(figsize=(10, rows + 4.2), layout="constrained", dpi=150)
         upper, lower = figure.subfigures(2, 1, height_ratios=[rows, 3.4])
         colors = _colors(report)
         for axes, at_once in zip(upper.subplots(1, 2), (False, True), strict=True):

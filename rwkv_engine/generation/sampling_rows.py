@@ -10,6 +10,7 @@ from torch import Tensor
 from rwkv_engine.generation.draw import where_finite
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.sampling import History
+from rwkv_engine.generation.token_mask import apply_mask
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.philox_uniform import as_int64, philox_uniform
 
@@ -22,7 +23,7 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         requests: B requests, whose parameters fit the vocabulary.
 
     Returns:
-        B ids, -1 where the logits are not finite.
+        B ids, -1 where the logits are not finite, or where no token may be sampled, which is the request's `error`.
     """
     keys = [(as_int64(r.sampler.seed), as_int64(r.sample), r.position) for r in requests]
     numbers = torch.tensor(keys, dtype=torch.int64, device=logits.device)  # in one transfer
@@ -40,6 +41,7 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         drawn = draw_tokens(adjusted, temperatures, top_k, top_p, min_p, uniform)
         ids = torch.where(torch.tensor([bool(d.compat) for d in draws], device=logits.device), ids, drawn)
     tokens = (ids if adjusted is logits else where_finite(logits, ids)).tolist()
+    tokens = [-1 if r.error else token for r, token in zip(requests, tokens, strict=True)]
     for request, token in zip(requests, tokens, strict=True):
         if request.history and token >= 0:
             request.history.add([token], request.sampler.params.penalty_decay, request.sampler.uncounted)
@@ -47,8 +49,8 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
 
 
 def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """The logits (B, V) after each row's own biases, bans and penalties: float64 with -inf for banned tokens, or the
-    same tensor if no row has any."""
+    """The logits (B, V) after each row's own biases, bans, mask and penalties: float64 with -inf for banned tokens, or
+    the same tensor if no row has any."""
     rows = [row for row, request in enumerate(requests) if request.sampler.params.adjusts]
     if not rows:
         return logits
@@ -58,4 +60,9 @@ def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
         if request.sampler.params.penalizes and request.history is None:
             request.history = History(1, logits.shape[-1], logits.device)
         adjusted[row] = request.sampler.adjusted(logits[row : row + 1], request.history)[0]
+        if (allowed := request.sampler.params.allowed_tokens) is not None:
+            try:
+                apply_mask(adjusted[row], allowed, request.tokens)
+            except Exception as error:  # of this request alone
+                request.error = error
     return adjusted
