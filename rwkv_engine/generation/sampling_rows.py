@@ -56,13 +56,14 @@ def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
         return logits
     adjusted = logits.double()
     for row in rows:
-        request = requests[row]
-        if request.sampler.params.penalizes and request.history is None:
+        request, params = requests[row], requests[row].sampler.params
+        if params.penalizes and request.history is None:
             request.history = History(1, logits.shape[-1], logits.device)
-        adjusted[row] = request.sampler.adjusted(logits[row : row + 1], request.history)[0]
-        if (allowed := request.sampler.params.allowed_tokens) is not None:
+        if params.penalizes or params.logit_bias or params.banned_tokens:
+            adjusted[row] = request.sampler.adjusted(logits[row : row + 1], request.history)[0]
+        if params.allowed_tokens is not None:
             try:
-                apply_mask(adjusted[row], allowed, request.tokens)
+                apply_mask(adjusted[row], params.allowed_tokens, request.tokens)
             except Exception as error:  # of this request alone
                 request.error = error
     return adjusted
