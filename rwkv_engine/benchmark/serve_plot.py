@@ -23,16 +23,16 @@ def draw(report: ServeReport, path: Path) -> None:
     settings: Any = {"font.size": 10, "axes.edgecolor": PALE, "text.color": INK, "axes.labelcolor": INK}
     with pyplot.rc_context(settings | {"xtick.color": INK, "ytick.color": INK, "font.family": "DejaVu Sans"}):
         rows = 0.5 * len(report.ways) + 0.9
-        figure = pyplot.figure(figsize=(10, rows + 4.2), layout="constrained", dpi=150)
+        figure: Any = pyplot.figure(figsize=(10, rows + 4.2), layout="constrained", dpi=150)
         upper, lower = figure.subfigures(2, 1, height_ratios=[rows, 3.4])
         colors = _colors(report)
         for axes, at_once in zip(upper.subplots(1, 2), (False, True), strict=True):
             _rates(axes, report, colors, at_once)
         firsts = [[x for times in way.arriving for x in first_tokens(report.arriving, times)] for way in report.ways]
-        between = [[x for times in way.arriving for x in gaps(times)] for way in report.ways]
+        between = [[1e3 * x for times in way.arriving for x in gaps(times)] for way in report.ways]
         first, gap, beside = lower.subplots(1, 3)
         _shares(first, "time to first token, s", firsts, colors, ["-"] * len(firsts))
-        _shares(gap, "gap between tokens, s", between, colors, ["-"] * len(between))
+        _shares(gap, "gap between tokens, ms", between, colors, ["-"] * len(between))
         _beside(beside, report, colors)
         figure.suptitle(_title(report), x=0.01, ha="left", fontsize=11)
         figure.savefig(path, format="png")
@@ -72,11 +72,16 @@ def _rates(axes: Any, report: ServeReport, colors: list[str], at_once: bool) -> 
 
 def _shares(axes: Any, title: str, values: Sequence[list[float]], colors: Sequence[str], styles: Sequence[str]) -> None:
     """For each list the share of values that are at most as large."""
+    from matplotlib.ticker import LogLocator
+
     for own, color, style in zip(values, colors, styles, strict=True):
         ordered = sorted(own)
         heights = [(i + 1) / len(ordered) for i in range(len(ordered))]
         axes.plot(ordered, heights, style, color=color, linewidth=1.6, drawstyle="steps-post")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.minorticks_off()
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_ylim(0, 1.01)
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
@@ -86,14 +91,16 @@ def _shares(axes: Any, title: str, values: Sequence[list[float]], colors: Sequen
 
 def _beside(axes: Any, report: ServeReport, colors: list[str]) -> None:
     ways: list[tuple[Way, str]] = [(w, c) for w, c in zip(report.ways, colors, strict=True) if w.together]
-    values = [[x for found in way.beside for x in found[which]] for way, _ in ways for which in ("before", "beside")]
+    values = [
+        [1e3 * x for found in way.beside for x in found[which]] for way, _ in ways for which in ("before", "beside")
+    ]
     _shares(
         axes,
-        f"gap of {report.settings.running} running texts, s",
+        f"gap of {report.settings.running} running texts, ms",
         values,
         [color for _, color in ways for _ in range(2)],
         ["-", ":"] * len(ways),
     )
     axes.plot([], [], "-", color=INK, label="alone")
     axes.plot([], [], ":", color=INK, label=f"beside a prompt\nof {report.settings.entering:,} tokens")
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    axes.legend(loc="best", frameon=False, fontsize=8)

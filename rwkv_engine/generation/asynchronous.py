@@ -45,10 +45,10 @@ async def arriving(
             if not live:
                 return
             item = await news.get()
+            if item.request.error:
+                raise item.request.error  # while it counts as live: if the thread failed, it has not ended by itself
             if item.ended:
                 live.remove(item.request)
-            if item.request.error:
-                raise item.request.error
             yield item
     finally:
         for request in live:

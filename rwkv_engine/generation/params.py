@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypedDict
@@ -13,12 +13,15 @@ from rwkv_engine.errors import RequestError
 
 COMPAT = ("rwkv",)
 
+AllowedTokens = Callable[[Sequence[int]], Any]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen.
 
-    The steps are applied in this order: bias, ban, penalties, temperature, top-k, top-p, min-p, one random draw.
+    The steps are applied in this order: bias, ban and mask, penalties, temperature, top-k, top-p, min-p, one random
+    draw.
     `compat="rwkv"` follows the order of the rwkv package, see `distribution.rwkv_package`.
 
     Attributes:
@@ -31,6 +34,7 @@ class SamplingParams:
         penalty_decay: with every further token, the count of an earlier one is multiplied by this; 1.0 is off.
         logit_bias: is added to the logits, by token id.
         banned_tokens: ids that are never generated.
+        allowed_tokens: None, or a function that says which tokens may follow, see `token_mask`.
         seed: 64 bits; None chooses a random seed, so that every run differs.
         stop_tokens: ids that end the text; they are not part of it.
         stop: strings that end the text; they are not part of it.
@@ -54,6 +58,7 @@ class SamplingParams:
     penalty_decay: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     banned_tokens: Sequence[int] = ()
+    allowed_tokens: AllowedTokens | None = None
     seed: int | None = None
     stop_tokens: Sequence[int] = ()
     stop: Sequence[str] = ()
@@ -79,6 +84,8 @@ class SamplingParams:
         for text in _sequence("stop", self.stop, "strings"):
             require("stop", text, str, len, "strings that are not empty")
             require_text("stop", text)
+        if self.allowed_tokens is not None:
+            require("allowed_tokens", self.allowed_tokens, object, callable, "a function of token ids, or None")
         if self.seed is not None:
             require("seed", self.seed, Integral, lambda x: 0 <= x < 2**64, "an integer in [0, 2**64) or None")
         if self.logprobs is not None:
@@ -96,8 +103,10 @@ class SamplingParams:
 
     @property
     def adjusts(self) -> bool:
-        """Whether biases, bans or penalties change logits, or `compat` needs them in float64."""
-        return bool(self.penalizes or self.logit_bias or self.banned_tokens or self.compat)
+        """Whether biases, bans, a mask or penalties change logits, or `compat` needs them in float64."""
+        return bool(
+            self.penalizes or self.logit_bias or self.banned_tokens or self.allowed_tokens is not None or self.compat
+        )
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -112,6 +121,7 @@ class SamplingOptions(TypedDict, total=False):
     penalty_decay: float
     logit_bias: Mapping[int, float]
     banned_tokens: Sequence[int]
+    allowed_tokens: AllowedTokens | None
     seed: int | None
     stop_tokens: Sequence[int]
     stop: Sequence[str]

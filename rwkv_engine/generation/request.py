@@ -13,6 +13,7 @@ from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.drafts import Drafts
 from rwkv_engine.generation.sampling import History, Logprob, Sampler
+from rwkv_engine.generation.token_mask import apply_mask
 
 
 class Request:
@@ -102,13 +103,17 @@ class Request:
         return self.sampler.params.adjusts
 
     def adjusted(self, logits: Tensor) -> Tensor:
-        """The logits (1, V) of the next token after biases, bans and penalties: float64, -inf for banned tokens.
+        """The logits (1, V) of the next token after biases, bans, penalties and mask: float64, -inf for banned tokens.
 
-        An error that it raises ends all requests of the step, so what can be wrong is to be checked before.
+        An error that it raises ends this request.
         """
-        if self.sampler.params.penalizes and self.history is None:
+        params = self.sampler.params
+        if params.penalizes and self.history is None:
             self.history = History(1, logits.shape[-1], logits.device)
-        return self.sampler.adjusted(logits, self.history)
+        adjusted = self.sampler.adjusted(logits, self.history)
+        if params.allowed_tokens is not None:
+            apply_mask(adjusted[0], params.allowed_tokens, self.tokens)
+        return adjusted
 
     def accept(self, token: int) -> bool:
         """Called after each token that was added to `tokens`; returns whether to generate further ones."""

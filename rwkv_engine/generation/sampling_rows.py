@@ -21,7 +21,7 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         requests: B requests, whose parameters fit the vocabulary.
 
     Returns:
-        B ids, -1 where the logits are not finite.
+        B ids, -1 where the logits are not finite, or where no token may be sampled, which is the request's `error`.
     """
     keys = [(as_int64(r.sampler.seed), as_int64(r.sample), r.position) for r in requests]
     numbers = torch.tensor(keys, dtype=torch.int64, device=logits.device)  # in one transfer
@@ -40,6 +40,7 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         is_own = torch.tensor([bool(d.compat) for d in draws], device=ids.device) if own else None
         ids = drawn if is_own is None else torch.where(is_own, ids, drawn)
     tokens = (ids if adjusted is logits else where_finite(logits, ids)).tolist()
+    tokens = [-1 if r.error else token for r, token in zip(requests, tokens, strict=True)]
     for request, token in zip(requests, tokens, strict=True):
         if request.history and token >= 0:
             request.history.add([token], request.sampler.params.penalty_decay, request.sampler.uncounted)
@@ -47,12 +48,15 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
 
 
 def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """The logits (B, V) after each row's own biases, bans and penalties: float64 with -inf for banned tokens, or the
-    same tensor if no row has any."""
+    """The logits (B, V) as each row's request adjusts them: float64 with -inf for banned tokens, or the same tensor if
+    none does. An error is that of its request alone."""
     rows = [row for row, request in enumerate(requests) if request.adjusts]
     if not rows:
         return logits
     adjusted = logits.double()
     for row in rows:
-        adjusted[row] = requests[row].adjusted(logits[row : row + 1])[0]
+        try:
+            adjusted[row] = requests[row].adjusted(logits[row : row + 1])[0]
+        except Exception as error:
+            requests[row].error = error
     return adjusted

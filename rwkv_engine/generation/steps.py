@@ -175,7 +175,9 @@ class Steps:
         """Adds a sampled token to a request."""
         params = request.sampler.params
         if token < 0:
-            raise RequestError("the model's logits are not finite (NaN or Inf); is the checkpoint damaged?")
+            raise request.error or RequestError(
+                "the model's logits are not finite (NaN or Inf); is the checkpoint damaged?"
+            )
         if token in params.stop_tokens:
             return self.end(request, "stop")
         if params.logprobs is not None:
