@@ -10,16 +10,16 @@
 
 namespace rwkv::cpu {
 
-// int8 weights. Activations are quantised to integers (cpu/quantized.h), and added two inputs at a time. A few rows of
-// activations wait for memory, so the weights are read from beginning to end; more of them are another product.
+// int8 weights. Activations are quantised to integers (cpu/quantized.h), and added two inputs at a time. Few rows of
+// activations wait for memory, so the weights are read from beginning to end; more of them are multiplied in strips.
 template <>
 struct InputProduct<int8_t> {
   static_assert(kGroup == kQuantized);
-  static constexpr int kFew = 2;
-  static constexpr int64_t kTogether = 8;  // rows of weights
+  static constexpr int64_t kMany = 8;
+  static constexpr int kSharing = 4;
 
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
-    if (B > kFew) return StripProduct::multiply(matrix, x, B, begin, end, sums);
+    if (B >= kMany) return StripProduct::multiply(matrix, x, B, begin, end, sums);
     const int64_t N = matrix.N, blocks = tile_blocks(N);
     const auto [floats, ints, numbers, scales] =  // the first two: [set][column][row of the set]
         thread_buffers<Lanes, LaneInts, int16_t, float>(B * blocks, B * blocks, B * kQuantized, B);
@@ -30,25 +30,27 @@ struct InputProduct<int8_t> {
         scales[b] = quantize(x + b * matrix.K + first, matrix.columns + first, n, &numbers[b * kQuantized]);
       const ActiveInputs active(x, B, matrix.K, first, first + n);
       std::fill_n(ints, B * blocks, LaneInts{});
-      for (int64_t i = 0; i < active.size(); i += kTogether) {
-        const ActiveRows<kTogether> rows(matrix.weights, N, active, i);
-        for_each_set<kFew>(B, [&](auto sharing, int64_t b) {
-          uint32_t pairs[kTogether / 2][sharing()] = {};  // missing inputs are zero
-          for (int64_t j = 0; j < rows.n; ++j)
-            for (int64_t s = 0; s < sharing; ++s) {
-              const auto number = static_cast<uint16_t>(numbers[(b + s) * kQuantized + active[i + j] - first]);
-              pairs[j / 2][s] |= static_cast<uint32_t>(number) << 16 * (j % 2);
-            }
-          add(rows, pairs, N, b == 0, &ints[b * blocks]);
-        });
-      }
-      for_each_set<kFew>(B, [&](auto sharing, int64_t b) {
+      for_together(B, [&](auto together) {
+        for (int64_t i = 0; i < active.size(); i += together) {
+          const ActiveRows<together> rows(matrix.weights, N, active, i);
+          for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
+            uint32_t pairs[together() / 2][sharing()] = {};  // missing inputs are zero
+            for (int64_t j = 0; j < rows.n; ++j)
+              for (int64_t s = 0; s < sharing; ++s) {
+                const auto number = static_cast<uint16_t>(numbers[(b + s) * kQuantized + active[i + j] - first]);
+                pairs[j / 2][s] |= static_cast<uint32_t>(number) << 16 * (j % 2);
+              }
+            add(rows, pairs, N, b == 0, &ints[b * blocks]);
+          });
+        }
+      });
+      for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
         for (int64_t s = 0; s < sharing; ++s)
           for (int64_t i = b * blocks + s; i < (b + sharing) * blocks; i += sharing)
             floats[i] += to_float(ints[i]) * scales[b + s];
       });
     }
-    for_each_set<kFew>(B, [&](auto sharing, int64_t b) {
+    for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
       for (int64_t s = 0; s < sharing; ++s)
         for (int64_t i = 0; i < blocks; ++i) {
           const int64_t n = i * kTileRows, columns = std::min<int64_t>(kTileRows, N - n);
@@ -64,8 +66,8 @@ struct InputProduct<int8_t> {
   }
 
   // Adds rows of weights to sums[column][b], 16 columns at a time in registers.
-  template <int sharing>
-  static void add(const ActiveRows<kTogether>& rows, const uint32_t (*x)[sharing], int64_t N, bool prefetches,
+  template <int64_t together, int sharing>
+  static void add(const ActiveRows<together>& rows, const uint32_t (*x)[sharing], int64_t N, bool prefetches,
                   LaneInts* __restrict sums) {
     const int64_t pairs = (rows.n + 1) / 2;
     for (int64_t c = 0; c < N; c += kTileRows, sums += sharing) {

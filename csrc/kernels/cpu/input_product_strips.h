@@ -60,9 +60,10 @@ struct StripProduct {
     const int64_t n = std::min(kQuantized, matrix.K - first);
     for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
       for (int64_t s = 0; s < sharing; ++s) {
-        int16_t all[kQuantized], chosen[kQuantized] = {};
-        scales[b + s] = quantize(x + (b + s) * matrix.K + first, matrix.columns + first, n, all);
-        for (int64_t i = 0; i < active.size(); ++i) chosen[i] = all[active[i] - first];
+        int16_t chosen[kQuantized] = {};
+        scales[b + s] = quantize(x + (b + s) * matrix.K + first, matrix.columns + first, n, chosen);
+        for (int64_t i = 0; i < active.size(); ++i) chosen[i] = chosen[active[i] - first];
+        std::fill(chosen + active.size(), chosen + kQuantized, 0);
         order_in_pairs(chosen, kQuantized);
         for (int64_t w = 0; 4 * w < active.size(); ++w)
           memcpy(numbers + b * kWords + w * sharing + s, chosen + 4 * w, sizeof *numbers);
