@@ -278,7 +278,7 @@ int main() {
     for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {1, 300}, {15, 63}, {17, 65}, {33, 513}})
       hostile_products(n, k, B);
   hostile_products(3, 8192, 2);
-  for (const int64_t B : {1, 3, 16})
+  for (const int64_t B : {1, 3, 11, 16})
     for (const auto& [c, inside] : {std::pair<int64_t, int64_t>{3, 1}, {15, 17}, {65, 300}})
       hostile_steps(B, c, inside);
   hostile_steps(1, 520, 3);

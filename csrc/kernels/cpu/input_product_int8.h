@@ -5,16 +5,21 @@
 
 #include "kernels/cpu/active_rows.h"
 #include "kernels/cpu/input_product_floats.h"
+#include "kernels/cpu/input_product_strips.h"
 #include "kernels/cpu/scratch.h"
 
 namespace rwkv::cpu {
 
-// int8 weights. Activations are quantised to integers (cpu/quantized.h), and added two inputs at a time.
+// int8 weights. Activations are quantised to integers (cpu/quantized.h), and added two inputs at a time. Few rows of
+// activations wait for memory, so the weights are read from beginning to end; more of them are multiplied in strips.
 template <>
 struct InputProduct<int8_t> {
   static_assert(kGroup == kQuantized);
+  static constexpr int64_t kMany = 8;
+  static constexpr int kSharing = 4;
 
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
+    if (B >= kMany) return StripProduct::multiply(matrix, x, B, begin, end, sums);
     const int64_t N = matrix.N, blocks = tile_blocks(N);
     const auto [floats, ints, numbers, scales] =  // the first two: [set][column][row of the set]
         thread_buffers<Lanes, LaneInts, int16_t, float>(B * blocks, B * blocks, B * kQuantized, B);
