@@ -28,9 +28,10 @@ from rich.table import Table
 
 from rwkv_engine.benchmark.machine import facts
 from rwkv_engine.benchmark.models import synthetic_model
+from rwkv_engine.caching import StateCache
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import Strategy
-from rwkv_engine.generation import Sampler, SamplingParams, StateCache
+from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.models import Model

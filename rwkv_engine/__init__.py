@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rwkv_engine._version import __version__
 
 if TYPE_CHECKING:
+    from rwkv_engine.caching import StateCache
     from rwkv_engine.checkpoints import Checkpoint
     from rwkv_engine.core import ModelConfig, Rwkv4Config, State, Strategy
     from rwkv_engine.errors import (
@@ -32,6 +33,7 @@ __all__ = [
     "Rwkv4Config",
     "RwkvError",
     "State",
+    "StateCache",
     "Strategy",
     "StrategyError",
     "TokenizerError",
@@ -45,6 +47,7 @@ _MODULES = {
     "ModelConfig": "core",
     "Rwkv4Config": "core",
     "State": "core",
+    "StateCache": "caching",
     "Strategy": "core",
 }
 

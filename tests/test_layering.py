@@ -17,6 +17,7 @@ RANKS = [
     {"checkpoints", "locate"},
     {"models"},
     {"runtime"},
+    {"caching"},
     {"embedding", "generation"},  # below pipeline: RWKV.embed calls it
     {"pipeline"},
     {"chat", "convert", "evaluation", "verification"},

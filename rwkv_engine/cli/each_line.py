@@ -12,10 +12,11 @@ from typing import Any, TextIO
 import click
 from rich.console import Console
 
+from rwkv_engine.caching import StateCache
 from rwkv_engine.cli.options import progress_bar
 from rwkv_engine.cli.record import record
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation import StateCache, TextRequest
+from rwkv_engine.generation import TextRequest
 from rwkv_engine.pipeline import RWKV
 
 CACHE_BYTES = 2**28

@@ -4,17 +4,14 @@ from rwkv_engine.generation.asynchronous import AsyncTextStream
 from rwkv_engine.generation.generate import TokenStream
 from rwkv_engine.generation.params import SamplingParams
 from rwkv_engine.generation.sampling import Logprob, Sampler
-from rwkv_engine.generation.state_cache import CacheStatistics, StateCache
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.generation.text_stream import TextStream
 
 __all__ = [
     "AsyncTextStream",
-    "CacheStatistics",
     "Logprob",
     "Sampler",
     "SamplingParams",
-    "StateCache",
     "TextRequest",
     "TextStream",
     "TokenStream",

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from rwkv_engine.core.state import State
 from rwkv_engine.generation.background import News
 from rwkv_engine.generation.many import AHEAD, Prompt, request_of, requests_of
-from rwkv_engine.generation.params import SamplingOptions
+from rwkv_engine.generation.params import TextOptions
 from rwkv_engine.generation.scheduler import Scheduler, scheduler_of
 from rwkv_engine.generation.text_generator import TextGenerator
 from rwkv_engine.generation.text_request import TextRequest
@@ -94,12 +94,10 @@ class AsyncTextGenerator(TextGenerator):
         max_new_tokens: int = 128,
         state: State | None = None,
         sample: int = 0,
-        *,
-        owner: str = "",
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> AsyncTextStream:
         """Continues a text: `async for piece in model.astream(...)`. Arguments and errors are those of `stream`."""
-        request = request_of(self.tokenizer, 0, prompt, max_new_tokens, state, sample, owner, options)
+        request = request_of(self.tokenizer, 0, prompt, max_new_tokens, state, sample, options)
         return AsyncTextStream(scheduler_of(self.engine), request)
 
     @overload
@@ -108,9 +106,7 @@ class AsyncTextGenerator(TextGenerator):
         prompt: str,
         max_new_tokens: int = ...,
         state: State | None = ...,
-        *,
-        owner: str = ...,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> str: ...
 
     @overload
@@ -119,9 +115,7 @@ class AsyncTextGenerator(TextGenerator):
         prompt: Iterable[Prompt],
         max_new_tokens: int = ...,
         state: State | None = ...,
-        *,
-        owner: str = ...,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> list[str]: ...
 
     async def agenerate(
@@ -129,19 +123,15 @@ class AsyncTextGenerator(TextGenerator):
         prompt: str | Iterable[Prompt],
         max_new_tokens: int = 128,
         state: State | None = None,
-        *,
-        owner: str = "",
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> str | list[str]:
         """The continuation of a text; or those of several texts, in order. Arguments and errors as for `generate`."""
         if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Iterable):
-            stream = self.astream(
-                prompt, max_new_tokens, state, owner=owner, **options
-            )  # which refuses what is not text
+            stream = self.astream(prompt, max_new_tokens, state, **options)  # which refuses what is not text
             async for _ in stream:
                 pass
             return stream.request.text
-        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, owner, options))
+        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, options))
         async for _ in arriving(scheduler_of(self.engine), requests):
             pass
         return [request.text for request in requests]
@@ -151,11 +141,9 @@ class AsyncTextGenerator(TextGenerator):
         prompts: Iterable[Prompt],
         max_new_tokens: int = 128,
         state: State | None = None,
-        *,
-        owner: str = "",
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> AsyncGenerator[TextRequest, None]:
         """Continues many texts together, and yields each result when it ends. See `generate_many`."""
-        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, owner, options)
+        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, options)
         async for item in arriving(scheduler_of(self.engine), requests):
             yield item.request

@@ -9,7 +9,7 @@ from typing import Any, cast
 from rwkv_engine.checks import require_known, require_text, shown
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation.params import SamplingOptions, SamplingParams
+from rwkv_engine.generation.params import SamplingOptions, SamplingParams, TextOptions
 from rwkv_engine.generation.sampling import Sampler
 from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.generation.special_stops import with_special_stops
@@ -32,12 +32,14 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [tokenizer.end_of_text]
 
 
-def sampler_of(tokenizer: Tokenizer, options: SamplingOptions) -> Sampler:
-    """The sampler of a text, see `RWKV.stream`."""
-    require_known(options, ("prompt", "max_new_tokens", "state", "sample", "owner", *SamplingOptions.__annotations__))
-    if "stop_tokens" not in options and tokenizer.end_of_text is not None:
-        options = {**options, "stop_tokens": (tokenizer.end_of_text,)}
-    params = with_special_stops(SamplingParams(**options), tokenizer.special_tokens)
+def sampler_of(tokenizer: Tokenizer, options: TextOptions) -> Sampler:
+    """The sampler of a text, see `RWKV.stream`; the options may be those of a whole text."""
+    known = SamplingOptions.__annotations__
+    require_known(options, ("prompt", "max_new_tokens", "state", "sample", "owner", *known))
+    own = {name: value for name, value in options.items() if name in known}
+    if tokenizer.end_of_text is not None:
+        own.setdefault("stop_tokens", (tokenizer.end_of_text,))
+    params = with_special_stops(SamplingParams(**cast(SamplingOptions, own)), tokenizer.special_tokens)
     uncounted = _blank_or_digit(tokenizer) if params.compat == "rwkv" else ()  # type: ignore[arg-type]  # it has a hash
     return Sampler(params, uncounted)
 
@@ -55,12 +57,11 @@ def request_of(
     max_new_tokens: int,
     state: State | None,
     sample: int,
-    owner: str,
-    options: SamplingOptions,
+    options: TextOptions,
 ) -> TextRequest:
     """The request for one prompt, the `index`th of many, see `RWKV.stream`."""
     sampler = sampler_of(tokenizer, options)
-    ids = encode_prompt(tokenizer, prompt)
+    ids, owner = encode_prompt(tokenizer, prompt), options.get("owner", "")
     return TextRequest(index, tokenizer, ids, sampler, max_new_tokens, state, sample, owner)
 
 
@@ -69,8 +70,7 @@ def requests_of(
     prompts: Iterable[Prompt],
     max_new_tokens: int,
     state: State | None,
-    owner: str,
-    options: SamplingOptions,
+    options: TextOptions,
 ) -> Iterator[TextRequest]:
     """A request for each prompt, see `RWKV.generate_many`."""
     if isinstance(prompts, (str, Mapping)) or not isinstance(prompts, Iterable):
@@ -81,10 +81,8 @@ def requests_of(
         own: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
         try:
             text, limit = own.pop("prompt"), own.pop("max_new_tokens", max_new_tokens)
-            begin, sample, of = own.pop("state", state), own.pop("sample", 0), own.pop("owner", owner)
-            yield request_of(
-                tokenizer, index, text, limit, begin, sample, of, cast(SamplingOptions, {**options, **own})
-            )
+            begin, sample = own.pop("state", state), own.pop("sample", 0)
+            yield request_of(tokenizer, index, text, limit, begin, sample, cast(TextOptions, {**options, **own}))
         except RequestError as error:
             raise RequestError(f"prompts[{index}]: {error}") from error
 

@@ -130,6 +130,12 @@ class SamplingOptions(TypedDict, total=False):
     drafts: int
 
 
+class TextOptions(SamplingOptions, total=False):
+    """The options of a text: how its tokens are sampled, and whose it is."""
+
+    owner: str
+
+
 def _sequence(name: str, got: Any, expected: str) -> Sequence[Any]:
     if isinstance(got, (str, bytes)) or not isinstance(got, Sequence | frozenset | set):
         raise RequestError(f"{name}: got {shown(got)}, expected a list of {expected}")

@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from rwkv_engine.caching.state_cache import StateCache
 from rwkv_engine.checks import require
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.background import Background
 from rwkv_engine.generation.interrupts import delayed_interrupts
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.state_cache import StateCache
 from rwkv_engine.generation.steps import Steps
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS

@@ -11,12 +11,12 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from rwkv_engine.caching.state_cache import StateCache
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.running import Running
 from rwkv_engine.generation.sampling_rows import sample_rows
-from rwkv_engine.generation.state_cache import StateCache
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.ragged import read_ragged

@@ -7,12 +7,12 @@ from typing import overload
 
 from typing_extensions import Unpack
 
+from rwkv_engine.caching.state_cache import StateCache
 from rwkv_engine.core.state import State
 from rwkv_engine.generation.generate import TokenStream
 from rwkv_engine.generation.many import Prompt, advancing, encode_prompt, requests_of, sampler_of
-from rwkv_engine.generation.params import SamplingOptions
+from rwkv_engine.generation.params import TextOptions
 from rwkv_engine.generation.scheduler import scheduler_of
-from rwkv_engine.generation.state_cache import StateCache
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.generation.text_stream import TextStream
 from rwkv_engine.progress import Progress
@@ -53,9 +53,7 @@ class TextGenerator:
         prompt: str,
         max_new_tokens: int = ...,
         state: State | None = ...,
-        *,
-        owner: str = ...,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> str: ...
 
     @overload
@@ -65,9 +63,7 @@ class TextGenerator:
         max_new_tokens: int = ...,
         state: State | None = ...,
         progress: Progress | None = ...,
-        *,
-        owner: str = ...,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> list[str]: ...
 
     def generate(
@@ -76,9 +72,7 @@ class TextGenerator:
         max_new_tokens: int = 128,
         state: State | None = None,
         progress: Progress | None = None,
-        *,
-        owner: str = "",
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> str | list[str]:
         """Continues a text and returns the continuation without the prompt; or those of several texts, in order.
 
@@ -86,10 +80,8 @@ class TextGenerator:
         called with the number of texts that have ended and the number of prompts.
         """
         if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Iterable):
-            return "".join(
-                self.stream(prompt, max_new_tokens, state, owner=owner, **options)
-            )  # which refuses what is not text
-        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, owner, options))
+            return "".join(self.stream(prompt, max_new_tokens, state, **options))  # which refuses what is not text
+        requests = list(requests_of(self.tokenizer, prompt, max_new_tokens, state, options))
         for done, _ in enumerate(advancing(scheduler_of(self.engine), requests), start=1):
             if progress:
                 progress(done, len(requests))
@@ -100,9 +92,7 @@ class TextGenerator:
         prompts: Iterable[Prompt],
         max_new_tokens: int = 128,
         state: State | None = None,
-        *,
-        owner: str = "",
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> Iterator[TextRequest]:
         """Continues many texts together, and yields each result when it ends, whose `index` is that of its prompt.
 
@@ -112,13 +102,13 @@ class TextGenerator:
         Args:
             prompts: texts, or dictionaries with a "prompt", and with arguments of `stream` for this text. They are read
                 when there is room for them.
-            max_new_tokens, state, owner, **options: as for `stream`, for all texts.
+            max_new_tokens, state, **options: as for `stream`, for all texts.
 
         Raises:
             RequestError: an option is unknown or a value is out of range; the message names the prompt.
             TokenizerError: the model has no tokenizer.
         """
-        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, owner, options)
+        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, options)
         return advancing(scheduler_of(self.engine), requests)
 
     def stream_many(
@@ -126,12 +116,10 @@ class TextGenerator:
         prompts: Iterable[Prompt],
         max_new_tokens: int = 128,
         state: State | None = None,
-        *,
-        owner: str = "",
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> Iterator[tuple[int, str]]:
         """As `generate_many`, but yields pieces as they are generated, each after the index of its prompt."""
-        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, owner, options)
+        requests = requests_of(self.tokenizer, prompts, max_new_tokens, state, options)
         for request in advancing(scheduler_of(self.engine), requests, pieces=True):
             while request.pieces:
                 yield request.index, request.pieces.popleft()
@@ -142,9 +130,7 @@ class TextGenerator:
         max_new_tokens: int = 128,
         state: State | None = None,
         sample: int = 0,
-        *,
-        owner: str = "",
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> TextStream:
         """Continues a text, yielding pieces as they are generated.
 
@@ -157,16 +143,16 @@ class TextGenerator:
             max_new_tokens: the largest number of tokens to generate.
             state: after the text before the prompt; None if there is none.
             sample: the number of this text among the samples of one prompt; under one seed each is another text.
-            owner: whose text it is; what `state_cache` keeps is used for prompts of the same owner only.
-            **options: the fields of `SamplingParams`. By default the tokenizer's end of text is a stop token. A stop
-                string that is a special token acts as a stop token.
+            **options: the fields of `SamplingParams`, and `owner`, whose text it is: what `state_cache` keeps serves
+                prompts of the same owner only. By default the tokenizer's end of text is a stop token. A stop string
+                that is a special token acts as a stop token.
 
         Raises:
             RequestError: an option is unknown or a value is out of range.
             TokenizerError: the model has no tokenizer.
         """
         sampler = sampler_of(self.tokenizer, options)
-        ids = self.encode_prompt(prompt)
+        ids, owner = self.encode_prompt(prompt), options.get("owner", "")
         return TextStream(TokenStream(self.engine, ids, sampler, max_new_tokens, state, sample, owner), self.tokenizer)
 
     def encode_prompt(self, prompt: str) -> list[int]:

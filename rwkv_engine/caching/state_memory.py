@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rwkv_engine.caching.state_tree import TOKEN_BYTES, Node, StateTree
 from rwkv_engine.core.state import State
-from rwkv_engine.generation.state_tree import TOKEN_BYTES, Node, StateTree
 
 # The Python objects of one entry, in bytes, about.
 _OVERHEAD = 4096

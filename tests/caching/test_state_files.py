@@ -17,11 +17,11 @@ from generation.test_state_cache import check, run, text
 from oracle import Shape
 
 from rwkv_engine import RWKV
+from rwkv_engine.caching import StateCache
+from rwkv_engine.caching.state_files import StateFiles
+from rwkv_engine.caching.state_identity import identity_of
 from rwkv_engine.core import State
-from rwkv_engine.generation import StateCache
 from rwkv_engine.generation.scheduler import Scheduler
-from rwkv_engine.generation.state_files import StateFiles
-from rwkv_engine.generation.state_identity import identity_of
 
 SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
 PROMPT = text(random.Random(0), 100)
@@ -92,9 +92,9 @@ def test_other_owners_and_models_find_nothing(engine, path, tmp_path, monkeypatc
         assert not hits(other, folder, owner="ann"), name
     identities = {identity_of(engine.model)}
     for name in ("ways.bfloat16_way", "ways.int8_way"):
-        monkeypatch.setattr(f"rwkv_engine.generation.state_identity.{name}", lambda level: "another")
+        monkeypatch.setattr(f"rwkv_engine.caching.state_identity.{name}", lambda level: "another")
         identities.add(identity_of(engine.model))
-    monkeypatch.setattr("rwkv_engine.generation.state_identity.__version__", "0.0.1")
+    monkeypatch.setattr("rwkv_engine.caching.state_identity.__version__", "0.0.1")
     identities.add(identity_of(engine.model))
     assert len(identities) == 4
 
@@ -254,7 +254,7 @@ import itertools, os, random, signal, sys, time
 from pathlib import Path
 import torch
 from rwkv_engine.core import Rwkv4Config, State
-from rwkv_engine.generation.state_files import StateFiles
+from rwkv_engine.caching.state_files import StateFiles
 
 def write(folder, begin, output):
     torch.set_num_threads(1)

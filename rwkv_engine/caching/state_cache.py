@@ -23,12 +23,12 @@ from typing import NamedTuple
 
 import torch
 
+from rwkv_engine.caching.state_files import StateFiles
+from rwkv_engine.caching.state_identity import identity_of
+from rwkv_engine.caching.state_memory import StateMemory, entry_bytes
 from rwkv_engine.checks import require, require_ids, require_text
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation.state_files import StateFiles
-from rwkv_engine.generation.state_identity import identity_of
-from rwkv_engine.generation.state_memory import StateMemory, entry_bytes
 from rwkv_engine.models import Model
 
 # A state that saves fewer tokens than this is not worth the pass over the weights that would end there.

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from oracle import Shape
 
 from rwkv_engine import RWKV, RequestError
+from rwkv_engine.caching import StateCache
+from rwkv_engine.caching.state_cache import NEAR
+from rwkv_engine.caching.state_memory import entry_bytes
 from rwkv_engine.core import State
-from rwkv_engine.generation import Sampler, SamplingParams, StateCache
+from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.scheduler import Scheduler
-from rwkv_engine.generation.state_cache import NEAR
-from rwkv_engine.generation.state_memory import entry_bytes
 
 V = 33
 LARGE = 10**8
