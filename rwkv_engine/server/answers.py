@@ -82,9 +82,9 @@ async def respond(service: Service, request: Request, answer: Answer) -> Respons
     Raises:
         ApiError: there is no place for them (429), or the model failed (500).
     """
-    request.state.answer = answer
     with ExitStack() as stack:
         stack.enter_context(service.places.hold(len(answer.texts)))
+        request.state.answer = answer  # for the log
         if answer.body.stream:
             return _Stream(_events(service, request, answer), stack.pop_all())
         return await while_connected(request, _whole(service, request, answer))
@@ -129,7 +129,7 @@ async def _events(service: Service, request: Request, answer: Answer) -> AsyncIt
                     service.metrics.first_piece.observe(time.perf_counter() - request.state.began)
                     is_first = False
                 text = cast(ServedText, item.request)
-                logprobs = text.read_logprobs(len(item.pieces))
+                logprobs = text.read_logprobs(len(item.pieces), item.ended)
                 if choice := answer.piece(text, "".join(item.pieces), logprobs):
                     yield event(choice)
                 if item.ended:

@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from torch import Tensor
 
-from rwkv_engine.checks import require_ids
-from rwkv_engine.embedding import dimension, embed, ids_of
+from rwkv_engine.checks import require_ids, require_text
+from rwkv_engine.embedding import dimension, embed
 from rwkv_engine.errors import RequestError
 from rwkv_engine.server.answers import while_connected
 from rwkv_engine.server.errors import ApiError, Json
@@ -90,10 +90,12 @@ def _ids(service: Service, body: EmbeddingRequest) -> list[Tensor]:
     ids = []
     for i, text in enumerate(given):
         if isinstance(text, str):
-            ids += ids_of(service.model.tokenizer, [text])
+            require_text(f"input[{i}]", text)
+            found = service.model.tokenizer.encode(text)
         else:
-            ids.append(torch.tensor(require_ids(f"input[{i}]", text, n_vocab, "the vocabulary"), dtype=torch.int64))
-        if not len(ids[-1]):
+            found = require_ids(f"input[{i}]", text, n_vocab, "the vocabulary")
+        if not found:
             raise ApiError(HTTPStatus.BAD_REQUEST, f"input[{i}]: is empty, expected at least one token", "input")
-        require_short(service, ids[-1].tolist(), "input")
+        require_short(service, found, "input")
+        ids.append(torch.tensor(found, dtype=torch.int64))
     return ids

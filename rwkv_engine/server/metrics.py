@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rwkv_engine.server.places import Places
@@ -39,6 +39,7 @@ class Metrics:
         )
         self.prompt_tokens = Counter("rwkv_prompt_tokens", "Tokens of prompts.", registry=registry)
         self.generated_tokens = Counter("rwkv_generated_tokens", "Generated tokens.", registry=registry)
+        ProcessCollector(registry=registry)
         texts = Gauge("rwkv_texts", "Texts that run or wait for a slot.", registry=registry)
         texts.set_function(lambda: places.taken)
         Gauge("rwkv_texts_limit", "The number of texts at which further ones are refused.", registry=registry).set(

@@ -141,7 +141,7 @@ class Service:
                 raise ApiError(
                     HTTPStatus.BAD_REQUEST,
                     f"{shown(field)}: there is no such field; leave it out",
-                    field,
+                    field[:64],
                     "unknown_parameter",
                 )
             if field not in self._unknown and len(self._unknown) < MOST_NAMES:

@@ -43,10 +43,10 @@ class ServedText(TextRequest):
             self._ends.append(len(self.generated.logprobs))  # first, because `pieces` are taken in other threads
         super()._keep(piece)
 
-    def read_logprobs(self, n_pieces: int) -> list[Logprob]:
+    def read_logprobs(self, n_pieces: int, ended: bool) -> list[Logprob]:
         """Those of the tokens that end in the next pieces, or of all that are left if the text has ended."""
         ends = [self._ends.popleft() for _ in range(n_pieces)]
-        if self.finish_reason:
+        if ended:
             ends.append(len(self.generated.logprobs))
         begin, self._n_read = self._n_read, max([self._n_read, *ends])
         return self.logprobs[begin : self._n_read]

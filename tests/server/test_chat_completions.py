@@ -72,7 +72,6 @@ def test_a_system_message_is_the_introduction(client, tales):
     assert choice["message"]["content"] == expected
 
 
-@pytest.mark.slow
 def test_samples_and_logprobs(client, tales):
     prompt = TEMPLATES["bob-alice"].preamble + TEMPLATES["bob-alice"].render(HELLO[0]["content"])
     prompts = [{"prompt": prompt, "sample": i} for i in range(3)]

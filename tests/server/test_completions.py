@@ -53,7 +53,6 @@ def test_texts_are_those_of_generate(client, tales, options):
     assert not any("usage" in chunk for chunk in chunks)
 
 
-@pytest.mark.slow
 def test_samples_and_prompts(client, tales):
     prompts = ["The king", "A fox", ""]
     body = {"n": 3, "seed": 5, "max_tokens": 8}

@@ -48,7 +48,10 @@ def test_vectors_are_those_of_embed(client, tales, pooling):
 def test_wrong_values(client, body):
     response = client.post(PATH, body)
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["message"]
+    error = response.json()["error"]
+    name = next((name for name in ("dimensions", "pooling", "encoding_format") if name in body), "input")
+    assert error["message"].startswith(name)
+    assert len(error["message"]) < 200
 
 
 def test_tokens(client, tales):

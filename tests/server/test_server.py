@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 
 import pytest
+from conftest import ROOT
 from served import begun, httpx, is_idle, openai, wait_until
+from snippets import blocks_of
 
 from rwkv_engine.server.run import Server, listen
 
@@ -22,17 +27,22 @@ MESSAGES = [{"role": "user", "content": "Tell me of the sea."}]
 @pytest.fixture(scope="module")
 def running(tales):
     """A server in a thread, as `running.service` and `running.url`."""
-    server = Server(begun(tales, slots=4, most_waiting=4), drain_seconds=20)
+    server, thread = in_thread(tales, slots=4, most_waiting=40)
+    yield server
+    server.handle_exit(signal.SIGTERM, None)
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def in_thread(tales, drain_seconds=20, **settings):
+    server = Server(begun(tales, **settings), drain_seconds)
     server.service = server._service
     waiting = listen("127.0.0.1", 0)
     server.url = f"http://127.0.0.1:{waiting.getsockname()[1]}"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [waiting]})
     thread.start()
     wait_until(lambda: server.started)
-    yield server
-    server.handle_exit(signal.SIGTERM, None)
-    thread.join(20)
-    assert not thread.is_alive()
+    return server, thread
 
 
 @pytest.fixture
@@ -42,7 +52,6 @@ def ai(running):
     wait_until(lambda: is_idle(running.service))
 
 
-@pytest.mark.slow
 def test_the_client_of_openai(ai, tales):
     assert [model.id for model in ai.models.list()] == ["tales"]
     options = {"model": "tales", "seed": 3, "max_tokens": 12, "temperature": 0.8, "top_p": 0.9}
@@ -68,14 +77,13 @@ def test_the_client_of_openai(ai, tales):
     assert vectors.data[1].embedding == pytest.approx(tales.embed("A wolf", normalize=True).tolist())
 
 
-@pytest.mark.slow
 def test_errors_are_those_of_the_client_of_openai(ai):
     with pytest.raises(openai.NotFoundError, match="gpt"):
         ai.completions.create(model="gpt", prompt="x")
     with pytest.raises(openai.BadRequestError) as raised:
         ai.chat.completions.create(model="tales", messages=MESSAGES, temperature=-1)
     assert raised.value.param == "temperature"
-    with ai.completions.create(model="tales", prompt="x", n=8, stream=True, max_tokens=4000) as stream:
+    with ai.completions.create(model="tales", prompt="x", n=44, stream=True, max_tokens=4000) as stream:
         next(stream)
         with pytest.raises(openai.RateLimitError) as refused:
             ai.completions.create(model="tales", prompt="x")
@@ -102,6 +110,54 @@ def test_clients_that_leave_give_their_slots_back(running, is_stream):
 
 
 @pytest.mark.slow
+def test_many_clients_at_once(running, tales):
+    prompts = [{"prompt": prompt, "seed": seed} for prompt in ("The king", "A fox", "") for seed in range(14)]
+    expected = tales.generate(prompts, 12, temperature=1.2)
+
+    async def ask(client, i):
+        body = prompts[i] | {"max_tokens": 12, "temperature": 1.2, "stream": i % 2 == 1}
+        response = await client.post(f"{running.url}/v1/completions", json=body)
+        if not body["stream"]:
+            return response.json()["choices"][0]["text"]
+        chunks = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
+        return "".join(chunk["choices"][0]["text"] for chunk in chunks)
+
+    async def run():
+        async with httpx.AsyncClient(timeout=60) as client:
+            return await asyncio.gather(*(ask(client, i) for i in range(len(prompts))))
+
+    assert asyncio.run(run()) == expected
+
+
+def test_the_examples_of_the_documentation(running, capsys):
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    local = text.replace("http://127.0.0.1:8000", running.url).replace("RWKV-4-Raven-1B5.pth", "tales")
+    blocks = blocks_of("docs/serving.md", local)
+    [example] = [block.code for block in blocks if "openai" in block.code]
+    exec(example, {})
+    assert capsys.readouterr().out
+    if shutil.which("curl"):
+        [example] = [block.code for block in blocks if "curl" in block.code]
+        shown = subprocess.run(["sh", "-c", example], capture_output=True, text=True, timeout=20, check=True).stdout
+        assert shown.startswith('data: {"object":"text_completion"')
+        assert shown.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.slow
+def test_a_drain_ends_in_any_case(tales):
+    server, thread = in_thread(tales, drain_seconds=0.1)
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": True}) as response:
+        received = response.iter_lines()
+        next(received)
+        server.handle_exit(signal.SIGTERM, None)
+        with contextlib.suppress(httpx.HTTPError):
+            assert "data: [DONE]" not in list(received)
+    thread.join(20)
+    assert not thread.is_alive()
+    wait_until(lambda: is_idle(server.service))
+
+
+@pytest.mark.slow
 def test_embeddings_end_when_their_client_leaves(running):
     body = {"input": ["word " * 10000] * 20}
     with pytest.raises(httpx.ReadTimeout):
@@ -110,7 +166,6 @@ def test_embeddings_end_when_their_client_leaves(running):
     assert httpx.post(f"{running.url}/v1/embeddings", json={"input": "x"}, timeout=20).status_code == 200
 
 
-@pytest.mark.slow
 def test_a_slow_reader_stops_nobody(running, tales):
     with httpx.stream("POST", f"{running.url}/v1/completions", json=LONG | {"stream": True}):
         answer = httpx.post(f"{running.url}/v1/completions", json={"prompt": "The", "seed": 1}, timeout=20)
