@@ -140,6 +140,23 @@ def tales():
     return RWKV.from_pretrained("tales")
 
 
+@pytest.fixture(scope="session")
+def service(tales):
+    """A server's state with that model; see `served`."""
+    import served
+
+    return served.begun(tales)
+
+
+@pytest.fixture
+def client(service):
+    """Calls its application; afterwards all its slots must be free."""
+    import served
+
+    yield served.Client(service)
+    served.wait_until(lambda: served.is_idle(service))
+
+
 @pytest.fixture
 def call(monkeypatch, capfd):
     """The command line in this process: `call(*arguments)` gives exit code, standard output and standard error.

@@ -22,7 +22,8 @@ RANKS = [
     {"pipeline"},
     {"chat", "convert", "evaluation", "verification"},
     {"auto", "benchmark", "compat", "sentence"},
-    {"cli", "server"},
+    {"server"},
+    {"cli"},
     {"hub_upload", "packing"},  # names of release 0.2
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

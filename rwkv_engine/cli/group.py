@@ -21,6 +21,7 @@ COMMANDS = {
     "info": ("info", "info", "Shows this installation, or a model."),
     "pack": ("pack", "pack", "Writes a file that loads by memory mapping."),
     "quantize": ("quantize", "quantize", "Writes a packed file with int8 or int4 weights."),
+    "serve": ("serve", "serve", "Serves a model over HTTP, with OpenAI's protocol."),
     "verify": ("verify", "verify", "Checks a model, and compares it with other programs."),
 }
 

@@ -89,6 +89,19 @@ class Scheduler:
         Raises:
             RequestError: the queue is full, or the request does not fit the model.
         """
+        self.check(request)
+        with self._lock:
+            waiting = len(self._added) + len(self._steps.waiting)
+            if self._most_waiting is not None and waiting >= self._most_waiting:
+                raise RequestError(f"{waiting} requests are waiting, which is the limit; try again later")
+            self._added.append(request)
+
+    def check(self, request: Request) -> None:
+        """Checks a request as `add` does, without queueing it.
+
+        Raises:
+            RequestError: it does not fit the model.
+        """
         config, params = self._model.config, request.sampler.params
         check_tokens(torch.tensor([request.prompt], dtype=torch.int64), config.n_vocab)
         if request.state is not None:
@@ -97,11 +110,6 @@ class Scheduler:
             request.sampler.adjusted(
                 torch.zeros(1, config.n_vocab, dtype=torch.float32, device=self._model.device_map.home)
             )
-        with self._lock:
-            waiting = len(self._added) + len(self._steps.waiting)
-            if self._most_waiting is not None and waiting >= self._most_waiting:
-                raise RequestError(f"{waiting} requests are waiting, which is the limit; try again later")
-            self._added.append(request)
 
     def abort(self, request: Request) -> None:
         """Ends a request at the next step; one that has ended stays as it is."""

@@ -7,6 +7,7 @@ The formats are those that models were trained with; the preambles are an introd
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rwkv_engine.errors import RequestError
@@ -48,6 +49,20 @@ class Template:
             able = ", ".join(t.name for t in TEMPLATES.values() if t.turn_with_input)
             raise RequestError(f"the template {self.name} has no place for an input; use one of {able}")
         return re.sub("{message}|{input}", lambda found: parts[found[0]], self.turn_with_input)
+
+    def conversation(self, turns: Sequence[tuple[str, str]], message: str, introduction: str | None = None) -> str:
+        """The text of a whole conversation, up to the reply to its last message.
+
+        Args:
+            turns: the earlier messages with their replies.
+            message: the last message.
+            introduction: text before the first turn, in place of the preamble; None for the preamble.
+        """
+        # Models begin a reply with a blank where the turn ends with a colon, so that it is a part of the first token.
+        blank = "" if self.turn.endswith("\n") else " "
+        begin = self.preamble if introduction is None else self.clean(introduction) + self.between
+        said = (self.render(asked) + blank + self.clean(reply) + self.between for asked, reply in turns)
+        return begin + "".join(said) + self.render(message)
 
     def clean(self, text: str) -> str:
         """Removes what would break the format: white space around a message, blank lines if they separate turns."""

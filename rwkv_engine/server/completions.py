@@ -1,0 +1,96 @@
+"""`/v1/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.server import logprobs as forms
+from rwkv_engine.server.answers import Answer, respond
+from rwkv_engine.server.schemas import CompletionRequest
+from rwkv_engine.server.service import Service
+from rwkv_engine.server.texts import ServedText, texts_of
+
+DEFAULT_TOKENS = 16  # OpenAI's
+
+
+class CompletionAnswer(Answer):
+    """Texts as `/v1/completions` returns them."""
+
+    whole = chunk = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(
+        self,
+        service: Service,
+        request: Request,
+        body: CompletionRequest,
+        texts: Sequence[ServedText],
+        prompts: Sequence[str | list[int]],
+    ):
+        """The prompts are those of the request."""
+        super().__init__(service, request, body, texts)
+        self._tokenizer = service.model.tokenizer
+        self._shows_logprobs = body.logprobs is not None
+        self._echoes = [
+            prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
+            for prompt in (prompts if body.echo else ())
+        ]
+        self._n_characters = [0] * len(texts)  # of each text, so far
+
+    def choice(self, text: ServedText) -> dict[str, Any]:
+        """See `Answer.choice`."""
+        shown = self._choice(text, self._echo(text) + text.text, text.generated.logprobs)
+        return {**shown, "finish_reason": text.finish_reason}
+
+    def opening(self, text: ServedText) -> dict[str, Any] | None:
+        """See `Answer.opening`."""
+        echo = self._echo(text)
+        return self._choice(text, echo, []) if echo else None
+
+    def piece(self, text: ServedText, piece: str, logprobs: list[Logprob]) -> dict[str, Any] | None:
+        """See `Answer.piece`."""
+        return self._choice(text, piece, logprobs) if piece or logprobs else None
+
+    def ending(self, text: ServedText) -> dict[str, Any]:
+        """See `Answer.ending`."""
+        return {**self._choice(text, "", []), "finish_reason": text.finish_reason}
+
+    def _echo(self, text: ServedText) -> str:
+        return self._echoes[text.index // self.body.n] if self._echoes else ""
+
+    def _choice(self, text: ServedText, shown: str, logprobs: list[Logprob]) -> dict[str, Any]:
+        before = self._n_characters[text.index]
+        self._n_characters[text.index] += sum(forms.n_characters(self._tokenizer, own) for own in logprobs)
+        form = forms.of_completion(self._tokenizer, logprobs, before) if self._shows_logprobs else None
+        return {"index": text.index, "text": shown, "logprobs": form, "finish_reason": None}
+
+
+def completions(service: Service) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.post("/v1/completions")
+    async def complete(request: Request, body: CompletionRequest) -> Response:
+        """Continues texts."""
+        service.check(body)
+        prompts = _prompts(body)
+        # In a thread, because it takes a while to encode a long prompt.
+        texts = await asyncio.to_thread(
+            texts_of, service, body, prompts, logprobs=body.logprobs, default_tokens=DEFAULT_TOKENS
+        )
+        return await respond(service, request, CompletionAnswer(service, request, body, texts, prompts))
+
+    return router
+
+
+def _prompts(body: CompletionRequest) -> Sequence[str | list[int]]:
+    prompt = body.prompt
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return cast(Sequence[str | list[int]], [prompt])
+    return cast(Sequence[str | list[int]], prompt)

@@ -1,0 +1,101 @@
+"""`/v1/embeddings`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from http import HTTPStatus
+from threading import Event
+
+import torch
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from torch import Tensor
+
+from rwkv_engine.checks import require_ids, require_text
+from rwkv_engine.embedding import dimension, embed
+from rwkv_engine.errors import RequestError
+from rwkv_engine.server.answers import while_connected
+from rwkv_engine.server.errors import ApiError, Json
+from rwkv_engine.server.schemas import EmbeddingRequest
+from rwkv_engine.server.service import Service
+from rwkv_engine.server.texts import require_short
+
+
+def embeddings(service: Service) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+    one_at_a_time = asyncio.Lock()  # each takes all cores
+
+    @router.post("/v1/embeddings")
+    async def vectors_of(request: Request, body: EmbeddingRequest) -> Response:
+        """Computes vectors of length 1, so that the dot product of two is their cosine similarity."""
+        service.check(body)
+
+        async def work() -> tuple[list[Tensor], Tensor]:
+            async with one_at_a_time:
+                has_ended = Event()
+                try:
+                    return await asyncio.to_thread(_compute, service, body, has_ended)
+                finally:
+                    has_ended.set()
+
+        with service.places.hold(1):
+            ids, vectors = await while_connected(request, work())
+        as_text = body.encoding_format == "base64"
+        data = [
+            {
+                "object": "embedding",
+                "index": i,
+                "embedding": base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+                if as_text
+                else vector.tolist(),
+            }
+            for i, vector in enumerate(vectors)
+        ]
+        n = sum(map(len, ids))
+        service.metrics.prompt_tokens.inc(n)
+        usage = {"prompt_tokens": n, "total_tokens": n}
+        return Json({"object": "list", "data": data, "model": service.settings.name, "usage": usage})
+
+    return router
+
+
+def _compute(service: Service, body: EmbeddingRequest, has_ended: Event) -> tuple[list[Tensor], Tensor]:
+    """The token ids of the texts, and their vectors (N, D); ends early, with an error, when nobody waits any more."""
+    model = service.model
+    size = dimension(model.config, body.pooling)
+    if body.dimensions not in (None, size):
+        raise ApiError(
+            HTTPStatus.BAD_REQUEST, f"dimensions: got {body.dimensions}, expected {size}, or leave it out", "dimensions"
+        )
+    ids = _ids(service, body)
+    if not ids:
+        raise ApiError(HTTPStatus.BAD_REQUEST, "input: is empty, expected at least one text", "input")
+
+    def progress(done: int, total: int) -> None:
+        if has_ended.is_set():
+            raise RequestError("nobody waits for these vectors any more")
+
+    return ids, embed(model.engine, ids, body.pooling, normalize=True, progress=progress)
+
+
+def _ids(service: Service, body: EmbeddingRequest) -> list[Tensor]:
+    given = body.input
+    if isinstance(given, str):
+        given = [given]
+    if given and isinstance(given[0], int):
+        given = [given]
+    n_vocab = service.model.config.n_vocab
+    ids = []
+    for i, text in enumerate(given):
+        if isinstance(text, str):
+            require_text(f"input[{i}]", text)
+            found = service.model.tokenizer.encode(text)
+        else:
+            found = require_ids(f"input[{i}]", text, n_vocab, "the vocabulary")
+        if not found:
+            raise ApiError(HTTPStatus.BAD_REQUEST, f"input[{i}]: is empty, expected at least one token", "input")
+        require_short(service, found, "input")
+        ids.append(torch.tensor(found, dtype=torch.int64))
+    return ids

@@ -1,0 +1,67 @@
+"""Refuses requests before any of their content is looked at."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.service import Service
+
+# For programs that watch the server, which have no key; they learn nothing else from them.
+OPEN = ("/health", "/ready")
+ALWAYS = (*OPEN, "/metrics")
+
+
+class Gate:
+    """Lets a request pass if it has a key and a body that is not too large, and if the server is ready."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        """`app` gets what passes."""
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it with an error."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        try:
+            self._check(scope["path"], Headers(scope=scope))
+        except ApiError as error:
+            return await error.response()(scope, receive, send)
+        await self._app(scope, self._limited(receive), send)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        service = self._service
+        keys = service.settings.keys
+        if keys and path not in OPEN and not keys.accept(headers.get("authorization", "").encode("latin-1")):
+            raise ApiError(
+                HTTPStatus.UNAUTHORIZED,
+                "no valid API key was given, expected the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if path not in ALWAYS:
+            service.require_ready()
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > service.settings.most_body_bytes:
+            raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
+
+    def _limited(self, receive: Receive) -> Receive:
+        n_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._service.settings.most_body_bytes:
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
+            return message
+
+        return limited
+
+    def _too_large(self) -> str:
+        return f"the body is too large, expected at most {self._service.settings.most_body_bytes} bytes"

@@ -1,0 +1,57 @@
+"""What a server tells about itself: `/v1/models`, `/health`, `/ready` and `/metrics`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from rwkv_engine.checks import shown
+from rwkv_engine.server.errors import ApiError, Json
+from rwkv_engine.server.metrics import CONTENT_TYPE
+from rwkv_engine.server.service import Service
+
+
+def status(service: Service) -> APIRouter:
+    """The routes."""
+    router = APIRouter()
+    model: dict[str, Any] = {
+        "id": service.settings.name,
+        "object": "model",
+        "created": service.began,
+        "owned_by": "rwkv_engine",
+    }
+
+    @router.get("/v1/models")
+    async def models() -> Response:
+        """The models of the server, of which there is one."""
+        return Json({"object": "list", "data": [model]})
+
+    @router.get("/v1/models/{name:path}")
+    async def model_of(name: str) -> Response:
+        """A model."""
+        if name != service.settings.name:
+            raise ApiError(
+                HTTPStatus.NOT_FOUND, f"model: there is no {shown(name)} on this server", "model", "model_not_found"
+            )
+        return Json(model)
+
+    @router.get("/health")
+    async def health() -> Response:
+        """Whether the server runs."""
+        return Json({"status": "ok"})
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        """Whether the server takes on requests: 503 while the model is loaded, and while it is shutting down."""
+        service.require_ready()
+        return Json({"status": "ready"})
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """The metrics in the format of Prometheus."""
+        return Response(service.metrics.page(), media_type=CONTENT_TYPE)
+
+    return router

@@ -1,0 +1,40 @@
+"""`rwkv-engine serve` before it serves; tests/server has the rest."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+
+
+def test_help(call):
+    code, out, _ = call("serve", "--help")
+    assert code == 0
+    assert "--most-waiting" in out
+
+
+def test_without_its_packages(call, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("rwkv_engine.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, err = call("serve", "tales")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "uvicorn" in err
+    assert "pip install 'rwkv-engine[serve]'" in err
+
+
+def test_what_cannot_be_served(call, tmp_path):
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    code, _, err = call("serve", "tales", "--keys", str(tmp_path / "none"))
+    assert code == 1
+    assert "API keys cannot be read" in err
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        code, _, err = call("serve", "tales", "--port", port)
+        assert code == 1
+        assert f"127.0.0.1:{port}: cannot listen here" in err
+    code, _, err = call("serve", "no-such-model", "--port", "0")
+    assert code == 1
+    assert "no-such-model: no such file" in err
