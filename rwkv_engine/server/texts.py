@@ -9,7 +9,7 @@ from typing import cast
 
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.many import encode_prompt, sampler_of
-from rwkv_engine.generation.params import SamplingOptions
+from rwkv_engine.generation.params import TextOptions
 from rwkv_engine.generation.sampling import Logprob, Sampler
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.server.errors import ApiError, of_request
@@ -82,7 +82,7 @@ def texts_of(
         )
     own = [body.stop] if isinstance(body.stop, str) else body.stop or []
     given = {name: value for name in OPTIONS if (value := getattr(body, name)) is not None}
-    options = cast(SamplingOptions, given | {"stop": (*stop, *own), "logprobs": logprobs})
+    options = cast(TextOptions, given | {"stop": (*stop, *own), "logprobs": logprobs})
     if body.logit_bias:
         options["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     tokenizer = service.model.tokenizer

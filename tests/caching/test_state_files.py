@@ -12,8 +12,8 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
+from caching.test_state_cache import check, run, text
 from checkpoint_files import save_pth
-from generation.test_state_cache import check, run, text
 from oracle import Shape
 
 from rwkv_engine import RWKV

@@ -37,7 +37,7 @@ async def read(stream):
 
 
 def stream_of(tales, scheduler, prompt, n, **options):
-    return AsyncTextStream(scheduler, request_of(tales.tokenizer, 0, prompt, n, None, 0, "", options))
+    return AsyncTextStream(scheduler, request_of(tales.tokenizer, 0, prompt, n, None, 0, options))
 
 
 def test_pieces_are_those_of_stream(tales):
