@@ -36,6 +36,7 @@ class Request:
         state: the state after the prompt and the tokens except those in `unread`; None for the initial one, while a
             slot contains it, and if a step failed half-way.
         owner: whose text it is: only prompts of the same owner share states that a cache keeps.
+        is_whole: whether nothing was before the prompt.
         edges: the numbers of tokens of the prompt after which a cache is still to be given the state.
         unread: the ids that the state does not include yet: what is left of the prompt, or the last token, unless a
             stop token followed it.
@@ -79,6 +80,7 @@ class Request:
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
         self.state = state
+        self.is_whole = state is None
         self.owner = owner
         self.edges: Sequence[int] = ()
         self.begin = state  # until the prompt is read

@@ -6,12 +6,16 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "kernels/matrix.h"
 
 namespace rwkv::cpu {
 
 constexpr int64_t kInputParts = 16;
+
+// The inputs [begin, end) of a part of K: whole groups (cpu/quantized.h). Parts may be empty, but the last one is not.
+std::pair<int64_t, int64_t> inputs_of_part(int64_t K, int64_t part);
 
 // sums[b][n] = sum over the inputs k of this part of W[n, k] x[b][k], for B rows x (B, K). Skipping an input that is
 // zero does not change the result.
