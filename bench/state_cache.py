@@ -3,9 +3,10 @@
     python -m bench.state_cache --json bench/results/state-cache-169m.json
 
 Each round, a new conversation has a history, which was read, and an answer, which was generated; then comes a message.
-`cold` reads all three without a cache. `memory` has a cache that saw the first turn: it reads the message, and in
-other formats than int8 the answer again. `files` finds the state in the folder of an earlier cache, as after a restart. `first turn` is how much longer
-the history itself takes with a cache in memory, and with one that writes files, because states are kept.
+`cold` reads all three without a cache. `memory` has a cache that saw the first turn: it reads the message, and in other
+formats than int8 the answer again. `files` finds the state in the folder of an earlier cache, as after a restart.
+`history alone` is how much longer the history itself takes with a cache in memory, and with one that writes files,
+because states are kept.
 
 Weights and tokens are random. All are measured in turn, in each round; the table has medians, with the lowest and
 highest in brackets, and ratios within a round.
