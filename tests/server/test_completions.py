@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.server.logprobs import of_completion
+
 PATH = "/v1/completions"
 PROMPT = "The king"
 BIAS = {"32": -5.0, "535": 3}
@@ -122,6 +125,15 @@ def test_logprobs(client, tales, seed):
     assert "".join(chunk["text"] for chunk in chunks) == choice["text"] == alone.text
     for part in shown:
         assert [value for chunk in chunks for value in chunk["logprobs"][part]] == shown[part]
+
+
+def test_offsets_are_in_characters(tales):
+    text = "Der Köhler, süß und müde, ging in den Wald."
+    ids = tales.tokenizer.encode(text)
+    form = of_completion(tales.tokenizer, [Logprob(token, -1.0, ()) for token in ids], before=7)
+    pairs = list(zip(form["tokens"], form["text_offset"], strict=True))
+    assert all(text[at - 7 :].startswith(name) for name, at in pairs if not name.startswith("bytes:"))
+    assert pairs[-1][1] - 7 == len(text) - 1
 
 
 @pytest.mark.parametrize(
