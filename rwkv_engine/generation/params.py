@@ -67,17 +67,17 @@ class SamplingParams:
     drafts: int = 0
 
     def __post_init__(self) -> None:
-        require("temperature", self.temperature, Real, lambda x: 0 <= x < math.inf, "a number >= 0")
-        require("top_k", self.top_k, Integral, lambda x: x >= 0, "an integer >= 0 (0 is off)")
+        require("temperature", self.temperature, Real, lambda x: x >= 0 and _is_finite(x), "a number >= 0")
+        require("top_k", self.top_k, Integral, lambda x: 0 <= x < 2**63, "an integer in [0, 2**63) (0 is off)")
         if not (self.compat and self.top_p == 0):  # which is greedy in the rwkv package
             require("top_p", self.top_p, Real, lambda x: 0 < x <= 1, "a number in (0, 1] (1.0 is off)")
         require("min_p", self.min_p, Real, lambda x: 0 <= x <= 1, "a number in [0, 1] (0 is off)")
         for name in ("presence_penalty", "frequency_penalty"):
-            require(name, getattr(self, name), Real, math.isfinite, "a finite number (0 is off)")
+            require(name, getattr(self, name), Real, _is_finite, "a finite number (0 is off)")
         require("penalty_decay", self.penalty_decay, Real, lambda x: 0 <= x <= 1, "a number in [0, 1] (1.0 is off)")
         for token, bias in _mapping("logit_bias", self.logit_bias).items():
             require("logit_bias", token, Integral, lambda x: x >= 0, "token ids as keys")
-            require("logit_bias", bias, Real, math.isfinite, "finite numbers (to ban a token, use banned_tokens)")
+            require("logit_bias", bias, Real, _is_finite, "finite numbers (to ban a token, use banned_tokens)")
         for name in ("banned_tokens", "stop_tokens"):
             for token in _sequence(name, getattr(self, name), "token ids"):
                 require(name, token, Integral, lambda x: x >= 0, "token ids")
@@ -134,6 +134,14 @@ class TextOptions(SamplingOptions, total=False):
     """The options of a text: how its tokens are sampled, and whose it is."""
 
     owner: str
+
+
+def _is_finite(number: Real) -> bool:
+    """Whether a number is finite as a 64-bit float, which sampling computes with."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _sequence(name: str, got: Any, expected: str) -> Sequence[Any]:

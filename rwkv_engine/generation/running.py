@@ -54,16 +54,23 @@ class Running:
 
     def add(self, request: Request, state: State) -> None:
         """Gives a request a slot that contains a state."""
+        if not self._decoder.pool.n_free:  # paused texts have them, for what was processed ahead
+            for other in self._slots:
+                self._drop_ahead(other)
         [self._slots[request]] = self._decoder.pool.take(state)
         self._ahead[request] = deque()
 
     def remove(self, request: Request) -> State:
         """Takes a request's slot, and returns its state."""
         state = self.state(request)
+        self.drop(request)
+        return state
+
+    def drop(self, request: Request) -> None:
+        """Takes a request's slot, and forgets its state."""
         self._drop_ahead(request)
         del self._ahead[request]
         self._decoder.pool.free([self._slots.pop(request)])
-        return state
 
     def state(self, request: Request) -> State:
         """A copy of a request's state."""

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from numbers import Integral
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,6 +41,7 @@ class Scheduler:
         background: performs the steps of requests for which no thread waits.
     """
 
+    @torch.inference_mode(False)  # the pool is later modified in place, perhaps outside of that mode
     def __init__(
         self,
         model: Model,
@@ -60,16 +62,21 @@ class Scheduler:
             turn: the number of tokens after which a text makes room for a waiting request.
             most_waiting: the number of waiting requests at which `add` refuses further ones; None for no limit.
             cache: keeps the states after prompts; None for none.
+
+        Raises:
+            RequestError: a number is too small.
         """
+        for name, value in (("slots", slots), ("chunk", chunk), ("budget", budget), ("turn", turn)):
+            require(name, value, Integral, lambda n: n >= 1, "an integer >= 1")
         self._model, self._most_waiting, self._chunk = model, most_waiting, chunk
         self._steps = Steps(model, slots, chunk, budget, turn)
         self.cache = cache
         self.background = Background()
         self._stepping = threading.Lock()
         self._stepped = threading.Condition()
-        self._lock = threading.Lock()  # of the next two
+        self._lock = threading.Lock()  # of the next one
         self._added: deque[Request] = deque()
-        self._aborted: set[Request] = set()
+        self._aborted: deque[Request] = deque()
 
     @property
     def cache(self) -> StateCache | None:
@@ -113,8 +120,9 @@ class Scheduler:
 
     def abort(self, request: Request) -> None:
         """Ends a request at the next step; one that has ended stays as it is."""
-        with self._lock:
-            self._aborted.add(request)
+        # Without the lock: the garbage collector, which drops streams, may run while this thread holds it.
+        if not request.finish_reason:
+            self._aborted.append(request)
 
     def wait(self, is_enough: Callable[[], object]) -> None:
         """Performs steps, or waits for those of another thread, until a condition is met.
@@ -151,13 +159,14 @@ class Scheduler:
 
     def _take_orders(self) -> None:
         """Passes on what other threads have added and aborted."""
+        # Before the others, so that none is aborted here and then begins.
+        aborted = [self._aborted.popleft() for _ in range(len(self._aborted))]
         with self._lock:
             self._steps.waiting.extend(self._added)
             self._added.clear()
-            aborted = [request for request in self._aborted if not request.finish_reason]
-            self._aborted.clear()
         for request in aborted:
-            self._steps.end(request, "aborted")
+            if not request.finish_reason:
+                self._steps.end(request, "aborted")
 
 
 _making = threading.Lock()

@@ -71,8 +71,8 @@ class Steps:
             reason = error if is_own else RequestError(f"generation was interrupted: {type(error).__name__}")
             for request in [*self._reading, *self._running]:
                 if request in self._running:
-                    self._put_aside(request)
-                    request.state = None  # it may include a part of a token
+                    self._running.drop(request)  # whose state may include a part of a token
+                    del self._turns[request]
                 self.end(request, "error", reason)
             if not is_own:
                 raise
@@ -87,17 +87,18 @@ class Steps:
                 self._put_aside(request)
                 self.waiting.append(request)
         for request in wanted[: self._slots - len(self._running) - len(self._reading)]:
-            self.waiting.remove(request)
             if request.max_new_tokens == 0:
                 self.end(request, "length")
-            elif request.tokens or len(request.prompt) == 1:  # as `Engine.forward`, which decodes single tokens
+                continue
+            self.waiting.remove(request)
+            self._reading.append(request)
+            if request.tokens or len(request.prompt) == 1:  # as `Engine.forward`, which decodes single tokens
                 self._run(request)
-            else:
-                self._reading.append(request)
 
     def _run(self, request: Request) -> None:
         """Gives a request a slot, which contains its state from now on."""
         self._running.add(request, request.state or self._initial_state())
+        self._reading.remove(request)  # only now, so that an error of the line above ends it
         request.state = request.begin = None
         self._turns[request] = len(request.tokens) + self._turn
 
@@ -127,9 +128,10 @@ class Steps:
         for i, (part, group) in enumerate(zip(parts, groups, strict=True)):
             state, unread = states.rows(slice(i, i + 1)).clone(), group[0].unread[len(part) :]
             n_read, edges = len(group[0].prompt) - len(unread), group[0].edges
-            if self.cache and n_read in edges[:1]:
-                self.cache.keep(group[0].prompt[:n_read], group[0].owner, state)
+            if n_read in edges[:1]:
                 edges = edges[1:]
+                if cache := self.cache:  # which another thread may replace
+                    cache.keep(group[0].prompt[:n_read], group[0].owner, state)
             for request in group:
                 request.state, request.unread, request.edges = state, unread, edges
         is_read = [i for i, group in enumerate(groups) if not group[0].unread]
@@ -138,15 +140,15 @@ class Steps:
         logits = self._model.head(self._model.ln_out(torch.stack([hidden[i][-1] for i in is_read])))
         requests = [request for i in is_read for request in groups[i]]
         for request in requests:
-            self._reading.remove(request)
             self._run(request)
         self._sample(requests, logits[[row for row, i in enumerate(is_read) for _ in groups[i]]])
 
     def _next_part(self, group: list[Request], most: int) -> Tensor:
         """What to read next of the prompt of some requests: up to `most` tokens, or up to where a state is kept."""
         first = group[0]
-        if self.cache and first.state is None:  # nothing is read yet, and nothing was before the prompt
-            state, edges = self.cache.find(first.prompt, first.owner)
+        # Nothing is read yet, and nothing was before the prompt.
+        if first.state is None and (cache := self.cache):
+            state, edges = cache.find(first.prompt, first.owner)
             unread = first.prompt[int(state.position) if state else 0 :]
             for request in group:
                 request.state, request.unread, request.edges = state, unread, edges

@@ -35,6 +35,11 @@ class StatePool:
         # Copying even a few numbers to a GPU takes as long as launching several kernels.
         self.index: Callable[[tuple[int, ...], torch.device], Tensor] = lru_cache(maxsize=64)(_index)
 
+    @property
+    def n_free(self) -> int:
+        """The number of slots that are not in use."""
+        return len(self._free)
+
     def take(self, state: State) -> list[int]:
         """Allocates a slot for each sequence of a state, and copies the state there.
 

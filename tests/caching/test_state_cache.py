@@ -363,6 +363,18 @@ def test_a_state_that_a_caller_changes_is_not_the_caches(engine):
     assert scheduler.cache.statistics.hits == 2
 
 
+def test_a_cache_may_be_turned_off_while_a_prompt_is_read(engine):
+    scheduler = Scheduler(engine.model, chunk=16, budget=4, cache=StateCache())
+    running, each = request([1, 2], 30), request(text(random.Random(0), 40))
+    for one in (running, each):
+        scheduler.add(one)
+        scheduler.wait(lambda one=one: one.tokens or 0 < len(one.unread) < 40)
+    scheduler.cache = None
+    finish(scheduler, running, each)
+    for one in (running, each):
+        check(engine, one)
+
+
 def test_a_cache_has_one_model(engine, tales):
     cache = StateCache()
     Scheduler(engine.model, cache=cache)

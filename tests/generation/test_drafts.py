@@ -154,6 +154,32 @@ def test_paused_texts_keep_what_was_processed_ahead(engine, monkeypatch):
     assert free_slots(scheduler)
 
 
+def test_paused_texts_make_room_for_others(engine):
+    """Their drafts may take every slot."""
+    scheduler = Scheduler(engine.model, slots=6)
+    scheduler._steps._running._cost.best_draft = lambda running, most, chance: most
+    paused = [request([1, 2, 3], 40, drafts=15, temperature=0) for _ in range(2)]
+    expected = alone(engine, [1, 2, 3], SamplingParams(temperature=0), 40).tokens
+    for each in paused:
+        each.drafts = Foreseen([*expected, *[0] * 15], random.Random(0), 0)
+        each.drafts.guess = lambda most, drafts=each.drafts: (drafts._coming[:most], 1.0)
+        each.wanted = 2
+        scheduler.add(each)
+        scheduler.wait(lambda each=each: len(each.tokens) >= 2)
+    assert not scheduler._steps._running._decoder.pool._free
+    other = request([4, 5], 3, temperature=0)
+    scheduler.add(other)
+    scheduler._take_orders()
+    for _ in range(3):
+        scheduler._steps.step()
+    check(engine, other, SamplingParams(temperature=0))
+    for each in paused:
+        each.wanted = 99
+    finish(scheduler, paused)
+    assert [each.tokens for each in paused] == [expected] * 2
+    assert free_slots(scheduler)
+
+
 def test_a_full_step_has_no_room_for_drafts(engine, monkeypatch):
     scheduler = Scheduler(engine.model, slots=20)
     rows = counted_steps(scheduler, monkeypatch)

@@ -230,6 +230,31 @@ def test_a_failed_step_ends_its_requests_and_no_other(engine, monkeypatch):
     assert free_slots(scheduler)
 
 
+@pytest.mark.parametrize("prompt", [[5], [5, 6, 7]], ids=str)
+def test_a_text_whose_state_finds_no_memory_is_an_error(prompt, engine, monkeypatch):
+    scheduler, each = Scheduler(engine.model), request(prompt, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler._steps._running._decoder.pool, "load", lambda *_: 1 / 0)
+        scheduler.add(each)
+        for _ in range(3):
+            scheduler._take_orders()
+            scheduler._steps.step()
+    assert isinstance(each.error, ZeroDivisionError)
+    assert free_slots(scheduler)
+
+
+def test_a_failed_step_ends_all_its_requests_even_if_states_cannot_be_read(engine, monkeypatch):
+    scheduler, requests = Scheduler(engine.model), [request([1, 2], 50, seed=i) for i in range(2)]
+    for each in requests:
+        scheduler.add(each)
+    scheduler.wait(lambda: all(each.tokens for each in requests))
+    monkeypatch.setattr(engine.model, "step", lambda *_: 1 / 0)
+    monkeypatch.setattr(scheduler._steps._running._decoder.pool, "read", lambda *_: [][0])
+    scheduler._steps.step()
+    assert [type(each.error) for each in requests] == [ZeroDivisionError] * 2
+    assert free_slots(scheduler)
+
+
 def test_an_interrupted_step_is_an_error_for_other_threads(engine, monkeypatch):
     scheduler = Scheduler(engine.model)
     each = request([1, 2], 50, seed=1)
@@ -298,6 +323,24 @@ def test_what_does_not_fit_is_refused_at_once(engine, tales):
         scheduler.add(request([1], 5))
 
 
+@pytest.mark.parametrize("name", ["slots", "chunk", "budget", "turn"])
+def test_numbers_with_which_no_text_would_end_are_refused(name, engine):
+    with pytest.raises(RequestError, match=f"{name}: got 0, expected an integer >= 1"):
+        Scheduler(engine.model, **{name: 0})
+
+
+def test_a_scheduler_made_in_inference_mode_works_outside_of_it(engine):
+    with torch.inference_mode():
+        scheduler = Scheduler(engine.model)
+    each = request([1, 2], 5, seed=1)
+    scheduler.add(each)
+    scheduler._take_orders()
+    scheduler._steps.step()
+    assert each.tokens
+    finish(scheduler, [each])
+    check(engine, each, SamplingParams(seed=1))
+
+
 def test_streams_that_are_read_in_turn_share_one_slot(engine):
     engine_scheduler = Scheduler(engine.model, slots=1)
     streams = [TokenStream(engine, [1, 2, i], Sampler(SamplingParams(seed=i)), 12) for i in range(3)]
@@ -326,6 +369,23 @@ def test_a_dropped_stream_gives_its_slot_back(engine):
     del stream
     gc.collect()
     list(TokenStream(engine, [1, 2], Sampler(SamplingParams(seed=1)), 5))
+    assert free_slots(scheduler)
+
+
+def test_the_garbage_collector_may_drop_a_stream_at_any_time(engine):
+    scheduler = scheduler_of(engine)
+    stream = TokenStream(engine, [1, 2], Sampler(SamplingParams(seed=1)), 50)
+    next(stream)
+    stream.itself = stream  # so that only the garbage collector drops it
+    dropped = stream.request
+    del stream
+    with scheduler._lock:
+        collecting = threading.Thread(target=gc.collect, daemon=True)
+        collecting.start()
+        collecting.join(timeout=10)
+        assert not collecting.is_alive(), "it waits for a lock, which the thread that it interrupted may hold"
+    list(TokenStream(engine, [1, 2], Sampler(SamplingParams(seed=1)), 5))
+    assert dropped.finish_reason == "aborted"
     assert free_slots(scheduler)
 
 
