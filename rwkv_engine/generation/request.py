@@ -28,6 +28,7 @@ class Request:
         max_new_tokens: the largest number of tokens to generate.
         sample: the index of this text among the samples of one prompt; with one seed, each gives a different text.
         wanted: the number of tokens at which to pause; who wants more raises it and waits. Infinity by default.
+        is_watched: whether somebody reads the tokens as they come; if not, only the speed of all texts counts.
         tokens: the ids generated so far.
         logprobs: their log-probabilities, if the parameters ask for them.
         finish_reason: "stop" (a stop token, or `accept` refused to continue), "length" (`max_new_tokens`), "aborted",
@@ -75,6 +76,7 @@ class Request:
         self.max_new_tokens = max_new_tokens
         self.sample = sample
         self.wanted = math.inf
+        self.is_watched = True
         self.tokens: list[int] = []
         self.logprobs: list[Logprob] = []
         self.finish_reason: str | None = None

@@ -109,7 +109,8 @@ class Steps:
 
     def _read(self) -> None:
         """Reads a part of the prompts, oldest first, and samples the first token of those that are read now."""
-        left = self._budget if any(not request.is_paused for request in self._running) else self._chunk
+        is_watched = any(request.is_watched and not request.is_paused for request in self._running)
+        left = self._budget if is_watched else self._chunk
         # Several samples of one prompt read it once.
         alike: dict[tuple[tuple[int, ...], int, str], list[Request]] = {}
         for request in self._reading:
