@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rwkv_engine.generation.params import SamplingOptions
 from rwkv_engine.generation.sampling import Logprob
 from rwkv_engine.server.logprobs import of_completion
 
@@ -125,6 +126,14 @@ def test_logprobs(client, tales, seed):
     assert "".join(chunk["text"] for chunk in chunks) == choice["text"] == alone.text
     for part in shown:
         assert [value for chunk in chunks for value in chunk["logprobs"][part]] == shown[part]
+
+
+def test_every_sampling_option_has_a_field_or_a_reason_for_none(client):
+    from rwkv_engine.server.texts import OPTIONS as FIELDS
+
+    # Texts of a server end at the tokenizer's end of text; the rest is for speed and for another package's programs.
+    without = {"stop_tokens", "banned_tokens", "compat", "drafts"}
+    assert {*FIELDS, "stop", "logit_bias", "logprobs"} == SamplingOptions.__annotations__.keys() - without
 
 
 def test_offsets_are_in_characters(tales):
