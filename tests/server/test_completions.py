@@ -132,7 +132,7 @@ def test_every_sampling_option_has_a_field_or_a_reason_for_none(client):
     from rwkv_engine.server.texts import OPTIONS as FIELDS
 
     # Texts of a server end at the tokenizer's end of text; the rest is for speed and for another package's programs.
-    without = {"stop_tokens", "banned_tokens", "compat", "drafts"}
+    without = {"stop_tokens", "banned_tokens", "allowed_tokens", "compat", "drafts"}
     assert {*FIELDS, "stop", "logit_bias", "logprobs"} == SamplingOptions.__annotations__.keys() - without
 
 
