@@ -3,9 +3,10 @@
     python -m bench.state_cache --json bench/results/state-cache-169m.json
 
 Each round, a new conversation has a history, which was read, and an answer, which was generated; then comes a message.
-`cold` reads all three without a cache. `memory` has a cache that saw the first turn: it reads the answer again, and the
-message. `files` finds the state in the folder of an earlier cache, as after a restart. `first turn` is how much longer
-the history itself takes with a cache in memory, and with one that writes files, because states are kept.
+`cold` reads all three without a cache. `memory` has a cache that saw the first turn: it reads the message, and in other
+formats than int8 the answer again. `files` finds the state in the folder of an earlier cache, as after a restart.
+`history alone` is how much longer the history itself takes with a cache in memory, and with one that writes files,
+because states are kept.
 
 Weights and tokens are random. All are measured in turn, in each round; the table has medians, with the lowest and
 highest in brackets, and ratios within a round.
@@ -40,14 +41,20 @@ from rwkv_engine.runtime import load_model
 TURNS = ((8, 8), (16, 16), (64, 24), (128, 32))  # tokens of the answer, and of the next message
 
 
-def seconds(scheduler: Scheduler, prompt: Sequence[int]) -> float:
-    """The time to the first token after a prompt."""
-    request = Request(prompt, Sampler(SamplingParams(seed=0)), max_new_tokens=1)
-    started = time.perf_counter()
+def generated(scheduler: Scheduler, prompt: Sequence[int], n: int) -> list[int]:
+    """The n tokens after a prompt."""
+    request = Request(prompt, Sampler(SamplingParams(seed=0)), n)
     scheduler.add(request)
     scheduler.wait(lambda: request.finish_reason)
     if request.error:
         raise request.error
+    return request.tokens
+
+
+def seconds(scheduler: Scheduler, prompt: Sequence[int]) -> float:
+    """The time to the first token after a prompt."""
+    started = time.perf_counter()
+    generated(scheduler, prompt, 1)
     return time.perf_counter() - started
 
 
@@ -72,7 +79,9 @@ def measure(model: Model, n_history: int, rounds: int, folder: Path) -> dict[str
         note("history memory", memory, history)
         note("history files", files, history)
         for n_answer, n_message in TURNS:
-            turn = [*history, *tokens(n_answer), *tokens(n_message)]
+            answer = generated(memory, history, n_answer)
+            assert generated(files, history, n_answer) == answer
+            turn = [*history, *answer, *tokens(n_message)]
             restarted = Scheduler(model, cache=StateCache(folder=states))
             name = f"{n_answer}+{n_message}"
             note(f"{name} cold", plain, turn)

@@ -4,11 +4,11 @@ A state is kept after each prompt, after every chunk on the way, and where a pro
 many prompts begin with is thus noticed at the second of them, and has a state for all further ones.
 
 Reading through a cache changes no bit. The CPU's kernels give a prompt the same state wherever it was cut
-(`Model.read`). But generated tokens go through `Model.step`, whose results differ from those of reading by rounding, in
-every weight format; with int8 too, because the value product of a single token does not round its activations. So a
-state after generated tokens is never kept: the next turn of a conversation begins from the end of the last prompt, and
-reads the answer again, at the speed of prompts. Without compiled kernels, and on a GPU, results depend by rounding on
-where a prompt is cut, whether by a cache or by the scheduler.
+(`Model.read`). Generated tokens go through `Model.step`, which gives the same bits with int8 weights
+(`Model.steps_as_it_reads`): then the state after an answer is kept, too. In other formats the results differ by
+rounding, so the next turn of a conversation begins from the end of the last prompt, and reads the answer again, at the
+speed of prompts. Without compiled kernels, and on a GPU, results depend by rounding on where a prompt is cut, whether
+by a cache or by the scheduler.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ class StateCache:
     decides their bits is the same: weights, strategy, kernels and versions.
 
     All methods may be called from any thread. If weights are changed in place, `clear` must be called.
+
+    Attributes:
+        keeps_answers: whether states after generated tokens are kept too.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class StateCache:
         self._files: StateFiles | None = None
         self._model: Model | None = None
         self._home, self._chunk = torch.device("cpu"), 0
+        self.keeps_answers = False
         self._hits = self._misses = self._tokens_saved = self._file_hits = 0
 
     def attach(self, model: Model, chunk: int) -> None:
@@ -128,6 +132,7 @@ class StateCache:
             if self._folder is not None and self._files is None:
                 self._files = StateFiles(Path(self._folder), identity_of(model), self._disk_bytes)
             self._model, self._home, self._chunk = model, model.device_map.home, chunk
+            self.keeps_answers = model.steps_as_it_reads
 
     def find(self, prompt: Sequence[int], owner: str) -> Found:
         """The state to read a prompt from. At least one token is left to be read, because its logits are needed."""
@@ -150,7 +155,7 @@ class StateCache:
             return Found(state and state.to(self._home, copy=True), _edges(n, stops, self._chunk))
 
     def keep(self, prefix: Sequence[int], owner: str, state: State) -> None:
-        """Keeps a copy of the state after a prefix of a prompt, if there is room for it."""
+        """Keeps a copy of the state after a prefix of a prompt or of a text, if there is room for it."""
         with self._lock:
             self._memory.add(prefix, owner, state)
             if self._files:

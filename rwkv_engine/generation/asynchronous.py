@@ -37,6 +37,7 @@ async def arriving(
     try:
         while True:
             while len(live) < AHEAD and (request := next(source, None)):
+                request.is_watched = pieces
                 scheduler.add(request)
                 live.add(request)
                 scheduler.background.watch(

@@ -97,6 +97,7 @@ def advancing(scheduler: Scheduler, requests: Iterable[TextRequest], pieces: boo
     try:
         while True:
             while len(live) < AHEAD and (request := next(source, None)):
+                request.is_watched = pieces
                 scheduler.add(request)
                 live.append(request)
             if not live:

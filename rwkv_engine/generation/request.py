@@ -28,6 +28,7 @@ class Request:
         max_new_tokens: the largest number of tokens to generate.
         sample: the index of this text among the samples of one prompt; with one seed, each gives a different text.
         wanted: the number of tokens at which to pause; who wants more raises it and waits. Infinity by default.
+        is_watched: whether somebody reads the tokens as they come; if not, only the speed of all texts counts.
         tokens: the ids generated so far.
         logprobs: their log-probabilities, if the parameters ask for them.
         finish_reason: "stop" (a stop token, or `accept` refused to continue), "length" (`max_new_tokens`), "aborted",
@@ -36,6 +37,7 @@ class Request:
         state: the state after the prompt and the tokens except those in `unread`; None for the initial one, while a
             slot contains it, and if a step failed half-way.
         owner: whose text it is: only prompts of the same owner share states that a cache keeps.
+        is_whole: whether nothing was before the prompt.
         edges: the numbers of tokens of the prompt after which a cache is still to be given the state.
         unread: the ids that the state does not include yet: what is left of the prompt, or the last token, unless a
             stop token followed it.
@@ -74,11 +76,13 @@ class Request:
         self.max_new_tokens = max_new_tokens
         self.sample = sample
         self.wanted = math.inf
+        self.is_watched = True
         self.tokens: list[int] = []
         self.logprobs: list[Logprob] = []
         self.finish_reason: str | None = None
         self.error: BaseException | None = None
         self.state = state
+        self.is_whole = state is None
         self.owner = owner
         self.edges: Sequence[int] = ()
         self.begin = state  # until the prompt is read

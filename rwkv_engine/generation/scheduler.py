@@ -57,8 +57,8 @@ class Scheduler:
         Args:
             model: a placed model.
             slots: the number of texts that run at a time, at least 1; up to 16 share a pass over the weights.
-            chunk: the largest number of prompt tokens that a step reads while no text is running.
-            budget: the same while texts are running.
+            chunk: the largest number of prompt tokens that a step reads.
+            budget: the same while texts are running whose tokens somebody reads as they come.
             turn: the number of tokens after which a text makes room for a waiting request.
             most_waiting: the number of waiting requests at which `add` refuses further ones; None for no limit.
             cache: keeps the states after prompts; None for none.

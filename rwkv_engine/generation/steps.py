@@ -109,7 +109,8 @@ class Steps:
 
     def _read(self) -> None:
         """Reads a part of the prompts, oldest first, and samples the first token of those that are read now."""
-        left = self._budget if any(not request.is_paused for request in self._running) else self._chunk
+        is_watched = any(request.is_watched and not request.is_paused for request in self._running)
+        left = self._budget if is_watched else self._chunk
         # Several samples of one prompt read it once.
         alike: dict[tuple[tuple[int, ...], int, str], list[Request]] = {}
         for request in self._reading:
@@ -197,6 +198,7 @@ class Steps:
         """Ends a request, wherever it is."""
         if request in self._running:
             self._put_aside(request)
+            self._keep_answer(request)
         elif request in self._reading:
             self._reading.remove(request)
         elif request in self.waiting:
@@ -204,6 +206,12 @@ class Steps:
         request.error = error
         request.end()
         request.finish_reason = reason  # last, because other threads look at it
+
+    def _keep_answer(self, request: Request) -> None:
+        """Gives the cache the state after a text, from which the next turn of a conversation continues."""
+        if self.cache and self.cache.keeps_answers and request.is_whole and request.state is not None:
+            text = [*request.prompt, *request.tokens]
+            self.cache.keep(text[: len(text) - len(request.unread)], request.owner, request.state)
 
     def _initial_state(self) -> State:
         return State.initial(self._model.config).to(self._model.device_map.home)

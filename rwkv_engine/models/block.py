@@ -117,6 +117,11 @@ class Block(nn.Module):
         return any(isinstance(module, Tiled | InputMajor) for module in self.modules())
 
     @property
+    def steps_as_it_reads(self) -> bool:
+        """Whether `step` gives the bits that `forward` gives for the same tokens."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         """The device of this layer."""
         return self.ln1.weight.device

@@ -85,6 +85,11 @@ class Model(nn.Module):
         for block in self.layers:
             block.forget()
 
+    @property
+    def steps_as_it_reads(self) -> bool:
+        """Whether `step` gives the bits of `read`: a state then does not depend on which of them processed a token."""
+        return all(block.steps_as_it_reads for block in self.layers)
+
     @staticmethod
     def are_few(tokens: Tensor) -> bool:
         """Whether tokens (B, T) are few enough for `step`. No other place decides this."""

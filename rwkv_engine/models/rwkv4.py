@@ -22,6 +22,7 @@ from rwkv_engine.models.block import Block, float32_parameter
 from rwkv_engine.models.model import Model
 from rwkv_engine.models.rwkv4_noise import input_moments, noise
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops import (
     Blocks4Step,
     blocks4_step,
@@ -189,6 +190,14 @@ class Rwkv4Block(Block):
     def is_packed(self) -> bool:
         """Whether the matrices have the memory layouts that the kernels of `step` read."""
         return isinstance(self.ffn.value, InputMajor)
+
+    @property
+    def steps_as_it_reads(self) -> bool:
+        """Whether `step` gives the bits of `forward`: with int8 weights on the CPU, whose sums are of integers, and in
+        the same groups and parts in both."""
+        matrices = [module for module in self.modules() if isinstance(module, Tiled | InputMajor)]
+        is_int8 = len(matrices) == 7 and all(next(m.parameters()).dtype == torch.int8 for m in matrices)
+        return is_int8 and self.device.type == "cpu" and cpu_kernels.status().kind != "reference"
 
     def forget(self) -> None:
         """Drops tensors that were computed from parameters."""

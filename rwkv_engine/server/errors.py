@@ -58,7 +58,7 @@ class ApiError(Exception):
 
 
 class Json(JSONResponse):
-    """JSON in ASCII, because a value that a client sent, as in a message, may hold half of a character."""
+    """A body of JSON, as `as_json` writes it."""
 
     def render(self, content: Any) -> bytes:
         """The body."""
@@ -66,7 +66,11 @@ class Json(JSONResponse):
 
 
 def as_json(content: Any) -> str:
-    """JSON on one line; a number that is not finite raises ValueError, because JSON has none."""
+    """JSON in ASCII on one line, as events need it.
+
+    Raises:
+        ValueError: a number is not finite, which JSON has no word for.
+    """
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 

@@ -185,10 +185,29 @@ def test_the_next_turn_reads_only_what_is_new(engine, reads):
     del reads[:]
     message = text(random.Random(1), 7)
     [second] = run(scheduler, (*first.prompt, *first.tokens, *message))
-    assert reads == [9 + 7], "the answer is read again: steps give other bits than reading"
+    assert reads == [9 + 7], "the answer is read again: with float32 weights steps give other bits than reading"
     check(engine, second)
     assert scheduler.cache.statistics.tokens_saved == 200
     assert scheduler.cache.statistics.hits == scheduler.cache.statistics.misses == 1
+
+
+def test_with_int8_the_next_turn_begins_after_the_answer(monkeypatch):
+    tales = RWKV.from_pretrained("tales", "cpu fp32i8")
+    if not tales.engine.model.steps_as_it_reads:
+        pytest.skip("needs compiled kernels")
+    read, seen = tales.engine.model.read, []
+    monkeypatch.setattr(
+        tales.engine.model, "read", lambda tokens, state: seen.append(tokens.numel()) or read(tokens, state)
+    )
+    scheduler = Scheduler(tales.engine.model, chunk=64, cache=StateCache())
+    rng = random.Random(0)
+    history = text(rng, 150)
+    for turn in range(3):
+        del seen[:]
+        [each] = run(scheduler, history, n=20, temperature=0.9)
+        assert sum(seen) == (150 if turn == 0 else 1 + 7), "the last token of an answer is not processed"
+        check(tales.engine, each)
+        history = (*history, *each.tokens, *text(rng, 7))
 
 
 def test_what_prompts_begin_with_is_learnt_at_the_second(engine, reads):

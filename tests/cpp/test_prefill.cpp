@@ -46,7 +46,8 @@ void test_linear_many(int64_t M, int64_t N, int64_t K) {
       return bytes_of(in_tiles ? from_tiles : from_rows);
     });
   }
-  CHECK(memcmp(from_tiles.data(), from_rows.data(), M * N * sizeof(float)) == 0, M, N, K);
+  if (!std::is_same_v<Weight, int8_t>)  // whose rows are summed in parts, see test_int8
+    CHECK(memcmp(from_tiles.data(), from_rows.data(), M * N * sizeof(float)) == 0, M, N, K);
   // Beside int8 activations are off by half a step of their group, whose largest has 32767.
   const double rounding = std::ldexp(1.0, -22) * std::sqrt(K) + (std::is_same_v<Weight, Bfloat16> ? of_pairs() : 0);
   for (int64_t m = 0; m < M; ++m) {
@@ -64,7 +65,8 @@ void test_linear_many(int64_t M, int64_t N, int64_t K) {
         if (!matrix.of_rows.empty())
           error += std::abs(value_of(matrix.rows[n * K + k])) * matrix.of_rows[n] * step[k / 256 * 256] / 2 * 1.01;
       }
-      CHECK(std::abs(from_tiles[m * N + n] - sum) <= error, M, N, K, m, n, from_tiles[m * N + n], sum, error);
+      for (const auto* y : {&from_tiles, &from_rows})
+        CHECK(std::abs((*y)[m * N + n] - sum) <= error, M, N, K, m, n, (*y)[m * N + n], sum, error);
     }
   }
 }

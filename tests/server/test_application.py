@@ -162,6 +162,7 @@ def test_unknown_fields(client, tales, caplog):
     response = strict.post("/v1/completions", BODY | {"frobnicate": 1})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "frobnicate"
+    assert is_error(strict.post("/v1/completions", BODY | {"half \ud800": 1}))
     assert strict.post("/v1/completions", BODY | {"user": "me", "suffix": None}).status_code == 200
 
 

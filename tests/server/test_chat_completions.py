@@ -91,6 +91,15 @@ def test_samples_and_logprobs(client, tales):
         assert [entry for part in mine if part["logprobs"] for entry in part["logprobs"]["content"]] == entries
 
 
+def test_the_template_ends_replies(client, tales):
+    [newline] = tales.tokenizer.encode("\n")
+    body = {"messages": HELLO, "logit_bias": {str(newline): 1000}, "max_tokens": 5}
+    [choice] = client.result(PATH, **body)["choices"]
+    assert choice["message"]["content"] == ""
+    assert choice["finish_reason"] == "stop"
+    assert client.result(PATH, **body)["usage"]["completion_tokens"] == 2
+
+
 @pytest.mark.parametrize(
     ("body", "where"),
     [

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rwkv_engine.generation.params import SamplingOptions
+from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.server.logprobs import of_completion
+
 PATH = "/v1/completions"
 PROMPT = "The king"
 BIAS = {"32": -5.0, "535": 3}
@@ -122,6 +126,23 @@ def test_logprobs(client, tales, seed):
     assert "".join(chunk["text"] for chunk in chunks) == choice["text"] == alone.text
     for part in shown:
         assert [value for chunk in chunks for value in chunk["logprobs"][part]] == shown[part]
+
+
+def test_every_sampling_option_has_a_field_or_a_reason_for_none(client):
+    from rwkv_engine.server.texts import OPTIONS as FIELDS
+
+    # Texts of a server end at the tokenizer's end of text; the rest is for speed and for another package's programs.
+    without = {"stop_tokens", "banned_tokens", "compat", "drafts"}
+    assert {*FIELDS, "stop", "logit_bias", "logprobs"} == SamplingOptions.__annotations__.keys() - without
+
+
+def test_offsets_are_in_characters(tales):
+    text = "Der Köhler, süß und müde, ging in den Wald."
+    ids = tales.tokenizer.encode(text)
+    form = of_completion(tales.tokenizer, [Logprob(token, -1.0, ()) for token in ids], before=7)
+    pairs = list(zip(form["tokens"], form["text_offset"], strict=True))
+    assert all(text[at - 7 :].startswith(name) for name, at in pairs if not name.startswith("bytes:"))
+    assert pairs[-1][1] - 7 == len(text) - 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ from conftest import ROOT
 from served import begun, httpx, is_idle, openai, wait_until
 from snippets import blocks_of
 
+from rwkv_engine import RequestError
+from rwkv_engine.embedding import embed
+from rwkv_engine.server import embeddings
 from rwkv_engine.server.run import Server, listen
 
 LONG = {"prompt": "The king", "max_tokens": 4000, "logit_bias": {"0": -1000}}
@@ -158,11 +161,23 @@ def test_a_drain_ends_in_any_case(tales):
 
 
 @pytest.mark.slow
-def test_embeddings_end_when_their_client_leaves(running):
+def test_embeddings_end_when_their_client_leaves(running, monkeypatch):
+    errors = []
+
+    def watched(*arguments, **options):
+        try:
+            return embed(*arguments, **options)
+        except RequestError as error:
+            errors.append(str(error))
+            raise
+
+    monkeypatch.setattr(embeddings, "embed", watched)
     body = {"input": ["word " * 10000] * 20}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{running.url}/v1/embeddings", json=body, timeout=0.3)
-    wait_until(lambda: not running.service.places.taken)
+    wait_until(lambda: errors)
+    assert errors == ["nobody waits for these vectors any more"]
+    assert not running.service.places.taken
     assert httpx.post(f"{running.url}/v1/embeddings", json={"input": "x"}, timeout=20).status_code == 200
 
 

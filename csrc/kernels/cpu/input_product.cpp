@@ -6,11 +6,10 @@
 namespace rwkv::cpu {
 
 void input_product(const Matrix& matrix, const float* x, int64_t B, int64_t part, float* sums) {
-  const int64_t groups = (matrix.K + kGroup - 1) / kGroup;
-  const int64_t begin = groups * part / kInputParts * kGroup,
-                end = std::min(matrix.K, groups * (part + 1) / kInputParts * kGroup);
-  for_format(matrix.format,
-             [&]<class Weight>(Weight) { InputProduct<Weight>::multiply(matrix, x, B, begin, end, sums); });
+  const auto [begin, end] = inputs_of_part(matrix.K, part);
+  for_format(matrix.format, [&, begin = begin, end = end]<class Weight>(Weight) {
+    InputProduct<Weight>::multiply(matrix, x, B, begin, end, sums);
+  });
 }
 
 }  // namespace rwkv::cpu

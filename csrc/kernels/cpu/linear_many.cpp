@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "kernels/cpu/input_product.h"
 #include "kernels/cpu/int4_rows.h"
 #include "kernels/cpu/panel_amx.h"
 #include "kernels/cpu/panel_int4.h"
@@ -124,6 +126,33 @@ void write_row(const Lanes* sums, const float* scales, int64_t outputs, float* y
   for (int64_t n = 0; scales && n < outputs; ++n) y[n] *= scales[n];
 }
 
+// Quantised rows of W^T are summed in the parts of cpu/input_product.h, in which a decoding step sums them, so that
+// both give the same bits. Others are summed in one part.
+template <class Weight>
+constexpr bool kInParts = std::is_same_v<Weight, int8_t>;
+#ifdef RWKV_AMX
+template <>
+constexpr bool kInParts<AmxInt8> = true;
+#endif
+
+// The words of a part of the inputs.
+template <class Weight>
+std::pair<int64_t, int64_t> words_of_part(int64_t K, int64_t part) {
+  const auto [begin, end] = inputs_of_part(K, part);
+  constexpr int P = kGroupInputs<Weight>;
+  return {begin / P, end == K ? words_of<Weight>(K) : end / P};
+}
+
+// Adds the sums of `rows` rows times the scales to y, whose rows are `stride` apart. The products are rounded before
+// they are added, as where they are sums of their own.
+void add_rows(Lanes* sums, int64_t rows, const float* scales, int64_t outputs, int64_t stride, float* y) {
+  float* const products = reinterpret_cast<float*>(sums);
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t n = 0; n < outputs; ++n) products[m * kUnit + n] *= scales[n];
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t n = 0; n < outputs; ++n) y[m * stride + n] += products[m * kUnit + n];
+}
+
 // Computes the outputs of units [begin, end) for all rows.
 template <class Weight>
 void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64_t end) {
@@ -136,26 +165,36 @@ void multiply(const LinearMany& linear, const char* panels, int64_t begin, int64
   std::vector<Packed<Weight>> packed(in_tiles ? 0 : kBlocks);
   const auto* tiles = static_cast<const LaneBits*>(matrix.weights);
   auto* const sums = reinterpret_cast<typename Panel<Weight>::Sums*>(all_sums.data());
+  const int64_t parts = kInParts<Weight> && !in_tiles ? kInputParts : 1;
   for (int64_t first = 0; first < M; first += kPassing<Weight>) {
     const int64_t passing = std::min(kPassing<Weight>, M - first);
     for (int64_t unit = begin; unit < end; ++unit) {
-      std::fill(all_sums.begin(), all_sums.end(), Lanes{});
-      for (int64_t g = 0; g < groups; g += kDepth<Weight>) {
-        const int64_t depth = std::min(kDepth<Weight>, groups - g);
-        const LaneBits* weights[kBlocks];
-        if constexpr (!std::is_same_v<Weight, Int4>)
-          if (!in_tiles) pack_weights<Weight>(matrix, unit * kUnit, g, depth, packed.data());
-        for (int j = 0; j < kBlocks; ++j) {
-          const int64_t block = std::min(unit * kBlocks + j, blocks - 1);  // the last unit may repeat a block
-          weights[j] = in_tiles ? tiles + block * groups + g : packed[j].data();
-        }
-        for (int64_t panel = 0; panel * kRows < passing; ++panel)
-          Panel<Weight>::add(weights, panels + (first / kRows + panel) * size, matrix.K, g, depth, sums[panel]);
-      }
       const int64_t n = unit * kUnit, outputs = std::min<int64_t>(kUnit, matrix.N - n);
-      for (int64_t m = 0; m < passing; ++m)
-        write_row(sums[m / kRows][m % kRows], matrix.rows ? matrix.rows + n : nullptr, outputs,
-                  y + (first + m) * matrix.N + n);
+      const float* const scales = matrix.rows ? matrix.rows + n : nullptr;
+      for (int64_t part = 0; part < parts; ++part) {
+        const auto [from, to] =
+            parts > 1 ? words_of_part<Weight>(matrix.K, part) : std::pair<int64_t, int64_t>(0, groups);
+        if (from == to && part > 0) continue;
+        std::fill_n(all_sums.begin(), (passing + kRows - 1) / kRows * kRows * kBlocks, Lanes{});
+        for (int64_t g = from; g < to; g += kDepth<Weight>) {
+          const int64_t depth = std::min(kDepth<Weight>, to - g);
+          const LaneBits* weights[kBlocks];
+          if constexpr (!std::is_same_v<Weight, Int4>)
+            if (!in_tiles) pack_weights<Weight>(matrix, n, g, depth, packed.data());
+          for (int j = 0; j < kBlocks; ++j) {
+            const int64_t block = std::min(unit * kBlocks + j, blocks - 1);  // the last unit may repeat a block
+            weights[j] = in_tiles ? tiles + block * groups + g : packed[j].data();
+          }
+          for (int64_t panel = 0; panel * kRows < passing; ++panel)
+            Panel<Weight>::add(weights, panels + (first / kRows + panel) * size, matrix.K, g, depth, sums[panel]);
+        }
+        if (part == 0) {
+          for (int64_t m = 0; m < passing; ++m)
+            write_row(sums[m / kRows][m % kRows], scales, outputs, y + (first + m) * matrix.N + n);
+        } else {
+          add_rows(all_sums.data(), passing, scales, outputs, matrix.N, y + first * matrix.N + n);
+        }
+      }
     }
   }
 }

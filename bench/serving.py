@@ -1,0 +1,153 @@
+"""Measures what the server costs beside the library: tokens per second of many streams, and the time to a first piece.
+
+    python -m bench.serving --tokenizer 20B_tokenizer.json --shape 169m --strategy "cpu fp32i8"
+
+The server is a process of its own. It and the library run in turn, on the same prompts, options and seeds. The client
+shares the machine with the server, so it reads lines of a socket and does no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from urllib.request import urlopen
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rwkv_engine import RWKV
+from rwkv_engine.benchmark.machine import facts
+from rwkv_engine.benchmark.models import parse_shape, write_synthetic
+
+PROMPT = "Once upon a time there was a king who"
+SAMPLING = {"temperature": 0.8, "top_p": 0.9}
+
+
+@contextmanager
+def server(model: Path, strategy: str, tokenizer: str) -> Iterator[int]:
+    """A server's port, from when it is ready on."""
+    options = ["--strategy", strategy, "--tokenizer", tokenizer, "--port", "0"]
+    command = [sys.executable, "-m", "rwkv_engine", "serve", str(model), *options]
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log) as process:
+        try:
+            port, is_ready = None, False
+            while not is_ready:
+                assert process.poll() is None, "the server has ended"
+                time.sleep(0.2)
+                log.seek(0)
+                text = log.read()
+                port = port or re.search(r"http://127.0.0.1:(\d+)", text)
+                is_ready = '"message": "ready' in text
+            assert port
+            urlopen(f"http://127.0.0.1:{port[1]}/ready").close()
+            yield int(port[1])
+        finally:
+            process.terminate()
+
+
+async def stream(port: int, body: dict[str, object]) -> tuple[float, int]:
+    """The time of the first event, and the number of generated tokens."""
+    content = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
+    first, last = 0.0, b""
+    async for line in reader:
+        if line.startswith(b"data: {"):
+            first = first or time.perf_counter()
+            last = line
+    writer.close()
+    return first, json.loads(last.removeprefix(b"data: "))["usage"]["completion_tokens"]
+
+
+async def serve_round(port: int, streams: int, tokens: int) -> float:
+    """Tokens per second of streams that begin together."""
+    body = {"prompt": PROMPT, "max_tokens": tokens, **SAMPLING}
+    begin = time.perf_counter()
+    counts = await asyncio.gather(*(stream(port, {**body, "seed": seed}) for seed in range(streams)))
+    return sum(n for _, n in counts) / (time.perf_counter() - begin)
+
+
+def library_round(model: RWKV, streams: int, tokens: int) -> float:
+    """The same through `stream_many`."""
+    prompts = [{"prompt": PROMPT, "seed": seed} for seed in range(streams)]
+    begin = time.perf_counter()
+    results = list(model.generate_many(prompts, tokens, **SAMPLING))  # type: ignore[arg-type]
+    return sum(len(result.tokens) for result in results) / (time.perf_counter() - begin)
+
+
+def first_piece(model: RWKV) -> float:
+    """The seconds to the first piece of one text."""
+    begin = time.perf_counter()
+    next(model.stream(PROMPT, 8, seed=1, **SAMPLING))  # type: ignore[arg-type]
+    return time.perf_counter() - begin
+
+
+def served_first_piece(port: int) -> float:
+    """The same through the server."""
+    begin = time.perf_counter()
+    first, _ = asyncio.run(stream(port, {"prompt": PROMPT, "max_tokens": 8, "seed": 1, **SAMPLING}))
+    return first - begin
+
+
+def spread(values: Sequence[float], scale: float = 1.0) -> str:
+    """The median, with the lowest and the highest value."""
+    return f"{median(values) * scale:.4g} ({min(values) * scale:.4g}-{max(values) * scale:.4g})"
+
+
+def main() -> None:
+    """Measures, prints a table, and writes JSON where it is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--shape", default="169m")
+    parser.add_argument("--strategy", default="cpu fp32i8")
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    rates: dict[str, list[float]] = {"library": [], "server": []}
+    firsts: dict[str, list[float]] = {"library": [], "server": []}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.pth")
+        write_synthetic(path, parse_shape(chosen.shape), torch.float32, 0.7)
+        model = RWKV.from_pretrained(path, chosen.strategy, chosen.tokenizer)
+        with server(path, chosen.strategy, chosen.tokenizer) as port:
+            for round_ in range(-1, chosen.rounds):  # the first one warms up
+                rate = library_round(model, chosen.streams, chosen.tokens)
+                served = asyncio.run(serve_round(port, chosen.streams, chosen.tokens))
+                shorts = [(first_piece(model), served_first_piece(port)) for _ in range(10)]
+                if round_ >= 0:
+                    rates["library"].append(rate)
+                    rates["server"].append(served)
+                    firsts["library"] += [short for short, _ in shorts]
+                    firsts["server"] += [short for _, short in shorts]
+    table = Table(box=box.MARKDOWN)
+    for title in ("", f"tok/s, {chosen.streams} streams", "ms to the first piece"):
+        table.add_column(title)
+    for name in rates:
+        table.add_row(name, spread(rates[name]), spread(firsts[name], 1000))
+    Console(width=120).print(table)
+    share = median(rates["server"]) / median(rates["library"])
+    more = median(firsts["server"]) - median(firsts["library"])
+    print(f"the server reaches {share:.1%} of the library's tok/s; a first piece takes {more * 1000:.1f} ms longer")
+    if chosen.json:
+        about = {name: value for name, value in vars(chosen).items() if name not in ("json", "tokenizer")}
+        result = {"about": about, "machine": facts(), "tok_per_s": rates, "first_piece_s": firsts}
+        chosen.json.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
