@@ -202,8 +202,9 @@ class StateCache:
         """Forgets all states, in memory and in files of this model. What is pinned stays so, and is read again."""
         with self._lock:
             self._memory.clear()
-            if self._files:
+            if self._files and self._model:
                 self._files.clear()
+                self._files.identify(identity_of(self._model))  # its weights may be others now
 
     @property
     def statistics(self) -> CacheStatistics:

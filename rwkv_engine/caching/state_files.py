@@ -137,6 +137,12 @@ class StateFiles:
         for name in [name for name in self._sizes if name.startswith(self._identity)]:
             self._remove(name)
 
+    def identify(self, identity: str) -> None:
+        """Tells the identity of the model, see `StateFiles`. If it is another one, no file is pinned any more."""
+        if identity != self._identity:
+            self._identity = identity
+            self.pinned.clear()
+
     def _read(self, name: str, n: int) -> State | None:
         path = self._folder / name
         if not path.exists():  # another process has removed it

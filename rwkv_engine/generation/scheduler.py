@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from rwkv_engine.caching.state_cache import StateCache
-from rwkv_engine.checks import require
+from rwkv_engine.checks import require, require_ids
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.background import Background
@@ -21,7 +21,7 @@ from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.steps import Steps
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
-from rwkv_engine.runtime.engine import CHUNK, Engine, check_tokens
+from rwkv_engine.runtime.engine import CHUNK, Engine
 
 # The tokens of prompts that a step reads while texts are running. Products take as long for fewer than the 12 rows that
 # AVX-512's registers hold, and a step for eight texts takes about twice as long with as many.
@@ -110,7 +110,7 @@ class Scheduler:
             RequestError: it does not fit the model.
         """
         config, params = self._model.config, request.sampler.params
-        check_tokens(torch.tensor([request.prompt], dtype=torch.int64), config.n_vocab)
+        require_ids("prompt", request.prompt, config.n_vocab, "the model's vocabulary")
         if request.state is not None:
             request.state.check(config, self._model.fingerprint, 1)
         if params.logit_bias or params.banned_tokens:  # their ids are checked

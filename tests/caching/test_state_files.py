@@ -67,6 +67,17 @@ def test_another_process_finds_the_states(engine, tmp_path):
     assert not list(folder.iterdir())
 
 
+def test_a_model_whose_weights_were_changed_shares_no_file_with_what_it_was(path, tmp_path):
+    changed = RWKV.from_pretrained(path).engine
+    scheduler = scheduler_with(changed, tmp_path)
+    with torch.no_grad():
+        changed.model.ln_out.weight.mul_(2)
+    scheduler.cache.clear()
+    run(scheduler, PROMPT)
+    assert scheduler.cache.statistics.files
+    assert not hits(RWKV.from_pretrained(path).engine, tmp_path)
+
+
 def test_no_memory_is_needed(engine, tmp_path):
     scheduler = scheduler_with(engine, tmp_path, memory_bytes=0)
     run(scheduler, PROMPT)

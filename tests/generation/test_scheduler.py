@@ -309,7 +309,8 @@ def test_logits_that_are_not_finite_end_their_text_alone(engine, monkeypatch):
 def test_what_does_not_fit_is_refused_at_once(engine, tales):
     scheduler = Scheduler(engine.model, most_waiting=2)
     for wrong, message in [
-        (request([V], 5), "outside this model's vocabulary"),
+        (request([V], 5), "prompt: got the token id 33, expected ids from 0 to 32, the model's vocabulary"),
+        (request([10**30], 5), "prompt: got the token id 1000"),
         (request([1], 5, state=tales.forward([1])[1]), "another model"),
         (request([1], 5, state=engine.initial_state(2)), "state of 2 sequences given for a batch of 1"),
         (request([1], 5, logit_bias={V: 1.0}), "logit_bias: got token 33"),
