@@ -32,7 +32,7 @@ from rwkv_engine.core import ModelConfig, State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime import Engine
-from rwkv_engine.runtime.ragged import read_ragged
+from rwkv_engine.runtime.ragged import read_texts
 from rwkv_engine.text import Tokenizer
 
 POOLINGS = ("mean", "last", "state")
@@ -158,21 +158,18 @@ def _read(engine: Engine, texts: Sequence[Tensor], pooling: str, tell: Callable[
     even the order of additions does not depend on the other texts.
     """
     model = engine.model
-
-    def read(ids: Tensor, state: State) -> tuple[Tensor, State]:
-        hidden, state = model.read(ids, state)
-        return model.ln_out(hidden if pooling == "mean" else hidden[:, -1]), state
-
     state = engine.initial_state(len(texts))
     home = model.device_map.home
     vectors = torch.zeros(len(texts), dimension(model.config, pooling), dtype=torch.float64, device=home)
     for begin in range(0, len(texts[0]), engine.chunk):
         parts = [text[begin : begin + engine.chunk] for text in texts if len(text) > begin]
-        hidden, state = read_ragged(read, parts, state.rows(slice(0, len(parts))))
+        hidden, state = read_texts(model.read, parts, state.rows(slice(0, len(parts))))
         if pooling == "mean":
             for vector, text, rows in zip(vectors, texts, hidden, strict=False):
-                vector += rows.sum(dim=0, dtype=torch.float64) / len(text)
+                vector += model.ln_out(rows).sum(dim=0, dtype=torch.float64) / len(text)
+        elif pooling == "state":
+            vectors[: len(parts)] = of_state(state).double()
         else:
-            vectors[: len(parts)] = of_state(state).double() if pooling == "state" else torch.stack(hidden).double()
+            vectors[: len(parts)] = model.ln_out(torch.stack([rows[-1] for rows in hidden])).double()
         tell(sum(map(len, parts)))
     return vectors

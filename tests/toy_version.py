@@ -112,7 +112,9 @@ class ToyBlock(Block):
         self.att.key, self.att.value, self.att.output = (Dense(c, c) for _ in range(3))
         self.ffn.up, self.ffn.down = Dense(c, config.n_ffn), Dense(config.n_ffn, c)
 
-    def forward(self, x, state, first=None):
+    def forward(self, x, state, first=None, lengths=None):
+        if lengths is not None:
+            return self._texts(x, state, first, lengths)
         heads, n = self.att.bonus.shape
         shift, memory, outputs, values = state["shift"], state["memory"], [], []
         for t in range(x.shape[1]):
@@ -132,6 +134,16 @@ class ToyBlock(Block):
             outputs.append(z + self.ffn.down(hidden.unsqueeze(1)).squeeze(1))
         handed_on = torch.stack(values, 1) if first is None else first
         return torch.stack(outputs, 1), {"shift": shift, "memory": memory}, handed_on
+
+    def _texts(self, x, state, first, lengths):
+        parts = [None] * len(lengths) if first is None else first.split(lengths, 1)
+        texts = zip(x.split(lengths, 1), parts, range(len(lengths)), strict=True)
+        rows, states, handed_on = zip(
+            *(self(text, {name: field[i : i + 1] for name, field in state.items()}, part) for text, part, i in texts),
+            strict=True,
+        )
+        after = {name: torch.cat([own[name] for own in states]) for name in state}
+        return torch.cat(rows, 1), after, torch.cat(handed_on, 1)
 
 
 class ToyModel(Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from rwkv_engine.errors import RequestError, StrategyError
 from rwkv_engine.models import Model
 from rwkv_engine.runtime import Engine
 from rwkv_engine.runtime.engine import CHUNK, check_tokens
-from rwkv_engine.runtime.ragged import read_ragged
+from rwkv_engine.runtime.ragged import read_texts
 
 ALL, LAST = slice(None), slice(-1, None)
 
@@ -41,22 +42,15 @@ class Reading:
     def features(self, ids: Tensor, mask: Tensor | None, state: State, layers: bool) -> tuple[Tensor, State]:
         """Outputs of the last LayerNorm, (B, T, C); with `layers` of all, (B, T, L + 1, C). Zeros if masked."""
 
-        def read(tokens: Tensor, before: State) -> tuple[Tensor, State]:
-            return self._read(tokens, before, layers)
-
-        if mask is None:
-            return read(ids, state)
-        outputs, state = read_ragged(read, texts_of(ids, mask), state)
-        return put_back(outputs, mask), state
-
-    def _read(self, tokens: Tensor, state: State, layers: bool) -> tuple[Tensor, State]:
-        parts = []
-        for chunk in [tokens] if self.with_gradients else tokens.split(CHUNK, dim=1):
+        def read(tokens: Tensor, state: State, *, lengths: Sequence[int]) -> tuple[Tensor, State]:
             after: list[Tensor] | None = [] if layers else None
-            x, state = self.core.read(chunk, state, after)
+            x, state = self.core.read(tokens, state, after, lengths)
             x = self.core.ln_out(x)
-            parts.append(x if after is None else torch.stack([*(y.to(x.device) for y in after), x], dim=2))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), state
+            return (x if after is None else torch.stack([*(y.to(x.device) for y in after), x], dim=2)), state
+
+        texts = list(ids) if mask is None else texts_of(ids, mask)
+        outputs, state = read_texts(read, texts, state, None if self.with_gradients else CHUNK)
+        return (torch.stack(outputs) if mask is None else put_back(outputs, mask)), state
 
 
 def ids_of(input_ids: Any, attention_mask: Any, n_vocab: int) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from rwkv_engine.generation.running import Running
 from rwkv_engine.generation.sampling_rows import sample_rows
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
-from rwkv_engine.runtime.ragged import read_ragged
+from rwkv_engine.runtime.ragged import read_texts
 
 
 class Steps:
@@ -125,7 +125,7 @@ class Steps:
         groups = list(alike.values())[: len(parts)]
         states = State.join([first.state or self._initial_state() for first, *_ in groups])
         # Not Engine.forward: a part of one token must be read as the others are.
-        hidden, states = read_ragged(self._model.read, parts, states)
+        hidden, states = read_texts(self._model.read, parts, states)
         for i, (part, group) in enumerate(zip(parts, groups, strict=True)):
             state, unread = states.rows(slice(i, i + 1)).clone(), group[0].unread[len(part) :]
             n_read, edges = len(group[0].prompt) - len(unread), group[0].edges

@@ -40,18 +40,20 @@ class Block(nn.Module):
         self.ln2 = float32_norm(config.n_embd, config.layer_norm_eps)
 
     def forward(
-        self, x: Tensor, state: LayerState, first: Tensor | None = None
+        self, x: Tensor, state: LayerState, first: Tensor | None = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, LayerState, Tensor | None]:
         """Processes T tokens of each of B sequences, with gradients if autograd is enabled.
 
         Args:
-            x: the residual stream, (B, T, C) float32.
+            x: the residual stream, (B, T, C) float32; or (1, N, C) with `lengths`.
             state: the state of this layer; not modified.
             first: the tensor that layer 0 passes to all later layers, (B, T, ...), on this layer's device; None in
                 layer 0, and in versions that pass nothing.
+            lengths: the numbers of tokens of B texts, which x contains one after another, N in all. Products then take
+                the rows of all of them at once.
 
         Returns:
-            The residual stream (B, T, C), the new state, and `first` for the layers after this one.
+            The residual stream, of the shape of x, the new state, and `first` for the layers after this one.
         """
         raise NotImplementedError("a version of RWKV implements this")
 

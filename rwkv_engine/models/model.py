@@ -114,27 +114,35 @@ class Model(nn.Module):
         x, state = self.read(tokens, state)
         return self.head(self.ln_out(x if full_output else x[:, -1])), state
 
-    def read(self, tokens: Tensor, state: State, after: list[Tensor] | None = None) -> tuple[Tensor, State]:
+    def read(
+        self,
+        tokens: Tensor,
+        state: State,
+        after: list[Tensor] | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> tuple[Tensor, State]:
         """As `forward`, without the output LayerNorm `ln_out` and the head.
 
         Args:
-            tokens: (B, T) int64, T >= 1, each in [0, V).
+            tokens: (B, T) int64, T >= 1, each in [0, V); or (1, N) with `lengths`.
             state: the state of the same B sequences; not modified.
             after: a list to which the residual stream after each layer is appended, (B, T, C) on the layer's device.
+            lengths: the numbers of tokens of B sequences, which `tokens` contains one after another, N in all.
 
         Returns:
-            The residual stream after the last layer, (B, T, C), on the head's device; and the new state.
+            The residual stream after the last layer, (B, T, C) or (1, N, C), on the head's device; and the new state.
         """
         x, first = self._embed(tokens), None
         layers = []
         before = self.device_map.layers(self.device_map.spread(state))
         for block, device, layer in zip(self.layers, self.device_map.devices, before, strict=True):
             x, first = x.to(device), None if first is None else first.to(device)
-            x, new_layer, first = block(x, layer, first)
+            x, new_layer, first = block(x, layer, first, lengths)
             layers.append({name: new_layer[name] for name in layer})  # fields keep their order
             if after is not None:
                 after.append(x)
-        position = state.position + tokens.shape[1]
+        read = tokens.shape[1] if lengths is None else torch.tensor(lengths, device=state.position.device)
+        position = state.position + read
         return x.to(self.device_map.home), self.device_map.collect(layers, position, self.fingerprint)
 
     def step(

@@ -56,13 +56,16 @@ class TimeMixing(nn.Module):
         self.receptance = Dense(c, a)
         self.output = Dense(a, c)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `att_shift` and `wkv_*`."""
         mixes = torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r])
-        (k_in, v_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["att_shift"])
+        (k_in, v_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["att_shift"], lengths)
         k, v, r = self.key(k_in), self.value(v_in), self.receptance(r_in)
         decay = -torch.exp(self.time_decay)
-        y, num, den, max = wkv4(decay, self.time_first, k, v, state["wkv_num"], state["wkv_den"], state["wkv_max"])
+        before = state["wkv_num"], state["wkv_den"], state["wkv_max"]
+        y, num, den, max = wkv4(decay, self.time_first, k, v, *before, lengths=lengths)
         out = self.output(gate_residual(None, r, y))
         return x + out, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
@@ -99,10 +102,12 @@ class ChannelMixing(nn.Module):
         self.receptance = Dense(c, c)
         self.value = Dense(f, c)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm, state: LayerState) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `ffn_shift`."""
         mixes = torch.stack([self.time_mix_k, self.time_mix_r])
-        (k_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["ffn_shift"])
+        (k_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["ffn_shift"], lengths)
         v = self.value(squared_relu_(self.key(k_in)))
         return gate_residual(x, self.receptance(r_in), v), {"ffn_shift": shift}
 
@@ -140,11 +145,11 @@ class Rwkv4Block(Block):
         self.ffn = ChannelMixing(config)
 
     def forward(
-        self, x: Tensor, state: LayerState, first: Tensor | None = None
+        self, x: Tensor, state: LayerState, first: Tensor | None = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, LayerState, Tensor | None]:
         """Processes many tokens, see `Block.forward`."""
-        x, att_state = self.att(x, self.ln1, state)
-        x, ffn_state = self.ffn(x, self.ln2, state)
+        x, att_state = self.att(x, self.ln1, state, lengths)
+        x, ffn_state = self.ffn(x, self.ln2, state, lengths)
         return x, {**att_state, **ffn_state}, None
 
     @classmethod

@@ -7,6 +7,9 @@ where ln before the first token is part of the state (Peng et al. 2023, arXiv:23
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,27 +23,51 @@ LN_SHIFT_SCHEMA = (
 
 
 def ln_shift(
-    x: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, mixes: Tensor, shift: Tensor
+    x: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    mixes: Tensor,
+    shift: Tensor,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm and token shift of T tokens. The torch reference runs for float64 and if a gradient is needed.
 
     Args:
-        x: (B, T, C) float32, T >= 1, the residual stream.
+        x: (B, T, C) float32, T >= 1, the residual stream; or (1, N, C) with `lengths`.
         ln_weight, ln_bias: (C,), the parameters of the LayerNorm.
         eps: epsilon of the LayerNorm.
         mixes: (M, C), for each of M products the weight of the current token.
         shift: (B, C), the LayerNorm of the token before the first.
+        lengths: the numbers of tokens of B texts, each at least 1, which x contains one after another, N in all.
 
     Returns:
-        The inputs of the products (M, B, T, C), and the LayerNorm of the last token (B, C).
+        The inputs of the products, (M, B, T, C) or (M, 1, N, C), and the LayerNorm of the last token (B, C).
 
     Raises:
         RuntimeError: shapes or dtypes do not match.
     """
+    if lengths is not None:
+
+        def shifted(rows: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+            return ln_shift(rows, ln_weight, ln_bias, eps, mixes, before)
+
+        return _of_texts(shifted, x, shift, lengths)
     if not kernels_serve(x, ln_weight, ln_bias, mixes, shift):
         return ln_shift_reference(x, ln_weight, ln_bias, eps, mixes, shift)
     cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.ln_shift(x, ln_weight, ln_bias, eps, mixes, shift)
+
+
+def _of_texts(
+    shifted: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, shift: Tensor, lengths: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """`ln_shift` of texts one after another: as one text, of which the first row of each text is then replaced."""
+    ends = torch.tensor(list(accumulate(lengths)), device=x.device)
+    starts = ends - torch.tensor(list(lengths), device=x.device)
+    mixed, _ = shifted(x, shift[:1])
+    mixed[:, 0, starts] = shifted(x[0, starts].unsqueeze(1), shift)[0].squeeze(2)
+    return mixed, shifted(x[0, ends - 1].unsqueeze(1), shift)[1]
 
 
 def ln_shift_reference(

@@ -10,6 +10,9 @@ The state represents A = num e^max and B = den e^max, where max is the largest e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -28,25 +31,45 @@ WKV4_BACKWARD_SCHEMA = (
 
 
 def wkv4(
-    decay: Tensor, first: Tensor, k: Tensor, v: Tensor, num: Tensor, den: Tensor, max: Tensor
+    decay: Tensor,
+    first: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num: Tensor,
+    den: Tensor,
+    max: Tensor,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs the recurrence over T tokens; differentiable in all seven arguments.
+    """Runs the recurrence over T tokens; differentiable in all seven tensors.
 
     Args:
         decay: (C,), w = -exp(time_decay).
         first: (C,), u = time_first.
-        k, v: (B, T, C), T >= 1.
+        k, v: (B, T, C), T >= 1; or (1, N, C) with `lengths`.
         num, den, max: (B, C), the state before the first token; at the beginning of a text 0, 0 and -1e30.
-            All arguments are float32, or all are float64, on one device.
+            All tensors are float32, or all are float64, on one device.
+        lengths: the numbers of tokens of B texts, each at least 1, which k and v contain one after another, N in all.
+            Neighbours of the same length are processed together.
 
     Returns:
-        y (B, T, C) and the new num, den, max (B, C). The arguments are not modified.
+        y, of the shape of k, and the new num, den, max (B, C). The arguments are not modified.
 
     Raises:
         RuntimeError: the shape, dtype or device of an argument does not match that of k.
     """
     cpu_kernels.ensure_loaded()
-    return torch.ops.rwkv_engine.wkv4(decay, first, k, v, num, den, max)
+    if lengths is None:
+        return torch.ops.rwkv_engine.wkv4(decay, first, k, v, num, den, max)
+    outputs, row, text = [], 0, 0
+    for length, same in groupby(lengths):
+        n = sum(1 for _ in same)
+        rows, texts = slice(row, row + n * length), slice(text, text + n)
+        own_k, own_v = (tensor[0, rows].view(n, length, -1) for tensor in (k, v))
+        y, *after = torch.ops.rwkv_engine.wkv4(decay, first, own_k, own_v, num[texts], den[texts], max[texts])
+        outputs.append((y.view(1, n * length, -1), *after))
+        row, text = rows.stop, texts.stop
+    y, num, den, max = (torch.cat(parts, dim=axis) for parts, axis in zip(zip(*outputs), (1, 0, 0, 0), strict=True))
+    return y, num, den, max
 
 
 def wkv4_reference(

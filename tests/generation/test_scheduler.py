@@ -132,7 +132,7 @@ def test_no_format_lets_a_text_see_its_company(strategy):
 def test_samples_of_one_prompt_read_it_once(engine, monkeypatch):
     read, n_read = engine.model.read, []
     monkeypatch.setattr(
-        engine.model, "read", lambda tokens, state: n_read.append(tokens.numel()) or read(tokens, state)
+        engine.model, "read", lambda tokens, *a, **k: n_read.append(tokens.numel()) or read(tokens, *a, **k)
     )
     scheduler = Scheduler(engine.model, slots=8, chunk=16)
     prompt = [1, 2, 3, 4] * 6

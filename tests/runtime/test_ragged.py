@@ -9,16 +9,22 @@ from checkpoint_files import save_pth
 from oracle import Shape
 from states import FIELDS
 
-from rwkv_engine import RWKV, RequestError, State
-from rwkv_engine.runtime.ragged import read_ragged
+from rwkv_engine import RWKV, Checkpoint, RequestError, State, Strategy
+from rwkv_engine.runtime import load_model
+from rwkv_engine.runtime.ragged import read_ragged, read_texts
 
 LENGTHS = [3, 1, 7, 3, 40, 2]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def weights_file(tmp_path_factory):
     weights = oracle.random_weights(Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33))
-    return RWKV.from_pretrained(save_pth(weights, tmp_path_factory.mktemp("m") / "m.pth")).engine
+    return save_pth(weights, tmp_path_factory.mktemp("m") / "m.pth")
+
+
+@pytest.fixture(scope="module")
+def engine(weights_file):
+    return RWKV.from_pretrained(weights_file).engine
 
 
 @pytest.fixture
@@ -48,6 +54,41 @@ def test_each_text_gives_the_same_result_as_alone(full_output, begun, engine, te
     assert all(torch.equal(getattr(state, name), getattr(before, name)) for name in FIELDS), (
         "the given one is unchanged"
     )
+
+
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu fp32i8", "cpu fp32 *1 -> cpu bf16"])
+@pytest.mark.parametrize("lengths", [LENGTHS, [1], [5, 5, 5], [2, 9, 2, 9, 1]])
+def test_texts_of_one_pass_have_the_bits_of_texts_alone(strategy, lengths, weights_file):
+    engine = RWKV.from_pretrained(weights_file, strategy).engine
+    generator = torch.Generator().manual_seed(2)
+    texts = [torch.randint(33, (length,), generator=generator) for length in lengths]
+    with torch.no_grad():
+        _, state = engine.model.read(torch.arange(2 * len(texts)).view(-1, 2), engine.initial_state(len(texts)))
+        before = state.clone()
+        hidden, after = read_texts(engine.model.read, texts, state)
+        assert after.position.tolist() == [n + 2 for n in lengths]
+        for i, text in enumerate(texts):
+            alone, state_alone = engine.model.read(text[None], before.rows(slice(i, i + 1)))
+            assert torch.equal(hidden[i], alone[0])
+            assert all(torch.equal(getattr(after, name)[i], getattr(state_alone, name)[0]) for name in FIELDS)
+    assert all(torch.equal(getattr(state, name), getattr(before, name)) for name in FIELDS), "it was modified"
+
+
+def test_gradients_of_texts_of_one_pass_are_the_sums_of_theirs(weights_file, texts):
+    model = load_model(Checkpoint.open(weights_file), Strategy.parse("cpu fp32"), trainable=True).requires_grad_()
+
+    def gradients(outputs):
+        model.zero_grad()
+        sum(x.square().sum() for x in outputs).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    one = State.initial(model.config, 1)
+    together = gradients(read_texts(model.read, texts, State.initial(model.config, len(texts)))[0])
+    apart = gradients([model.read(text[None], one)[0] for text in texts])
+    assert together.keys() == apart.keys()
+    assert len(together) > 20
+    for name, expected in apart.items():
+        assert torch.allclose(together[name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())), name
 
 
 def test_states_of_two_models_are_not_joined(engine):
