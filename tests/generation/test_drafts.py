@@ -225,8 +225,36 @@ def test_guesses_are_what_followed_the_last_time(tokens, most):
     begun, all_ = Drafts([]), Drafts(tokens)
     for token in tokens:
         begun.add(token)
-    expected = guessed_plainly(tokens, most)
-    assert begun.guess(most)[0] == all_.guess(most)[0] == expected
+    if expected := guessed_plainly(tokens, most):
+        assert begun.guess(most)[0] == all_.guess(most)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "guessed"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 9], [6, 7]),  # 5 was replaced by 9
+        ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 8, 9], [7]),  # each of them replaces a token
+        ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 6], [7]),  # 5 was left out
+        (
+            [1, 2, 3, 4, 5, 6, 7],
+            [1, 2, 3, 4, 8, 9, 10, 11, 12, 5],
+            [6, 7],
+        ),  # tokens were inserted
+        ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 9, 6], [7]),  # a right guess after a replaced token
+    ],
+)
+def test_a_passage_is_followed_where_the_text_changes_it(begin, end, guessed):
+    drafts = Drafts(begin)
+    for token in end:
+        drafts.add(token)
+    assert drafts.guess(len(guessed))[0] == guessed
+
+
+def test_a_passage_is_left_after_many_differences():
+    drafts = Drafts([1, 2, 3, 4, 5, *range(100, 150)])
+    for token in [1, 2, 3, 4, *range(200, 217)]:
+        drafts.add(token)
+    assert drafts.guess(4) == ([], 0.0)
 
 
 def test_how_often_guesses_were_right():
