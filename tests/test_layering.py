@@ -20,7 +20,7 @@ RANKS = [
     {"caching"},
     {"embedding", "generation"},  # below pipeline: RWKV.embed calls it
     {"pipeline"},
-    {"chat", "convert", "evaluation", "verification"},
+    {"chat", "convert", "evaluation", "structured", "verification"},
     {"auto", "benchmark", "compat", "sentence"},
     {"server"},
     {"cli"},

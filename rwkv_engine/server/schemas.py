@@ -9,12 +9,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.forms import ResponseFormat, StructuredOutputs
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
 # Validation ends at the first wrong value: a list has room for a million of them.
 Ids = Annotated[list[int], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
+# vLLM's older names of `structured_outputs`.
+OLD_FORMS: dict[str, tuple[Any, ...]] = {f"guided_{form}": () for form in ("json", "regex", "choice", "grammar")}
 ManyIds = Annotated[list[Ids], Field(fail_fast=True)]
 
 
@@ -79,6 +82,8 @@ class Sampled(Body):
     )
     stream: bool | None = Field(None, description="Send the text piece by piece.")
     stream_options: StreamOptions | None = Field(None, description="Options of a streamed response.")
+    response_format: ResponseFormat | None = Field(None, description="The form of the texts.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="The same, with more forms.")
     user: str | None = Field(None, description="Has no effect.")
 
     @property
@@ -96,7 +101,7 @@ class Sampled(Body):
 class CompletionRequest(Sampled):
     """The body of `/v1/completions`."""
 
-    unsupported = {"suffix": ("",), "best_of": (1,), "response_format": ({"type": "text"},)}
+    unsupported = {"suffix": ("",), "best_of": (1,), **OLD_FORMS}
 
     prompt: str | Ids | Texts | ManyIds = Field("", description="Texts or token ids to continue.")
     echo: bool | None = Field(None, description="Return the prompt before the text.")
@@ -147,11 +152,11 @@ class ChatRequest(Sampled):
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
         "web_search_options": (),
+        **OLD_FORMS,
     }
 
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(
