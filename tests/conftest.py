@@ -198,3 +198,17 @@ def weights(shape):
 def source(weights, tmp_path) -> Path:
     """A checkpoint of them, alone in its folder."""
     return save_pth(weights, tmp_path / "m.pth")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster of this process, as if the machine had four CPUs."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or a token would be written to the home directory
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+        ray.init(address="local", num_cpus=4, object_store_memory=100 * 2**20, **options)
+        yield
+        ray.shutdown()

@@ -21,7 +21,7 @@ RANKS = [
     {"embedding", "generation"},  # below pipeline: RWKV.embed calls it
     {"pipeline"},
     {"chat", "convert", "evaluation", "structured", "verification"},
-    {"auto", "benchmark", "compat", "sentence"},
+    {"auto", "benchmark", "compat", "ray_data", "sentence"},
     {"server"},
     {"cli"},
     {"hub_upload", "packing"},  # names of release 0.2
