@@ -59,7 +59,8 @@ def server(model: Path, strategy: str, tokenizer: str) -> Iterator[int]:
 
 async def stream(port: int, body: dict[str, object]) -> tuple[float, int]:
     """The time of the first event, and the number of generated tokens."""
-    content = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
+    # Without the cache, which the library's texts do not have either.
+    content = json.dumps({**body, "no_cache": True, "stream": True, "stream_options": {"include_usage": True}})
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())

@@ -44,6 +44,25 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--most-new-tokens", type=AT_LEAST_ONE, default=4096, show_default=True, help="Longest text.")
 @click.option("--most-body-bytes", type=AT_LEAST_ONE, default=2**20, show_default=True, help="Largest request.")
 @click.option(
+    "--cache-bytes",
+    type=click.IntRange(min=0),
+    default=2**30,
+    show_default=True,
+    help="Memory for states after prompts, from which later prompts that begin in the same way continue; 0 for none.",
+)
+@click.option(
+    "--cache-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for these states, so that they outlive the server; without it they are in memory only.",
+)
+@click.option(
+    "--cache-file-bytes",
+    type=click.IntRange(min=0),
+    default=10 * 2**30,
+    show_default=True,
+    help="Largest size of that folder.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -74,6 +93,9 @@ def serve(
     most_prompt_tokens: int,
     most_new_tokens: int,
     most_body_bytes: int,
+    cache_bytes: int,
+    cache_folder: Path | None,
+    cache_file_bytes: int,
     drain_seconds: float,
     origins: tuple[str, ...],
 ) -> None:
@@ -93,6 +115,9 @@ def serve(
         most_prompt_tokens=most_prompt_tokens,
         most_new_tokens=most_new_tokens,
         most_body_bytes=most_body_bytes,
+        cache_bytes=cache_bytes,
+        cache_folder=cache_folder,
+        cache_file_bytes=cache_file_bytes,
         keys=Keys.read(keys) if keys else None,
         origins=origins,
     )

@@ -37,6 +37,8 @@ class Request:
         state: the state after the prompt and the tokens except those in `unread`; None for the initial one, while a
             slot contains it, and if a step failed half-way.
         owner: whose text it is: only prompts of the same owner share states that a cache keeps.
+        uses_cache: whether a cache may be asked for the prompt, and may keep states of this text.
+        n_cached: the number of tokens of the prompt that were not read, because a cache had the state after them.
         is_whole: whether nothing was before the prompt.
         edges: the numbers of tokens of the prompt after which a cache is still to be given the state.
         unread: the ids that the state does not include yet: what is left of the prompt, or the last token, unless a
@@ -84,6 +86,8 @@ class Request:
         self.state = state
         self.is_whole = state is None
         self.owner = owner
+        self.uses_cache = True
+        self.n_cached = 0
         self.edges: Sequence[int] = ()
         self.begin = state  # until the prompt is read
         self.unread: Sequence[int] = self.prompt

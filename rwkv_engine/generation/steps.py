@@ -112,9 +112,10 @@ class Steps:
         is_watched = any(request.is_watched and not request.is_paused for request in self._running)
         left = self._budget if is_watched else self._chunk
         # Several samples of one prompt read it once.
-        alike: dict[tuple[tuple[int, ...], int, str], list[Request]] = {}
+        alike: dict[tuple[tuple[int, ...], int, str, bool], list[Request]] = {}
         for request in self._reading:
-            alike.setdefault((request.prompt, id(request.begin), request.owner), []).append(request)
+            key = request.prompt, id(request.begin), request.owner, request.uses_cache
+            alike.setdefault(key, []).append(request)
         parts: list[Tensor] = []
         for group in list(alike.values())[:MOST_ROWS]:
             if left > 0:
@@ -148,11 +149,12 @@ class Steps:
         """What to read next of the prompt of some requests: up to `most` tokens, or up to where a state is kept."""
         first = group[0]
         # Nothing is read yet, and nothing was before the prompt.
-        if first.state is None and (cache := self.cache):
+        if first.state is None and first.uses_cache and (cache := self.cache):
             state, edges = cache.find(first.prompt, first.owner)
-            unread = first.prompt[int(state.position) if state else 0 :]
+            n_cached = int(state.position) if state else 0
             for request in group:
-                request.state, request.unread, request.edges = state, unread, edges
+                request.state, request.unread, request.edges = state, first.prompt[n_cached:], edges
+                request.n_cached = n_cached
         n_read = len(first.prompt) - len(first.unread)
         ends = [edge - n_read for edge in first.edges[:1]]
         return torch.tensor(first.unread[: min([most, *ends])], dtype=torch.int64)
@@ -209,9 +211,10 @@ class Steps:
 
     def _keep_answer(self, request: Request) -> None:
         """Gives the cache the state after a text, from which the next turn of a conversation continues."""
-        if self.cache and self.cache.keeps_answers and request.is_whole and request.state is not None:
+        cache = self.cache if request.uses_cache else None
+        if cache and cache.keeps_answers and request.is_whole and request.state is not None:
             text = [*request.prompt, *request.tokens]
-            self.cache.keep(text[: len(text) - len(request.unread)], request.owner, request.state)
+            cache.keep(text[: len(text) - len(request.unread)], request.owner, request.state)
 
     def _initial_state(self) -> State:
         return State.initial(self._model.config).to(self._model.device_map.home)

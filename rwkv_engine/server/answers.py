@@ -69,11 +69,17 @@ class Answer(ABC):
         return {"object": kind, **self._about, "choices": choices}
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """The numbers of tokens so far; a prompt counts once, whatever the number of its samples."""
-        n_prompt = sum(len(text.prompt) for text in self.texts[:: self.body.n])
+        prompts = self.texts[:: self.body.n]
+        n_prompt = sum(len(text.prompt) for text in prompts)
         n_new = sum(len(text.tokens) for text in self.texts)
-        return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_new,
+            "total_tokens": n_prompt + n_new,
+            "prompt_tokens_details": {"cached_tokens": sum(text.n_cached for text in prompts)},
+        }
 
 
 async def respond(service: Service, request: Request, answer: Answer) -> Response:

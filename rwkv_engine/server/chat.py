@@ -75,7 +75,8 @@ def chat(service: Service) -> APIRouter:
         service.check(body)
         prompt = prompt_of(service.template, body.messages)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        texts = await asyncio.to_thread(texts_of, service, body, [prompt], service.template.stop, logprobs)
+        owner = request.state.owner
+        texts = await asyncio.to_thread(texts_of, service, body, owner, [prompt], service.template.stop, logprobs)
         return await respond(service, request, ChatAnswer(service, request, body, texts))
 
     return router

@@ -82,7 +82,13 @@ def completions(service: Service) -> APIRouter:
         prompts = _prompts(body)
         # In a thread, because it takes a while to encode a long prompt.
         texts = await asyncio.to_thread(
-            texts_of, service, body, prompts, logprobs=body.logprobs, default_tokens=DEFAULT_TOKENS
+            texts_of,
+            service,
+            body,
+            request.state.owner,
+            prompts,
+            logprobs=body.logprobs,
+            default_tokens=DEFAULT_TOKENS,
         )
         return await respond(service, request, CompletionAnswer(service, request, body, texts, prompts))
 

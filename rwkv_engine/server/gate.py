@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.keys import Keys
 from rwkv_engine.server.service import Service
 
 # For programs that watch the server, which have no key; they learn nothing else from them.
@@ -32,6 +33,8 @@ class Gate:
             self._check(scope["path"], Headers(scope=scope))
         except ApiError as error:
             return await error.response()(scope, receive, send)
+        authorization = Headers(scope=scope).get("authorization", "").encode("latin-1")
+        scope.setdefault("state", {})["owner"] = Keys.owner(authorization) if self._service.settings.keys else ""
         await self._app(scope, self._limited(receive), send)
 
     def _check(self, path: str, headers: Headers) -> None:

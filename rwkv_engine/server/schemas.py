@@ -79,6 +79,7 @@ class Sampled(Body):
     )
     stream: bool | None = Field(None, description="Send the text piece by piece.")
     stream_options: StreamOptions | None = Field(None, description="Options of a streamed response.")
+    no_cache: bool | None = Field(None, description="Read the whole prompt, and keep no state of this text.")
     user: str | None = Field(None, description="Has no effect.")
 
     @property

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 
+from rwkv_engine.caching import StateCache
 from rwkv_engine.checks import shown
 from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.notices import log
@@ -34,6 +36,9 @@ class Settings:
         most_prompt_tokens: the largest number of tokens in a prompt, or in a text to embed.
         most_new_tokens: the largest number of tokens that a request may ask for.
         most_body_bytes: the largest size of a request's body.
+        cache_bytes: the memory for states after prompts, from which later prompts continue; 0 for none.
+        cache_folder: where these states are kept in files too, so that they outlive the process; None for nowhere.
+        cache_file_bytes: the largest size of all files of that folder.
         keys: the keys of clients; None serves everyone.
         origins: the origins of web pages that may use the server (CORS).
     """
@@ -46,8 +51,17 @@ class Settings:
     most_prompt_tokens: int = 16384
     most_new_tokens: int = 4096
     most_body_bytes: int = 2**20
+    cache_bytes: int = 2**30
+    cache_folder: Path | None = None
+    cache_file_bytes: int = 10 * 2**30
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
+
+    def new_cache(self) -> StateCache | None:
+        """The cache that these settings describe."""
+        if self.cache_bytes or self.cache_folder:
+            return StateCache(self.cache_bytes, self.cache_folder, self.cache_file_bytes)
+        return None
 
 
 class Service:
@@ -56,6 +70,7 @@ class Service:
     Attributes:
         settings: how it behaves.
         places: for the texts that it takes on.
+        cache: keeps the states after prompts; None for none.
         metrics: what it counts.
         began: when it was created, in seconds since 1970.
         is_draining: whether it finishes what was begun, and refuses everything else.
@@ -65,7 +80,8 @@ class Service:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.places = Places(settings.slots + settings.most_waiting)
-        self.metrics = Metrics(self.places)
+        self.cache = settings.new_cache()
+        self.metrics = Metrics(self.places, self.cache)
         self.began = int(time.time())
         self.is_draining = False
         self.in_flight = 0
@@ -79,7 +95,8 @@ class Service:
             TokenizerError: the model has no tokenizer.
         """
         _ = model.tokenizer
-        scheduler = Scheduler(model.engine.model, slots=self.settings.slots, chunk=model.engine.chunk)
+        engine = model.engine
+        scheduler = Scheduler(engine.model, slots=self.settings.slots, chunk=engine.chunk, cache=self.cache)
         self._running = model, scheduler, self.settings.template or template_for(model.config.n_vocab)
 
     @property

@@ -32,9 +32,20 @@ OPTIONS = (
 class ServedText(TextRequest):
     """A text whose log-probabilities can be read together with its pieces, while other threads generate it."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, prompt: Sequence[int], sampler: Sampler, n: int, sample: int):
-        """`n` is the largest number of tokens; the other arguments are those of `TextRequest`."""
-        super().__init__(index, tokenizer, prompt, sampler, n, sample=sample)
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        n: int,
+        sample: int,
+        owner: str,
+        uses_cache: bool,
+    ):
+        """`n` is the largest number of tokens; the other arguments are those of `TextRequest`, and its attributes."""
+        super().__init__(index, tokenizer, prompt, sampler, n, sample=sample, owner=owner)
+        self.uses_cache = uses_cache
         self._ends: deque[int] = deque()  # for each piece that was not read yet, the number of tokens up to its end
         self._n_read = 0
 
@@ -55,6 +66,7 @@ class ServedText(TextRequest):
 def texts_of(
     service: Service,
     body: Sampled,
+    owner: str,
     prompts: Sequence[str | list[int]],
     stop: Sequence[str] = (),
     logprobs: int | None = None,
@@ -65,6 +77,7 @@ def texts_of(
     Args:
         service: the server.
         body: the request.
+        owner: whose request it is; states that a cache keeps are used for requests of the same owner only.
         prompts: texts or token ids.
         stop: stop strings in addition to those of the request.
         logprobs: how many of the most likely tokens to report, None for no log-probabilities.
@@ -93,7 +106,8 @@ def texts_of(
             require_short(service, ids, "prompt")
             for sample in range(body.n):
                 sampler = sampler_of(tokenizer, options)
-                texts.append(ServedText(len(texts), tokenizer, ids, sampler, limit, sample))
+                uses_cache = not body.no_cache
+                texts.append(ServedText(len(texts), tokenizer, ids, sampler, limit, sample, owner, uses_cache))
                 service.scheduler.check(texts[-1])
     except RequestError as error:
         raise of_request(error, list(type(body).model_fields)) from error
