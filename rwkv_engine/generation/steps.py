@@ -7,6 +7,7 @@ result, see `ops.linear`; elsewhere results can differ by rounding.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class Steps:
                 self._put_aside(request)
                 self.waiting.append(request)
         for request in wanted[: self._slots - len(self._running) - len(self._reading)]:
-            if request.max_new_tokens == 0:
+            if request.max_new_tokens == 0 and not request.wants_state:
                 self.end(request, "length")
                 continue
             self.waiting.remove(request)
@@ -179,6 +180,8 @@ class Steps:
     def _take(self, request: Request, logits: Tensor, token: int) -> None:
         """Adds a sampled token to a request."""
         params = request.sampler.params
+        if request.max_new_tokens == 0:  # only its prompt was to be read
+            return self.end(request, "length")
         if token < 0:
             raise request.error or RequestError(
                 "the model's logits are not finite (NaN or Inf); is the checkpoint damaged?"
@@ -191,7 +194,10 @@ class Steps:
             request.drafts.add(token)
         request.unread = (token,)
         request.tokens.append(token)  # last, because other threads look at it
-        if not request.accept(token):
+        is_going_on = request.accept(token)
+        if request.wants_state:
+            request.mark(partial(self.snapshot, request))
+        if not is_going_on:
             return self.end(request, "stop")
         if len(request.tokens) == request.max_new_tokens:
             return self.end(request, "length")
