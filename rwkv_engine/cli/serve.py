@@ -63,6 +63,18 @@ AT_LEAST_ONE = click.IntRange(min=1)
     help="Largest size of that folder.",
 )
 @click.option(
+    "--state-keys",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with secret keys, one on each line, which seal states for clients; without it none are given away.",
+)
+@click.option(
+    "--state-seconds",
+    type=click.FloatRange(min=1),
+    default=30.0 * 24 * 60 * 60,
+    show_default=True,
+    help="How long a sealed state can be used.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -96,11 +108,14 @@ def serve(
     cache_bytes: int,
     cache_folder: Path | None,
     cache_file_bytes: int,
+    state_keys: Path | None,
+    state_seconds: float,
     drain_seconds: float,
     origins: tuple[str, ...],
 ) -> None:
     """Runs the server; its help is in the decorator, because it names the kinds of models."""
     try:
+        from rwkv_engine.portable import SealingKeys
         from rwkv_engine.server import logs, run
         from rwkv_engine.server.keys import Keys
         from rwkv_engine.server.service import Service, Settings
@@ -118,6 +133,8 @@ def serve(
         cache_bytes=cache_bytes,
         cache_folder=cache_folder,
         cache_file_bytes=cache_file_bytes,
+        state_keys=SealingKeys.read(state_keys) if state_keys else None,
+        state_seconds=state_seconds,
         keys=Keys.read(keys) if keys else None,
         origins=origins,
     )

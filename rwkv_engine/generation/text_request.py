@@ -14,8 +14,8 @@ from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.sampling import Sampler
 from rwkv_engine.text import Tokenizer
 
-# While text is held back, the state before each token is kept; if there are many, only one for so many tokens, so that a
-# long stop string cannot take any amount of memory.
+# While text is held back, the state before each token is kept. If there are many, only one for so many tokens is kept,
+# because a long stop string could take any amount of memory otherwise.
 MANY, APART = 8, 64
 
 

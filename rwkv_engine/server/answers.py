@@ -19,6 +19,7 @@ from rwkv_engine.generation.sampling import Logprob
 from rwkv_engine.server.errors import CLIENT_HAS_GONE, ApiError, Json, as_json, of_model
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.states import state_of
 from rwkv_engine.server.texts import ServedText
 
 Result = TypeVar("Result")
@@ -102,7 +103,7 @@ async def _whole(service: Service, request: Request, answer: Answer) -> Response
             pass
     except Exception as error:
         raise of_model(error, request.state.id) from error
-    choices = [answer.choice(text) for text in answer.texts]
+    choices = [{**answer.choice(text), **await state_of(service, answer.body, text)} for text in answer.texts]
     return Json({**answer.object(answer.whole, choices), "usage": answer.usage})
 
 
@@ -139,7 +140,7 @@ async def _events(service: Service, request: Request, answer: Answer) -> AsyncIt
                 if choice := answer.piece(text, "".join(item.pieces), logprobs):
                     yield event(choice)
                 if item.ended:
-                    yield event(answer.ending(text))
+                    yield event({**answer.ending(text), **await state_of(service, answer.body, text)})
         if answer.body.includes_usage:
             yield _event({**answer.object(answer.chunk, []), "usage": answer.usage})
         yield b"data: [DONE]\n\n"

@@ -73,7 +73,7 @@ def chat(service: Service) -> APIRouter:
     async def reply(request: Request, body: ChatRequest) -> Response:
         """Replies to the last message of a conversation."""
         service.check(body)
-        prompt = prompt_of(service.template, body.messages)
+        prompt = prompt_of(service.template, body.messages, continues=body.state is not None)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         owner = request.state.owner
         texts = await asyncio.to_thread(texts_of, service, body, owner, [prompt], service.template.stop, logprobs)
@@ -82,14 +82,22 @@ def chat(service: Service) -> APIRouter:
     return router
 
 
-def prompt_of(template: Template, messages: Sequence[Message]) -> str:
-    """The conversation as the model reads it.
+def prompt_of(template: Template, messages: Sequence[Message], continues: bool = False) -> str:
+    """The conversation as the model reads it, or what is new if it `continues` one after a reply.
 
     Raises:
         ApiError: the messages are not what the template has a place for (400).
     """
+    if not (messages or continues):
+        raise ApiError(HTTPStatus.BAD_REQUEST, "messages: got none, expected at least one of the user", "messages")
     n_system = next((i for i, message in enumerate(messages) if message.role not in SYSTEM), len(messages))
     introduction = "\n".join(message.text for message in messages[:n_system]) if n_system else None
+    if continues:
+        if introduction is not None:
+            raise _wrong(0, "got a system message, expected only what is new: the state has the beginning")
+        if not messages:
+            return ""
+        introduction = ""  # so that what is between turns comes first
     said = messages[n_system:]
     for i, message in enumerate(said):
         expected = ("user", "assistant")[i % 2]

@@ -50,7 +50,7 @@ class Gate:
         if path not in ALWAYS:
             service.require_ready()
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > service.settings.most_body_bytes:
+        if length.isdecimal() and int(length[:20]) > service.most_body_bytes:
             raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
 
     def _limited(self, receive: Receive) -> Receive:
@@ -60,11 +60,11 @@ class Gate:
             nonlocal n_bytes
             message = await receive()
             n_bytes += len(message.get("body", b""))
-            if n_bytes > self._service.settings.most_body_bytes:
+            if n_bytes > self._service.most_body_bytes:
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
             return message
 
         return limited
 
     def _too_large(self) -> str:
-        return f"the body is too large, expected at most {self._service.settings.most_body_bytes} bytes"
+        return f"the body is too large, expected at most {self._service.most_body_bytes} bytes"

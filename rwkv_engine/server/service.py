@@ -13,6 +13,8 @@ from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.notices import log
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.pipeline import RWKV
+from rwkv_engine.portable import Sealer, SealingKeys
+from rwkv_engine.portable.sealer import DAY, in_base64
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.keys import Keys
 from rwkv_engine.server.metrics import Metrics
@@ -39,6 +41,8 @@ class Settings:
         cache_bytes: the memory for states after prompts, from which later prompts continue; 0 for none.
         cache_folder: where these states are kept in files too, so that they outlive the process; None for nowhere.
         cache_file_bytes: the largest size of all files of that folder.
+        state_keys: seal the states that clients ask for; None for a server that gives none away.
+        state_seconds: how long these can be opened.
         keys: the keys of clients; None serves everyone.
         origins: the origins of web pages that may use the server (CORS).
     """
@@ -54,6 +58,8 @@ class Settings:
     cache_bytes: int = 2**30
     cache_folder: Path | None = None
     cache_file_bytes: int = 10 * 2**30
+    state_keys: SealingKeys | None = None
+    state_seconds: float = 30 * DAY
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
 
@@ -71,6 +77,7 @@ class Service:
         settings: how it behaves.
         places: for the texts that it takes on.
         cache: keeps the states after prompts; None for none.
+        sealer: seals and opens the states of clients; None for none.
         metrics: what it counts.
         began: when it was created, in seconds since 1970.
         is_draining: whether it finishes what was begun, and refuses everything else.
@@ -82,6 +89,7 @@ class Service:
         self.places = Places(settings.slots + settings.most_waiting)
         self.cache = settings.new_cache()
         self.metrics = Metrics(self.places, self.cache)
+        self.sealer: Sealer | None = None
         self.began = int(time.time())
         self.is_draining = False
         self.in_flight = 0
@@ -94,7 +102,10 @@ class Service:
         Raises:
             TokenizerError: the model has no tokenizer.
         """
-        _ = model.tokenizer
+        tokenizer = model.tokenizer
+        if keys := self.settings.state_keys:
+            seconds = self.settings.state_seconds
+            self.sealer = Sealer(keys, model.config, model.engine.model.fingerprint, tokenizer, seconds)
         engine = model.engine
         scheduler = Scheduler(engine.model, slots=self.settings.slots, chunk=engine.chunk, cache=self.cache)
         self._running = model, scheduler, self.settings.template or template_for(model.config.n_vocab)
@@ -137,6 +148,11 @@ class Service:
     def template(self) -> Template:
         """The prompt format of conversations."""
         return self._parts()[2]
+
+    @property
+    def most_body_bytes(self) -> int:
+        """The largest size of a request's body: that of the settings, and a state in addition."""
+        return self.settings.most_body_bytes + (in_base64(self.sealer.most_bytes) if self.sealer else 0)
 
     def check(self, body: Body) -> None:
         """Checks what all requests have in common.

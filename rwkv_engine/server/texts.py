@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import cast
 
+from rwkv_engine.core.snapshot import Snapshot
+from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation.many import encode_prompt, sampler_of
+from rwkv_engine.generation.many import sampler_of
 from rwkv_engine.generation.params import TextOptions
 from rwkv_engine.generation.sampling import Logprob, Sampler
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.server.errors import ApiError, of_request
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.states import beginning, opened
 from rwkv_engine.text import Tokenizer
 
 OPTIONS = (
@@ -41,11 +44,11 @@ class ServedText(TextRequest):
         n: int,
         sample: int,
         owner: str,
-        uses_cache: bool,
+        state: State | None = None,
+        begun: Snapshot | None = None,
     ):
-        """`n` is the largest number of tokens; the other arguments are those of `TextRequest`, and its attributes."""
-        super().__init__(index, tokenizer, prompt, sampler, n, sample=sample, owner=owner)
-        self.uses_cache = uses_cache
+        """`n` is the largest number of tokens; the other arguments are those of `TextRequest`."""
+        super().__init__(index, tokenizer, prompt, sampler, n, state, sample, owner, begun)
         self._ends: deque[int] = deque()  # for each piece that was not read yet, the number of tokens up to its end
         self._n_read = 0
 
@@ -84,7 +87,7 @@ def texts_of(
         default_tokens: the largest number of tokens if the request has none; None for that of the server.
 
     Raises:
-        ApiError: a value is wrong, or too much is asked for (400).
+        ApiError: a value is wrong, or too much is asked for (400, 413).
     """
     limit = _limit(service, body, default_tokens)
     if not prompts or len(prompts) * body.n > service.places.most:
@@ -99,16 +102,18 @@ def texts_of(
     if body.logit_bias:
         options["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     tokenizer = service.model.tokenizer
+    snapshot = opened(service, body, owner)
     texts = list[ServedText]()
     try:
         for prompt in prompts:
-            ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt
+            ids, state, begun = beginning(service.model, prompt, snapshot)
             require_short(service, ids, "prompt")
             for sample in range(body.n):
                 sampler = sampler_of(tokenizer, options)
-                uses_cache = not body.no_cache
-                texts.append(ServedText(len(texts), tokenizer, ids, sampler, limit, sample, owner, uses_cache))
-                service.scheduler.check(texts[-1])
+                text = ServedText(len(texts), tokenizer, ids, sampler, limit, sample, owner, state, begun)
+                text.uses_cache, text.wants_state = not body.no_cache, bool(body.return_state)
+                service.scheduler.check(text)
+                texts.append(text)
     except RequestError as error:
         raise of_request(error, list(type(body).model_fields)) from error
     return texts
