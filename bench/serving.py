@@ -36,10 +36,10 @@ SAMPLING = {"temperature": 0.8, "top_p": 0.9}
 
 
 @contextmanager
-def server(model: Path, strategy: str, tokenizer: str) -> Iterator[int]:
-    """A server's port, from when it is ready on."""
+def server(model: Path, strategy: str, tokenizer: str, *more: str) -> Iterator[int]:
+    """The port of a server with `more` options, from when it is ready on."""
     options = ["--strategy", strategy, "--tokenizer", tokenizer, "--port", "0"]
-    command = [sys.executable, "-m", "rwkv_engine", "serve", str(model), *options]
+    command = [sys.executable, "-m", "rwkv_engine", "serve", str(model), *options, *more]
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             port, is_ready = None, False

@@ -23,13 +23,17 @@ def state_after(engine: Engine, tokenizer: Tokenizer, snapshot: Snapshot) -> Sta
 
     It is the one that `TextStream.state` gives after that text.
     """
+    if seen := unread_text(tokenizer, snapshot):
+        return engine.forward(torch.tensor([seen], dtype=torch.int64), snapshot.state)[1]
+    return snapshot.state
+
+
+def unread_text(tokenizer: Tokenizer, snapshot: Snapshot) -> Sequence[int]:
+    """The ids of the text that was seen and that the state does not include yet."""
     data = text_bytes(tokenizer, snapshot.unread)
-    seen: Sequence[int] = snapshot.unread
-    if snapshot.n_shown < len(data):
-        seen = tokenizer.encode_bytes(data[: snapshot.n_shown]) if snapshot.n_shown else ()
-    if not seen:
-        return snapshot.state
-    return engine.forward(torch.tensor([seen], dtype=torch.int64), snapshot.state)[1]
+    if snapshot.n_shown == len(data):
+        return snapshot.unread
+    return tokenizer.encode_bytes(data[: snapshot.n_shown]) if snapshot.n_shown else ()
 
 
 def state_within(engine: Engine, snapshot: Snapshot) -> tuple[State, tuple[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rwkv_engine.core.snapshot import Snapshot
 from rwkv_engine.core.state import State
-from rwkv_engine.generation.continuing import state_after, state_within
+from rwkv_engine.generation.continuing import state_after, state_within, unread_text
 from rwkv_engine.generation.many import encode_prompt
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.pipeline import RWKV
@@ -67,7 +67,11 @@ def beginning(
         before, last = state_within(model.engine, snapshot)
         return last, before, snapshot
     ids = encode_prompt(model.tokenizer, prompt) if isinstance(prompt, str) else prompt
-    return ids, state_after(model.engine, model.tokenizer, snapshot) if snapshot else None, None
+    if not snapshot:
+        return ids, None, None
+    if model.engine.model.steps_as_it_reads:  # then the end of the text may be read together with what follows
+        return [*unread_text(model.tokenizer, snapshot), *ids], snapshot.state, None
+    return ids, state_after(model.engine, model.tokenizer, snapshot), None
 
 
 async def state_of(service: Service, body: Sampled, text: TextRequest) -> dict[str, Any]:
