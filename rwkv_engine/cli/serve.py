@@ -75,6 +75,28 @@ AT_LEAST_ONE = click.IntRange(min=1)
     help="How long a sealed state can be used.",
 )
 @click.option(
+    "--session-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for sessions, which clients name; they are sealed with --state-keys.",
+)
+@click.option(
+    "--session-seconds",
+    type=click.FloatRange(min=1),
+    default=30.0 * 24 * 60 * 60,
+    show_default=True,
+    help="How long a session is kept after its last use.",
+)
+@click.option(
+    "--session-bytes",
+    type=click.IntRange(min=0),
+    default=10 * 2**30,
+    show_default=True,
+    help="Size of all sessions at which no further ones are begun.",
+)
+@click.option(
+    "--most-sessions", type=AT_LEAST_ONE, default=1000, show_default=True, help="Most sessions of an API key."
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -110,6 +132,10 @@ def serve(
     cache_file_bytes: int,
     state_keys: Path | None,
     state_seconds: float,
+    session_folder: Path | None,
+    session_seconds: float,
+    session_bytes: int,
+    most_sessions: int,
     drain_seconds: float,
     origins: tuple[str, ...],
 ) -> None:
@@ -135,6 +161,10 @@ def serve(
         cache_file_bytes=cache_file_bytes,
         state_keys=SealingKeys.read(state_keys) if state_keys else None,
         state_seconds=state_seconds,
+        session_folder=session_folder,
+        session_seconds=session_seconds,
+        session_bytes=session_bytes,
+        most_sessions=most_sessions,
         keys=Keys.read(keys) if keys else None,
         origins=origins,
     )

@@ -2,5 +2,6 @@
 
 from rwkv_engine.portable.keys import SealingKeys
 from rwkv_engine.portable.sealer import Sealer, StateRefused
+from rwkv_engine.portable.sessions import Session, SessionError, Sessions
 
-__all__ = ["Sealer", "SealingKeys", "StateRefused"]
+__all__ = ["Sealer", "SealingKeys", "Session", "SessionError", "Sessions", "StateRefused"]

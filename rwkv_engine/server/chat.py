@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,7 @@ from rwkv_engine.server.answers import Answer, respond
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.schemas import ChatRequest, Message
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.states import origin_of
 from rwkv_engine.server.texts import ServedText, texts_of
 from rwkv_engine.text.templates import Template
 
@@ -73,11 +75,13 @@ def chat(service: Service) -> APIRouter:
     async def reply(request: Request, body: ChatRequest) -> Response:
         """Replies to the last message of a conversation."""
         service.check(body)
-        prompt = prompt_of(service.template, body.messages, continues=body.state is not None)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        owner = request.state.owner
-        texts = await asyncio.to_thread(texts_of, service, body, owner, [prompt], service.template.stop, logprobs)
-        return await respond(service, request, ChatAnswer(service, request, body, texts))
+        owner, template = request.state.owner, service.template
+        with ExitStack() as held:
+            origin = await origin_of(service, body, owner, held)
+            prompts = [prompt_of(template, body.messages, continues=origin.snapshot is not None)]
+            texts = await asyncio.to_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
+            return await respond(service, request, ChatAnswer(service, request, body, texts), origin, held)
 
     return router
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from rwkv_engine.portable.sessions import NAME
 from rwkv_engine.server.errors import ApiError
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -84,6 +85,9 @@ class Sampled(Body):
         None, description="Precision of the returned state; float16 has half the size, and is rounded."
     )
     state: str | None = Field(None, description="A sealed state to go on from; the prompt has only what is new.")
+    session: str | None = Field(
+        None, pattern=f"^{NAME}$", description="Go on with the session of this name, which the server keeps."
+    )
     no_cache: bool | None = Field(None, description="Read the whole prompt, and keep no state of this text.")
     user: str | None = Field(None, description="Has no effect.")
 
@@ -97,6 +101,8 @@ class Sampled(Body):
         super().require_supported()
         if self.state_dtype and not self.return_state:
             raise ApiError(HTTPStatus.BAD_REQUEST, "state_dtype: needs return_state", "state_dtype")
+        if self.session is not None and self.state is not None:
+            raise ApiError(HTTPStatus.BAD_REQUEST, "session: has a state, so leave out the field state", "session")
         if self.stream_options and not self.stream:
             raise ApiError(HTTPStatus.BAD_REQUEST, "stream_options: needs stream", "stream_options")
 

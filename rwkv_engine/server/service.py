@@ -9,11 +9,12 @@ from pathlib import Path
 
 from rwkv_engine.caching import StateCache
 from rwkv_engine.checks import shown
+from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.notices import log
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.pipeline import RWKV
-from rwkv_engine.portable import Sealer, SealingKeys
+from rwkv_engine.portable import Sealer, SealingKeys, Sessions
 from rwkv_engine.portable.sealer import DAY, in_base64
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.keys import Keys
@@ -43,6 +44,10 @@ class Settings:
         cache_file_bytes: the largest size of all files of that folder.
         state_keys: seal the states that clients ask for; None for a server that gives none away.
         state_seconds: how long these can be opened.
+        session_folder: where sessions are kept, which needs `state_keys`; None for a server that keeps none.
+        session_seconds: how long a session is kept after it was used last.
+        session_bytes: the size of all sessions at which no further ones are begun.
+        most_sessions: the largest number of sessions of a key, or of all clients without keys.
         keys: the keys of clients; None serves everyone.
         origins: the origins of web pages that may use the server (CORS).
     """
@@ -60,6 +65,10 @@ class Settings:
     cache_file_bytes: int = 10 * 2**30
     state_keys: SealingKeys | None = None
     state_seconds: float = 30 * DAY
+    session_folder: Path | None = None
+    session_seconds: float = 30 * DAY
+    session_bytes: int = 10 * 2**30
+    most_sessions: int = 1000
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
 
@@ -73,11 +82,15 @@ class Settings:
 class Service:
     """A server's state, which is used by its event loop only, except `begin`.
 
+    Raises:
+        RequestError: the settings contradict each other.
+
     Attributes:
         settings: how it behaves.
         places: for the texts that it takes on.
         cache: keeps the states after prompts; None for none.
         sealer: seals and opens the states of clients; None for none.
+        sessions: keeps the states of clients; None for none.
         metrics: what it counts.
         began: when it was created, in seconds since 1970.
         is_draining: whether it finishes what was begun, and refuses everything else.
@@ -90,6 +103,9 @@ class Service:
         self.cache = settings.new_cache()
         self.metrics = Metrics(self.places, self.cache)
         self.sealer: Sealer | None = None
+        self.sessions: Sessions | None = None
+        if settings.session_folder and not settings.state_keys:
+            raise RequestError("session_folder: sessions are sealed; give state_keys too")
         self.began = int(time.time())
         self.is_draining = False
         self.in_flight = 0
@@ -101,11 +117,13 @@ class Service:
 
         Raises:
             TokenizerError: the model has no tokenizer.
+            RequestError: a folder cannot be used.
         """
         tokenizer = model.tokenizer
         if keys := self.settings.state_keys:
             seconds = self.settings.state_seconds
-            self.sealer = Sealer(keys, model.config, model.engine.model.fingerprint, tokenizer, seconds)
+            self.sealer = Sealer(keys, model.config, model.fingerprint, tokenizer, seconds)
+            self.sessions = self._new_sessions(keys, model)
         engine = model.engine
         scheduler = Scheduler(engine.model, slots=self.settings.slots, chunk=engine.chunk, cache=self.cache)
         self._running = model, scheduler, self.settings.template or template_for(model.config.n_vocab)
@@ -148,6 +166,14 @@ class Service:
     def template(self) -> Template:
         """The prompt format of conversations."""
         return self._parts()[2]
+
+    def _new_sessions(self, keys: SealingKeys, model: RWKV) -> Sessions | None:
+        settings = self.settings
+        if not settings.session_folder:
+            return None
+        seconds = settings.session_seconds
+        sealer = Sealer(keys, model.config, model.fingerprint, model.tokenizer, seconds)
+        return Sessions(settings.session_folder, sealer, seconds, settings.most_sessions, settings.session_bytes)
 
     @property
     def most_body_bytes(self) -> int:

@@ -17,7 +17,7 @@ from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.server.errors import ApiError, of_request
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
-from rwkv_engine.server.states import beginning, opened
+from rwkv_engine.server.states import Origin, beginning
 from rwkv_engine.text import Tokenizer
 
 OPTIONS = (
@@ -70,6 +70,7 @@ def texts_of(
     service: Service,
     body: Sampled,
     owner: str,
+    origin: Origin,
     prompts: Sequence[str | list[int]],
     stop: Sequence[str] = (),
     logprobs: int | None = None,
@@ -81,6 +82,7 @@ def texts_of(
         service: the server.
         body: the request.
         owner: whose request it is; states that a cache keeps are used for requests of the same owner only.
+        origin: where it begins.
         prompts: texts or token ids.
         stop: stop strings in addition to those of the request.
         logprobs: how many of the most likely tokens to report, None for no log-probabilities.
@@ -96,22 +98,23 @@ def texts_of(
             f"n: got {len(prompts)} prompts times {body.n}, expected from 1 to {service.places.most} texts",
             "n",
         )
+    if origin.session and len(prompts) * body.n > 1:
+        raise ApiError(HTTPStatus.BAD_REQUEST, "session: got more than one text, expected one", "session")
     own = [body.stop] if isinstance(body.stop, str) else body.stop or []
     given = {name: value for name in OPTIONS if (value := getattr(body, name)) is not None}
     options = cast(TextOptions, given | {"stop": (*stop, *own), "logprobs": logprobs})
     if body.logit_bias:
         options["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     tokenizer = service.model.tokenizer
-    snapshot = opened(service, body, owner)
     texts = list[ServedText]()
     try:
         for prompt in prompts:
-            ids, state, begun = beginning(service.model, prompt, snapshot)
+            ids, state, begun = beginning(service.model, prompt, origin.snapshot)
             require_short(service, ids, "prompt")
             for sample in range(body.n):
                 sampler = sampler_of(tokenizer, options)
                 text = ServedText(len(texts), tokenizer, ids, sampler, limit, sample, owner, state, begun)
-                text.uses_cache, text.wants_state = not body.no_cache, bool(body.return_state)
+                text.uses_cache, text.wants_state = not body.no_cache, bool(body.return_state or origin.session)
                 service.scheduler.check(text)
                 texts.append(text)
     except RequestError as error:

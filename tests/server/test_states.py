@@ -138,7 +138,11 @@ def test_any_server_with_the_key_goes_on(tales, keyed):
 
 def test_states_of_others_are_refused(tales, keyed):
     state = state_of(keyed)
-    for path, body in ((COMPLETIONS, {"prompt": " and"}), (COMPLETIONS, {"prompt": ""}), (CHAT, {"messages": []})):
+    for path, body in (
+        (COMPLETIONS, {"prompt": " and"}),
+        (COMPLETIONS, {"prompt": ""}),
+        (CHAT, {"messages": [], "max_tokens": 1}),
+    ):
         assert refusal(post(keyed, path, "two", state=state, **body)) == (400, "state_invalid")
         assert post(keyed, path, "one", state=state, **body).status_code == 200
     everyone = Client(begun(tales, state_keys=SealingKeys([NEW])))
