@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
-from served import Client, begun, wait_until
+from served import Client, begun, httpx, is_idle, wait_until
 
 from rwkv_engine import RequestError
 from rwkv_engine.chat import Chat
@@ -82,6 +83,7 @@ def test_sessions_of_others(client):
     assert client.get(SESSIONS).status_code == 401
 
 
+@pytest.mark.slow
 def test_a_session_in_use(client, tales):
     body = {"prompt": "The king", "max_tokens": 3000, "logit_bias": {"0": -1000}, "session": "a"}
     slow = threading.Thread(target=call, args=[client], kwargs=body)
@@ -154,3 +156,28 @@ def test_without_sessions(tales, tmp_path):
     assert client.call("DELETE", f"{SESSIONS}/a").status_code == 404
     with pytest.raises(RequestError, match="give state_keys too"):
         Service(Settings(name="tales", session_folder=tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_session(client, stream):
+    assert call(client, prompt="The king", max_tokens=1, session="a").status_code == 200
+    path = client.service.sessions._path("a", Keys.owner(b"Bearer one"))
+    before = path.read_bytes()
+    body = {"prompt": " and", "max_tokens": 3000, "logit_bias": {"0": -1000}, "session": "a", "stream": stream}
+
+    async def leave():
+        headers = {"authorization": "Bearer one"}
+        transport = httpx.ASGITransport(client._app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            for seconds in (0, 0.0005, 0.001, 0.002, 0.004, 0.02, 0.1):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(http.post(COMPLETIONS, json=body, headers=headers), seconds)
+                for _ in range(1000):
+                    if not client.service.sessions._busy and is_idle(client.service):
+                        break
+                    await asyncio.sleep(0.01)
+                assert not client.service.sessions._busy
+
+    asyncio.run(leave())
+    assert path.read_bytes() == before
