@@ -72,10 +72,10 @@ def rounded(state: State, dtype: torch.dtype) -> State:
     return State(fields, state.position, state.fingerprint)
 
 
-def loss(model: RWKV, text: str) -> None:
-    """Prints what rounded states change in the predictions of what follows."""
+def losses(model: RWKV, text: str) -> dict[str, dict[str, float]]:
+    """What rounded states change in the predictions of what follows, by dtype: KL and cross-entropy in nats."""
     ids = torch.tensor(model.tokenizer.encode(text))
-    table = Table("state", "mean KL, nats", "largest KL", "same best token", "more nats a token", box=box.MARKDOWN)
+    found = {}
     for dtype in (torch.float16, torch.bfloat16):
         divergences, same, more = [], [], []
         for window in ids.unfold(0, READ + PREDICTED, READ + PREDICTED)[:100]:
@@ -89,8 +89,19 @@ def loss(model: RWKV, text: str) -> None:
             same.append((exact.argmax(-1) == other.argmax(-1)).double())
             more.append((exact - other).gather(-1, targets))
         kl = torch.cat(divergences)
-        cells = [kl.mean(), kl.max(), torch.cat(same).mean(), torch.cat(more).mean()]
-        table.add_row(str(dtype), f"{cells[0]:.1e}", f"{cells[1]:.1e}", f"{cells[2]:.2%}", f"{cells[3]:+.1e}")
+        found[str(dtype).removeprefix("torch.")] = {
+            "mean_kl": float(kl.mean()),
+            "largest_kl": float(kl.max()),
+            "same_best_token": float(torch.cat(same).mean()),
+            "more_nats_per_token": float(torch.cat(more).mean()),
+        }
+    return found
+
+
+def print_losses(found: dict[str, dict[str, float]]) -> None:
+    table = Table("state", "mean KL, nats", "largest KL", "same best token", "more nats a token", box=box.MARKDOWN)
+    for dtype, (mean, largest, same, more) in ((dtype, one.values()) for dtype, one in found.items()):
+        table.add_row(dtype, f"{mean:.1e}", f"{largest:.1e}", f"{same:.2%}", f"{more:+.1e}")
     Console(width=120).print(table)
 
 
@@ -101,7 +112,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=1000)
     arguments = parser.parse_args()
     if arguments.text:
-        loss(RWKV.from_pretrained(arguments.model), arguments.text.read_text(encoding="utf-8"))
+        print_losses(losses(RWKV.from_pretrained(arguments.model), arguments.text.read_text(encoding="utf-8")))
     else:
         parked(arguments.conversations)
 

@@ -36,10 +36,10 @@ SAMPLING = {"temperature": 0.8, "top_p": 0.9}
 
 
 @contextmanager
-def server(model: Path, strategy: str, tokenizer: str) -> Iterator[int]:
-    """A server's port, from when it is ready on."""
+def server(model: Path, strategy: str, tokenizer: str, *more: str) -> Iterator[int]:
+    """The port of a server with `more` options, from when it is ready on."""
     options = ["--strategy", strategy, "--tokenizer", tokenizer, "--port", "0"]
-    command = [sys.executable, "-m", "rwkv_engine", "serve", str(model), *options]
+    command = [sys.executable, "-m", "rwkv_engine", "serve", str(model), *options, *more]
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             port, is_ready = None, False
@@ -59,7 +59,8 @@ def server(model: Path, strategy: str, tokenizer: str) -> Iterator[int]:
 
 async def stream(port: int, body: dict[str, object]) -> tuple[float, int]:
     """The time of the first event, and the number of generated tokens."""
-    content = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
+    # Without the cache, which the library's texts do not have either.
+    content = json.dumps({**body, "no_cache": True, "stream": True, "stream_options": {"include_usage": True}})
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())

@@ -44,6 +44,59 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--most-new-tokens", type=AT_LEAST_ONE, default=4096, show_default=True, help="Longest text.")
 @click.option("--most-body-bytes", type=AT_LEAST_ONE, default=2**20, show_default=True, help="Largest request.")
 @click.option(
+    "--cache-bytes",
+    type=click.IntRange(min=0),
+    default=2**30,
+    show_default=True,
+    help="Memory for states after prompts, from which later prompts that begin in the same way continue; 0 for none.",
+)
+@click.option(
+    "--cache-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for these states, so that they outlive the server; without it they are in memory only.",
+)
+@click.option(
+    "--cache-file-bytes",
+    type=click.IntRange(min=0),
+    default=10 * 2**30,
+    show_default=True,
+    help="Largest size of that folder.",
+)
+@click.option(
+    "--state-keys",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with secret keys, one on each line, which seal states for clients; without it none are given away.",
+)
+@click.option(
+    "--state-seconds",
+    type=click.FloatRange(min=1),
+    default=30.0 * 24 * 60 * 60,
+    show_default=True,
+    help="How long a sealed state can be used.",
+)
+@click.option(
+    "--session-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for sessions, which clients name; they are sealed with --state-keys.",
+)
+@click.option(
+    "--session-seconds",
+    type=click.FloatRange(min=1),
+    default=30.0 * 24 * 60 * 60,
+    show_default=True,
+    help="How long a session is kept after its last use.",
+)
+@click.option(
+    "--session-bytes",
+    type=click.IntRange(min=0),
+    default=10 * 2**30,
+    show_default=True,
+    help="Size of all sessions at which no further ones are begun.",
+)
+@click.option(
+    "--most-sessions", type=AT_LEAST_ONE, default=1000, show_default=True, help="Most sessions of an API key."
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -74,11 +127,21 @@ def serve(
     most_prompt_tokens: int,
     most_new_tokens: int,
     most_body_bytes: int,
+    cache_bytes: int,
+    cache_folder: Path | None,
+    cache_file_bytes: int,
+    state_keys: Path | None,
+    state_seconds: float,
+    session_folder: Path | None,
+    session_seconds: float,
+    session_bytes: int,
+    most_sessions: int,
     drain_seconds: float,
     origins: tuple[str, ...],
 ) -> None:
     """Runs the server; its help is in the decorator, because it names the kinds of models."""
     try:
+        from rwkv_engine.portable import SealingKeys
         from rwkv_engine.server import logs, run
         from rwkv_engine.server.keys import Keys
         from rwkv_engine.server.service import Service, Settings
@@ -93,6 +156,15 @@ def serve(
         most_prompt_tokens=most_prompt_tokens,
         most_new_tokens=most_new_tokens,
         most_body_bytes=most_body_bytes,
+        cache_bytes=cache_bytes,
+        cache_folder=cache_folder,
+        cache_file_bytes=cache_file_bytes,
+        state_keys=SealingKeys.read(state_keys) if state_keys else None,
+        state_seconds=state_seconds,
+        session_folder=session_folder,
+        session_seconds=session_seconds,
+        session_bytes=session_bytes,
+        most_sessions=most_sessions,
         keys=Keys.read(keys) if keys else None,
         origins=origins,
     )

@@ -26,10 +26,12 @@ class GeneratedText:
             them; the last one at or before that end is the first of them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], held: bytes = b""):
+        """`held` was generated before, and is held back until the first token."""
         self.marks: list[Mark] = []
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(stop)
+        self._held = held
         self._drawn: list[int] = []
         self._logprobs: list[Logprob] = []
         self._pieces: list[str] = []
@@ -40,14 +42,15 @@ class GeneratedText:
         self._drawn.append(token)
         if logprob:
             self._logprobs.append(logprob)
-        piece = self._keep(self._decoder.push(self._tokenizer.token_bytes(token)))
+        piece = self._keep(self._decoder.push(self._held + self._tokenizer.token_bytes(token)))
+        self._held = b""
         passed = sum(mark.n_bytes <= self._decoder.released for mark in self.marks)
         self.marks = [] if self.is_whole else [*self.marks[max(0, passed - 1) :], before]
         return piece
 
     def finish(self) -> str:
         """The rest of the text, when no token follows."""
-        return self._keep(self._decoder.finish())
+        return self._keep((self._decoder.push(self._held) if self._held else "") + self._decoder.finish())
 
     @property
     def stopped(self) -> bool:
@@ -58,6 +61,11 @@ class GeneratedText:
     def is_whole(self) -> bool:
         """Whether the text ends at the end of the last token."""
         return self._decoder.released == len(self._decoder.data)
+
+    @property
+    def n_bytes(self) -> int:
+        """The number of bytes of the text so far, without what is held back."""
+        return self._decoder.released
 
     @property
     def text(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 from torch import Tensor
@@ -20,7 +20,7 @@ class Request:
     """A prompt, and how to continue it; later the tokens that were generated.
 
     A scheduler changes its attributes while it steps, in whichever thread does that. A subclass may override
-    `adjusts`, `adjusted`, `accept` and `end`, which are called there.
+    `adjusts`, `adjusted`, `accept` `mark` and `end`, which are called there.
 
     Attributes:
         prompt: the ids of the prompt.
@@ -37,6 +37,9 @@ class Request:
         state: the state after the prompt and the tokens except those in `unread`; None for the initial one, while a
             slot contains it, and if a step failed half-way.
         owner: whose text it is: only prompts of the same owner share states that a cache keeps.
+        uses_cache: whether a cache may be asked for the prompt, and may keep states of this text.
+        n_cached: the number of tokens of the prompt that were not read, because a cache had the state after them.
+        wants_state: whether `mark` is called, and the prompt is read even if no token is to be generated.
         is_whole: whether nothing was before the prompt.
         edges: the numbers of tokens of the prompt after which a cache is still to be given the state.
         unread: the ids that the state does not include yet: what is left of the prompt, or the last token, unless a
@@ -84,6 +87,9 @@ class Request:
         self.state = state
         self.is_whole = state is None
         self.owner = owner
+        self.uses_cache = True
+        self.n_cached = 0
+        self.wants_state = False
         self.edges: Sequence[int] = ()
         self.begin = state  # until the prompt is read
         self.unread: Sequence[int] = self.prompt
@@ -123,6 +129,9 @@ class Request:
     def accept(self, token: int) -> bool:
         """Called after each token that was added to `tokens`; returns whether to generate further ones."""
         return True
+
+    def mark(self, snapshot: Callable[[], State]) -> None:
+        """Called after `accept` if `wants_state`; `snapshot` copies the state before the token that was added last."""
 
     def end(self) -> None:
         """Called once, when `finish_reason` has been set."""

@@ -7,6 +7,7 @@ result, see `ops.linear`; elsewhere results can differ by rounding.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ class Steps:
                 self._put_aside(request)
                 self.waiting.append(request)
         for request in wanted[: self._slots - len(self._running) - len(self._reading)]:
-            if request.max_new_tokens == 0:
+            if request.max_new_tokens == 0 and not request.wants_state:
                 self.end(request, "length")
                 continue
             self.waiting.remove(request)
@@ -113,9 +114,10 @@ class Steps:
         is_watched = any(request.is_watched and not request.is_paused for request in self._running)
         left = self._budget if is_watched else self._chunk
         # Several samples of one prompt read it once.
-        alike: dict[tuple[tuple[int, ...], int, str], list[Request]] = {}
+        alike: dict[tuple[tuple[int, ...], int, str, bool], list[Request]] = {}
         for request in self._reading:
-            alike.setdefault((request.prompt, id(request.begin), request.owner), []).append(request)
+            key = request.prompt, id(request.begin), request.owner, request.uses_cache
+            alike.setdefault(key, []).append(request)
         parts: list[Tensor] = []
         for group in list(alike.values())[:MOST_ROWS]:
             if left > 0:
@@ -149,11 +151,12 @@ class Steps:
         """What to read next of the prompt of some requests: up to `most` tokens, or up to where a state is kept."""
         first = group[0]
         # Nothing is read yet, and nothing was before the prompt.
-        if first.state is None and (cache := self.cache):
+        if first.state is None and first.uses_cache and (cache := self.cache):
             state, edges = cache.find(first.prompt, first.owner)
-            unread = first.prompt[int(state.position) if state else 0 :]
+            n_cached = int(state.position) if state else 0
             for request in group:
-                request.state, request.unread, request.edges = state, unread, edges
+                request.state, request.unread, request.edges = state, first.prompt[n_cached:], edges
+                request.n_cached = n_cached
         n_read = len(first.prompt) - len(first.unread)
         ends = [edge - n_read for edge in first.edges[:1]]
         return torch.tensor(first.unread[: min([most, *ends])], dtype=torch.int64)
@@ -181,6 +184,8 @@ class Steps:
     def _take(self, request: Request, logits: Tensor, token: int) -> None:
         """Adds a sampled token to a request."""
         params = request.sampler.params
+        if request.max_new_tokens == 0:  # only its prompt was to be read
+            return self.end(request, "length")
         if token < 0:
             raise request.error or RequestError(
                 "the model's logits are not finite (NaN or Inf); is the checkpoint damaged?"
@@ -193,7 +198,10 @@ class Steps:
             request.drafts.add(token)
         request.unread = (token,)
         request.tokens.append(token)  # last, because other threads look at it
-        if not request.accept(token):
+        is_going_on = request.accept(token)
+        if request.wants_state:
+            request.mark(partial(self.snapshot, request))
+        if not is_going_on:
             return self.end(request, "stop")
         if len(request.tokens) == request.max_new_tokens:
             return self.end(request, "length")
@@ -213,9 +221,10 @@ class Steps:
 
     def _keep_answer(self, request: Request) -> None:
         """Gives the cache the state after a text, from which the next turn of a conversation continues."""
-        if self.cache and self.cache.keeps_answers and request.is_whole and request.state is not None:
+        cache = self.cache if request.uses_cache else None
+        if cache and cache.keeps_answers and request.is_whole and request.state is not None:
             text = [*request.prompt, *request.tokens]
-            self.cache.keep(text[: len(text) - len(request.unread)], request.owner, request.state)
+            cache.keep(text[: len(text) - len(request.unread)], request.owner, request.state)
 
     def _initial_state(self) -> State:
         return State.initial(self._model.config).to(self._model.device_map.home)

@@ -19,6 +19,7 @@ from rwkv_engine.generation.sampling import Logprob
 from rwkv_engine.server.errors import CLIENT_HAS_GONE, ApiError, Json, as_json, of_model
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.states import Origin, state_of
 from rwkv_engine.server.texts import ServedText
 
 Result = TypeVar("Result")
@@ -69,34 +70,49 @@ class Answer(ABC):
         return {"object": kind, **self._about, "choices": choices}
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """The numbers of tokens so far; a prompt counts once, whatever the number of its samples."""
-        n_prompt = sum(len(text.prompt) for text in self.texts[:: self.body.n])
+        prompts = self.texts[:: self.body.n]
+        n_prompt = sum(len(text.prompt) for text in prompts)
         n_new = sum(len(text.tokens) for text in self.texts)
-        return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_new,
+            "total_tokens": n_prompt + n_new,
+            "prompt_tokens_details": {"cached_tokens": sum(text.n_cached for text in prompts)},
+        }
 
 
-async def respond(service: Service, request: Request, answer: Answer) -> Response:
+async def respond(service: Service, request: Request, answer: Answer, origin: Origin, held: ExitStack) -> Response:
     """Generates the texts of an answer; if the client disconnects, they end at the next step.
+
+    Args:
+        service: the server.
+        request: what is answered.
+        answer: presents the texts.
+        origin: where they begin.
+        held: what is held until the response has ended.
 
     Raises:
         ApiError: there is no place for them (429), or the model failed (500).
     """
-    with ExitStack() as stack:
+    with held.pop_all() as stack:
         stack.enter_context(service.places.hold(len(answer.texts)))
         request.state.answer = answer  # for the log
         if answer.body.stream:
-            return _Stream(_events(service, request, answer), stack.pop_all())
-        return await while_connected(request, _whole(service, request, answer))
+            return _Stream(_events(service, request, answer, origin), stack.pop_all())
+        return await while_connected(request, _whole(service, request, answer, origin))
 
 
-async def _whole(service: Service, request: Request, answer: Answer) -> Response:
+async def _whole(service: Service, request: Request, answer: Answer, origin: Origin) -> Response:
     try:
         async for _ in arriving(service.scheduler, answer.texts):
             pass
     except Exception as error:
         raise of_model(error, request.state.id) from error
-    choices = [answer.choice(text) for text in answer.texts]
+    choices = [
+        {**answer.choice(text), **await state_of(service, answer.body, text, origin.session)} for text in answer.texts
+    ]
     return Json({**answer.object(answer.whole, choices), "usage": answer.usage})
 
 
@@ -112,7 +128,7 @@ class _Stream(EventSourceResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _events(service: Service, request: Request, answer: Answer) -> AsyncIterator[bytes]:
+async def _events(service: Service, request: Request, answer: Answer, origin: Origin) -> AsyncIterator[bytes]:
     more = {"usage": None} if answer.body.includes_usage else {}
 
     def event(choice: dict[str, Any]) -> bytes:
@@ -133,11 +149,13 @@ async def _events(service: Service, request: Request, answer: Answer) -> AsyncIt
                 if choice := answer.piece(text, "".join(item.pieces), logprobs):
                     yield event(choice)
                 if item.ended:
-                    yield event(answer.ending(text))
+                    yield event({**answer.ending(text), **await state_of(service, answer.body, text, origin.session)})
         if answer.body.includes_usage:
             yield _event({**answer.object(answer.chunk, []), "usage": answer.usage})
         yield b"data: [DONE]\n\n"
-    except Exception as error:  # the status was sent, so it cannot tell
+    except ApiError as error:  # the status was sent, so it cannot tell
+        yield _event(error.body)
+    except Exception as error:
         yield _event(of_model(error, request.state.id).body)
 
 

@@ -15,6 +15,7 @@ from rwkv_engine.server.errors import handle_errors
 from rwkv_engine.server.gate import Gate
 from rwkv_engine.server.observer import Observer
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.sessions import sessions
 from rwkv_engine.server.status import status
 from rwkv_engine.server.tokens import tokens
 
@@ -39,7 +40,7 @@ def create_app(service: Service) -> FastAPI:
         title="rwkv_engine", version=__version__, docs_url=None, redoc_url=None, responses=ERROR, redirect_slashes=False
     )
     handle_errors(app)
-    for routes in (completions, chat, embeddings, tokens, status):
+    for routes in (completions, chat, embeddings, tokens, sessions, status):
         app.include_router(routes(service))
     # The one that is added last is the outermost.
     app.add_middleware(Gate, service=service)
@@ -47,7 +48,7 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=service.settings.origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
         )
     app.add_middleware(Observer, service=service)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,7 @@ from rwkv_engine.server.answers import Answer, respond
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.schemas import ChatRequest, Message
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.states import origin_of
 from rwkv_engine.server.texts import ServedText, texts_of
 from rwkv_engine.text.templates import Template
 
@@ -73,22 +75,33 @@ def chat(service: Service) -> APIRouter:
     async def reply(request: Request, body: ChatRequest) -> Response:
         """Replies to the last message of a conversation."""
         service.check(body)
-        prompt = prompt_of(service.template, body.messages)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        texts = await asyncio.to_thread(texts_of, service, body, [prompt], service.template.stop, logprobs)
-        return await respond(service, request, ChatAnswer(service, request, body, texts))
+        owner, template = request.state.owner, service.template
+        with ExitStack() as held:
+            origin = await origin_of(service, body, owner, held)
+            prompts = [prompt_of(template, body.messages, continues=origin.snapshot is not None)]
+            texts = await asyncio.to_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
+            return await respond(service, request, ChatAnswer(service, request, body, texts), origin, held)
 
     return router
 
 
-def prompt_of(template: Template, messages: Sequence[Message]) -> str:
-    """The conversation as the model reads it.
+def prompt_of(template: Template, messages: Sequence[Message], continues: bool = False) -> str:
+    """The conversation as the model reads it, or what is new if it `continues` one after a reply.
 
     Raises:
         ApiError: the messages are not what the template has a place for (400).
     """
+    if not (messages or continues):
+        raise ApiError(HTTPStatus.BAD_REQUEST, "messages: got none, expected at least one of the user", "messages")
     n_system = next((i for i, message in enumerate(messages) if message.role not in SYSTEM), len(messages))
     introduction = "\n".join(message.text for message in messages[:n_system]) if n_system else None
+    if continues:
+        if introduction is not None:
+            raise _wrong(0, "got a system message, expected only what is new: the state has the beginning")
+        if not messages:
+            return ""
+        introduction = ""  # so that what is between turns comes first
     said = messages[n_system:]
     for i, message in enumerate(said):
         expected = ("user", "assistant")[i % 2]

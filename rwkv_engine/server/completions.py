@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 from fastapi import APIRouter, Request
@@ -14,6 +15,7 @@ from rwkv_engine.server import logprobs as forms
 from rwkv_engine.server.answers import Answer, respond
 from rwkv_engine.server.schemas import CompletionRequest
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.states import origin_of
 from rwkv_engine.server.texts import ServedText, texts_of
 
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -80,11 +82,22 @@ def completions(service: Service) -> APIRouter:
         """Continues texts."""
         service.check(body)
         prompts = _prompts(body)
-        # In a thread, because it takes a while to encode a long prompt.
-        texts = await asyncio.to_thread(
-            texts_of, service, body, prompts, logprobs=body.logprobs, default_tokens=DEFAULT_TOKENS
-        )
-        return await respond(service, request, CompletionAnswer(service, request, body, texts, prompts))
+        owner = request.state.owner
+        with ExitStack() as held:
+            origin = await origin_of(service, body, owner, held)
+            # In a thread, because it takes a while to encode a long prompt.
+            texts = await asyncio.to_thread(
+                texts_of,
+                service,
+                body,
+                owner,
+                origin,
+                prompts,
+                logprobs=body.logprobs,
+                default_tokens=DEFAULT_TOKENS,
+            )
+            answer = CompletionAnswer(service, request, body, texts, prompts)
+            return await respond(service, request, answer, origin, held)
 
     return router
 

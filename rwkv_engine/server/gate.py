@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.keys import Keys
 from rwkv_engine.server.service import Service
 
 # For programs that watch the server, which have no key; they learn nothing else from them.
@@ -32,6 +33,8 @@ class Gate:
             self._check(scope["path"], Headers(scope=scope))
         except ApiError as error:
             return await error.response()(scope, receive, send)
+        authorization = Headers(scope=scope).get("authorization", "").encode("latin-1")
+        scope.setdefault("state", {})["owner"] = Keys.owner(authorization) if self._service.settings.keys else ""
         await self._app(scope, self._limited(receive), send)
 
     def _check(self, path: str, headers: Headers) -> None:
@@ -47,7 +50,7 @@ class Gate:
         if path not in ALWAYS:
             service.require_ready()
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > service.settings.most_body_bytes:
+        if length.isdecimal() and int(length[:20]) > service.most_body_bytes:
             raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
 
     def _limited(self, receive: Receive) -> Receive:
@@ -57,11 +60,11 @@ class Gate:
             nonlocal n_bytes
             message = await receive()
             n_bytes += len(message.get("body", b""))
-            if n_bytes > self._service.settings.most_body_bytes:
+            if n_bytes > self._service.most_body_bytes:
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
             return message
 
         return limited
 
     def _too_large(self) -> str:
-        return f"the body is too large, expected at most {self._service.settings.most_body_bytes} bytes"
+        return f"the body is too large, expected at most {self._service.most_body_bytes} bytes"

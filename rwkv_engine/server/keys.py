@@ -40,6 +40,12 @@ class Keys:
         except RequestError as error:
             raise RequestError(f"{path}: {error}, one on each line") from error
 
+    @staticmethod
+    def owner(authorization: bytes) -> str:
+        """Stands for whoever gave an accepted Authorization header, where their states are kept; it is not the key."""
+        key = authorization.partition(b" ")[2].strip()
+        return sha256(b"owner " + sha256(key).digest()).hexdigest()[:32]
+
     def accept(self, authorization: bytes) -> bool:
         """Whether the value of an Authorization header is `Bearer KEY` with one of the keys.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from rwkv_engine.caching import StateCache
+from rwkv_engine.server.cache_metrics import CacheMetrics
 from rwkv_engine.server.places import Places
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -21,7 +23,7 @@ class Metrics:
         prompt_tokens, generated_tokens: count tokens of texts that have ended, however they did.
     """
 
-    def __init__(self, places: Places):
+    def __init__(self, places: Places, cache: StateCache | None):
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("rwkv_requests", "Requests.", ["route", "status"], registry=registry)
         self.seconds = Histogram(
@@ -45,6 +47,8 @@ class Metrics:
         Gauge("rwkv_texts_limit", "The number of texts at which further ones are refused.", registry=registry).set(
             places.most
         )
+        if cache:
+            registry.register(CacheMetrics(cache))
 
     def page(self) -> bytes:
         """The current values as text."""

@@ -64,6 +64,7 @@ class Observer:
         answer: Answer | None = state.get("answer")
         if answer:
             usage = answer.usage
+            usage |= usage.pop("prompt_tokens_details")
             metrics.prompt_tokens.inc(usage["prompt_tokens"])
             metrics.generated_tokens.inc(usage["completion_tokens"])
             ends = sorted({str(text.finish_reason or "aborted") for text in answer.texts})

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from rwkv_engine.portable.sessions import NAME
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.forms import ResponseFormat, StructuredOutputs
 
@@ -84,6 +85,15 @@ class Sampled(Body):
     stream_options: StreamOptions | None = Field(None, description="Options of a streamed response.")
     response_format: ResponseFormat | None = Field(None, description="The form of the texts.")
     structured_outputs: StructuredOutputs | None = Field(None, description="The same, with more forms.")
+    return_state: bool | None = Field(None, description="Return a sealed state with each text, to go on from later.")
+    state_dtype: Literal["float32", "float16"] | None = Field(
+        None, description="Precision of the returned state; float16 has half the size, and is rounded."
+    )
+    state: str | None = Field(None, description="A sealed state to go on from; the prompt has only what is new.")
+    session: str | None = Field(
+        None, pattern=f"^{NAME}$", description="Go on with the session of this name, which the server keeps."
+    )
+    no_cache: bool | None = Field(None, description="Read the whole prompt, and keep no state of this text.")
     user: str | None = Field(None, description="Has no effect.")
 
     @property
@@ -94,6 +104,10 @@ class Sampled(Body):
     def require_supported(self) -> None:
         """See `Body.require_supported`."""
         super().require_supported()
+        if self.state_dtype and not self.return_state:
+            raise ApiError(HTTPStatus.BAD_REQUEST, "state_dtype: needs return_state", "state_dtype")
+        if self.session is not None and self.state is not None:
+            raise ApiError(HTTPStatus.BAD_REQUEST, "session: has a state, so leave out the field state", "session")
         if self.stream_options and not self.stream:
             raise ApiError(HTTPStatus.BAD_REQUEST, "stream_options: needs stream", "stream_options")
 
@@ -160,7 +174,8 @@ class ChatRequest(Sampled):
     }
 
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(
-        min_length=1, description="The conversation; the last message is the user's."
+        description="The conversation; the last message is the user's. With a state, the new messages; none to go on"
+        " with a reply that was cut."
     )
     logprobs: bool | None = Field(None, description="Report the log-probabilities of tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Report this many of the most likely tokens.")

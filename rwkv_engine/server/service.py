@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 
+from rwkv_engine.caching import StateCache
 from rwkv_engine.checks import shown
+from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.notices import log
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.pipeline import RWKV
+from rwkv_engine.portable import Sealer, SealingKeys, Sessions
+from rwkv_engine.portable.sealer import DAY, in_base64
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.keys import Keys
 from rwkv_engine.server.metrics import Metrics
@@ -34,6 +39,15 @@ class Settings:
         most_prompt_tokens: the largest number of tokens in a prompt, or in a text to embed.
         most_new_tokens: the largest number of tokens that a request may ask for.
         most_body_bytes: the largest size of a request's body.
+        cache_bytes: the memory for states after prompts, from which later prompts continue; 0 for none.
+        cache_folder: where these states are kept in files too, so that they outlive the process; None for nowhere.
+        cache_file_bytes: the largest size of all files of that folder.
+        state_keys: seal the states that clients ask for; None for a server that gives none away.
+        state_seconds: how long these can be opened.
+        session_folder: where sessions are kept, which needs `state_keys`; None for a server that keeps none.
+        session_seconds: how long a session is kept after it was used last.
+        session_bytes: the size of all sessions at which no further ones are begun.
+        most_sessions: the largest number of sessions of a key, or of all clients without keys.
         keys: the keys of clients; None serves everyone.
         origins: the origins of web pages that may use the server (CORS).
     """
@@ -46,16 +60,37 @@ class Settings:
     most_prompt_tokens: int = 16384
     most_new_tokens: int = 4096
     most_body_bytes: int = 2**20
+    cache_bytes: int = 2**30
+    cache_folder: Path | None = None
+    cache_file_bytes: int = 10 * 2**30
+    state_keys: SealingKeys | None = None
+    state_seconds: float = 30 * DAY
+    session_folder: Path | None = None
+    session_seconds: float = 30 * DAY
+    session_bytes: int = 10 * 2**30
+    most_sessions: int = 1000
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
+
+    def new_cache(self) -> StateCache | None:
+        """The cache that these settings describe."""
+        if self.cache_bytes or self.cache_folder:
+            return StateCache(self.cache_bytes, self.cache_folder, self.cache_file_bytes)
+        return None
 
 
 class Service:
     """A server's state, which is used by its event loop only, except `begin`.
 
+    Raises:
+        RequestError: the settings contradict each other.
+
     Attributes:
         settings: how it behaves.
         places: for the texts that it takes on.
+        cache: keeps the states after prompts; None for none.
+        sealer: seals and opens the states of clients; None for none.
+        sessions: keeps the states of clients; None for none.
         metrics: what it counts.
         began: when it was created, in seconds since 1970.
         is_draining: whether it finishes what was begun, and refuses everything else.
@@ -65,7 +100,12 @@ class Service:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.places = Places(settings.slots + settings.most_waiting)
-        self.metrics = Metrics(self.places)
+        self.cache = settings.new_cache()
+        self.metrics = Metrics(self.places, self.cache)
+        self.sealer: Sealer | None = None
+        self.sessions: Sessions | None = None
+        if settings.session_folder and not settings.state_keys:
+            raise RequestError("session_folder: sessions are sealed; give state_keys too")
         self.began = int(time.time())
         self.is_draining = False
         self.in_flight = 0
@@ -77,9 +117,15 @@ class Service:
 
         Raises:
             TokenizerError: the model has no tokenizer.
+            RequestError: a folder cannot be used.
         """
-        _ = model.tokenizer
-        scheduler = Scheduler(model.engine.model, slots=self.settings.slots, chunk=model.engine.chunk)
+        tokenizer = model.tokenizer
+        if keys := self.settings.state_keys:
+            seconds = self.settings.state_seconds
+            self.sealer = Sealer(keys, model.config, model.fingerprint, tokenizer, seconds)
+            self.sessions = self._new_sessions(keys, model)
+        engine = model.engine
+        scheduler = Scheduler(engine.model, slots=self.settings.slots, chunk=engine.chunk, cache=self.cache)
         self._running = model, scheduler, self.settings.template or template_for(model.config.n_vocab)
 
     @property
@@ -120,6 +166,19 @@ class Service:
     def template(self) -> Template:
         """The prompt format of conversations."""
         return self._parts()[2]
+
+    def _new_sessions(self, keys: SealingKeys, model: RWKV) -> Sessions | None:
+        settings = self.settings
+        if not settings.session_folder:
+            return None
+        seconds = settings.session_seconds
+        sealer = Sealer(keys, model.config, model.fingerprint, model.tokenizer, seconds)
+        return Sessions(settings.session_folder, sealer, seconds, settings.most_sessions, settings.session_bytes)
+
+    @property
+    def most_body_bytes(self) -> int:
+        """The largest size of a request's body: that of the settings, and a state in addition."""
+        return self.settings.most_body_bytes + (in_base64(self.sealer.most_bytes) if self.sealer else 0)
 
     def check(self, body: Body) -> None:
         """Checks what all requests have in common.

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import cast
 
+from rwkv_engine.core.snapshot import Snapshot
+from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation.many import encode_prompt, sampler_of
+from rwkv_engine.generation.many import sampler_of
 from rwkv_engine.generation.params import TextOptions
 from rwkv_engine.generation.sampling import Logprob, Sampler
 from rwkv_engine.generation.text_request import TextRequest
@@ -16,6 +18,7 @@ from rwkv_engine.server.errors import ApiError, of_request
 from rwkv_engine.server.forms import form_of
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.states import Origin, beginning
 from rwkv_engine.text import Tokenizer
 
 OPTIONS = (
@@ -33,9 +36,20 @@ OPTIONS = (
 class ServedText(TextRequest):
     """A text whose log-probabilities can be read together with its pieces, while other threads generate it."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, prompt: Sequence[int], sampler: Sampler, n: int, sample: int):
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        n: int,
+        sample: int,
+        owner: str,
+        state: State | None = None,
+        begun: Snapshot | None = None,
+    ):
         """`n` is the largest number of tokens; the other arguments are those of `TextRequest`."""
-        super().__init__(index, tokenizer, prompt, sampler, n, sample=sample)
+        super().__init__(index, tokenizer, prompt, sampler, n, state, sample, owner, begun)
         self._ends: deque[int] = deque()  # for each piece that was not read yet, the number of tokens up to its end
         self._n_read = 0
 
@@ -56,6 +70,8 @@ class ServedText(TextRequest):
 def texts_of(
     service: Service,
     body: Sampled,
+    owner: str,
+    origin: Origin,
     prompts: Sequence[str | list[int]],
     stop: Sequence[str] = (),
     logprobs: int | None = None,
@@ -66,13 +82,15 @@ def texts_of(
     Args:
         service: the server.
         body: the request.
+        owner: whose request it is; states that a cache keeps are used for requests of the same owner only.
+        origin: where it begins.
         prompts: texts or token ids.
         stop: stop strings in addition to those of the request.
         logprobs: how many of the most likely tokens to report, None for no log-probabilities.
         default_tokens: the largest number of tokens if the request has none; None for that of the server.
 
     Raises:
-        ApiError: a value is wrong, or too much is asked for (400).
+        ApiError: a value is wrong, or too much is asked for (400, 413).
     """
     limit = _limit(service, body, default_tokens)
     if not prompts or len(prompts) * body.n > service.places.most:
@@ -81,6 +99,8 @@ def texts_of(
             f"n: got {len(prompts)} prompts times {body.n}, expected from 1 to {service.places.most} texts",
             "n",
         )
+    if origin.session and len(prompts) * body.n > 1:
+        raise ApiError(HTTPStatus.BAD_REQUEST, "session: got more than one text, expected one", "session")
     own = [body.stop] if isinstance(body.stop, str) else body.stop or []
     given = {name: value for name in OPTIONS if (value := getattr(body, name)) is not None}
     options = cast(TextOptions, given | {"stop": (*stop, *own), "logprobs": logprobs})
@@ -94,12 +114,14 @@ def texts_of(
     texts = list[ServedText]()
     try:
         for prompt in prompts:
-            ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt
+            ids, state, begun = beginning(service.model, prompt, origin.snapshot)
             require_short(service, ids, "prompt")
             for sample in range(body.n):
                 sampler = sampler_of(tokenizer, options)
-                texts.append(ServedText(len(texts), tokenizer, ids, sampler, limit, sample))
-                service.scheduler.check(texts[-1])
+                text = ServedText(len(texts), tokenizer, ids, sampler, limit, sample, owner, state, begun)
+                text.uses_cache, text.wants_state = not body.no_cache, bool(body.return_state or origin.session)
+                service.scheduler.check(text)
+                texts.append(text)
     except RequestError as error:
         raise of_request(error, list(type(body).model_fields)) from error
     return texts

@@ -59,12 +59,13 @@ def test_texts_are_those_of_generate(client, tales, options):
 
 def test_samples_and_prompts(client, tales):
     prompts = ["The king", "A fox", ""]
-    body = {"n": 3, "seed": 5, "max_tokens": 8}
+    body = {"n": 3, "seed": 5, "max_tokens": 8, "no_cache": True}
     many = tales.generate([{"prompt": p, "sample": i} for p in prompts for i in range(3)], 8, seed=5)
     result = client.result(PATH, prompt=prompts, **body)
     assert [choice["text"] for choice in result["choices"]] == many
     assert [choice["index"] for choice in result["choices"]] == list(range(9))
-    assert result["usage"] == {"prompt_tokens": 5, "completion_tokens": 72, "total_tokens": 77}
+    counts = {"prompt_tokens": 5, "completion_tokens": 72, "total_tokens": 77}
+    assert result["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
     ids = [tales.encode_prompt(prompt) for prompt in prompts]
     assert [c["text"] for c in client.result(PATH, prompt=ids, **body)["choices"]] == many
     assert client.result(PATH, prompt=ids[0], seed=5, max_tokens=8)["choices"][0]["text"] == many[0]

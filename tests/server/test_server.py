@@ -67,8 +67,9 @@ def test_the_client_of_openai(ai, tales):
 
     reply = ai.chat.completions.create(messages=MESSAGES, n=2, logprobs=True, top_logprobs=1, **options)
     texts = [""] * 2
+    uncached = {"no_cache": True}  # the first one was not read from the cache either
     *chunks, last = ai.chat.completions.create(
-        messages=MESSAGES, n=2, stream=True, stream_options={"include_usage": True}, **options
+        messages=MESSAGES, n=2, stream=True, stream_options={"include_usage": True}, extra_body=uncached, **options
     )
     for chunk in chunks:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
