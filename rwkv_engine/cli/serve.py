@@ -44,6 +44,13 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--most-new-tokens", type=AT_LEAST_ONE, default=4096, show_default=True, help="Longest text.")
 @click.option("--most-body-bytes", type=AT_LEAST_ONE, default=2**20, show_default=True, help="Largest request.")
 @click.option(
+    "--client-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Longest time to wait for a client, to send a request or to read what was sent.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -74,6 +81,7 @@ def serve(
     most_prompt_tokens: int,
     most_new_tokens: int,
     most_body_bytes: int,
+    client_seconds: float,
     drain_seconds: float,
     origins: tuple[str, ...],
 ) -> None:
@@ -93,6 +101,7 @@ def serve(
         most_prompt_tokens=most_prompt_tokens,
         most_new_tokens=most_new_tokens,
         most_body_bytes=most_body_bytes,
+        client_seconds=client_seconds,
         keys=Keys.read(keys) if keys else None,
         origins=origins,
     )

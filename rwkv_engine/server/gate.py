@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -51,12 +53,21 @@ class Gate:
             raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
 
     def _limited(self, receive: Receive) -> Receive:
-        n_bytes = 0
+        n_bytes, is_whole = 0, False
+        until = time.monotonic() + self._service.settings.client_seconds
 
         async def limited() -> Message:
-            nonlocal n_bytes
-            message = await receive()
+            nonlocal n_bytes, is_whole
+            if is_whole:  # what comes now is that the client disconnects
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), until - time.monotonic())
+            except asyncio.TimeoutError:
+                raise HTTPException(
+                    HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time", {"Connection": "close"}
+                ) from None
             n_bytes += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if n_bytes > self._service.settings.most_body_bytes:
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
             return message

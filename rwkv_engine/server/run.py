@@ -14,6 +14,7 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.notices import log
 from rwkv_engine.pipeline import RWKV
 from rwkv_engine.server.app import create_app
+from rwkv_engine.server.connections import Connection
 from rwkv_engine.server.service import Service
 
 
@@ -28,6 +29,7 @@ class Server(uvicorn.Server):
         """`drain_seconds` is the time after which it ends in any case."""
         config = uvicorn.Config(
             create_app(service),
+            http=Connection.within(service.settings.client_seconds),
             lifespan="off",
             ws="none",
             log_config=None,

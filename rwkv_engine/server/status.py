@@ -24,11 +24,13 @@ def status(service: Service) -> APIRouter:
         "owned_by": "rwkv_engine",
     }
 
+    @router.head("/v1/models", include_in_schema=False)
     @router.get("/v1/models")
     async def models() -> Response:
         """The models of the server, of which there is one."""
         return Json({"object": "list", "data": [model]})
 
+    @router.head("/v1/models/{name:path}", include_in_schema=False)
     @router.get("/v1/models/{name:path}")
     async def model_of(name: str) -> Response:
         """A model."""
@@ -38,17 +40,20 @@ def status(service: Service) -> APIRouter:
             )
         return Json(model)
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> Response:
         """Whether the server runs."""
         return Json({"status": "ok"})
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> Response:
         """Whether the server takes on requests: 503 while the model is loaded, and while it is shutting down."""
         service.require_ready()
         return Json({"status": "ready"})
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics")
     async def metrics() -> Response:
         """The metrics in the format of Prometheus."""

@@ -43,6 +43,8 @@ def test_models_health_and_openapi(client):
     assert set(ROUTES) < set(paths)
     assert "422" not in paths["/v1/completions"]["post"]["responses"]
     assert client.get("/docs").status_code == 404
+    for path in ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/tales"):
+        assert client.call("HEAD", path).status_code == 200
 
 
 def test_addresses_and_methods_that_do_not_exist(client):
