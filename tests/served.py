@@ -19,7 +19,19 @@ try:
 except ImportError as error:
     pytest.skip(f"{error.name} is not installed, which the extra test has", allow_module_level=True)
 
-__all__ = ["ROUTES", "Client", "begun", "httpx", "in_thread", "is_idle", "openai", "wait_until"]
+__all__ = [
+    "ROUTES",
+    "Client",
+    "Service",
+    "Settings",
+    "begun",
+    "create_app",
+    "httpx",
+    "in_thread",
+    "is_idle",
+    "openai",
+    "wait_until",
+]
 
 ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 

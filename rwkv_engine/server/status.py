@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from rwkv_engine.checks import shown
 from rwkv_engine.server.errors import ApiError, Json
@@ -54,7 +54,7 @@ def status(service: Service) -> APIRouter:
         return Json({"status": "ready"})
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """The metrics in the format of Prometheus."""
         return Response(service.metrics.page(), media_type=CONTENT_TYPE)
