@@ -29,7 +29,7 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option(
     "--keys",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File with API keys, one on each line; without it everyone is served.",
+    help="File with API keys, one on each line, and their limits; without it everyone is served.",
 )
 @click.option("--strict", is_flag=True, help="Refuse unknown fields in requests, instead of ignoring them.")
 @click.option("--slots", type=AT_LEAST_ONE, default=16, show_default=True, help="Texts that run at a time.")
@@ -43,6 +43,11 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--most-prompt-tokens", type=AT_LEAST_ONE, default=16384, show_default=True, help="Longest prompt.")
 @click.option("--most-new-tokens", type=AT_LEAST_ONE, default=4096, show_default=True, help="Longest text.")
 @click.option("--most-body-bytes", type=AT_LEAST_ONE, default=2**20, show_default=True, help="Largest request.")
+@click.option(
+    "--request-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Longest time from a request to the end of its response; by default there is no limit.",
+)
 @click.option(
     "--client-seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -81,6 +86,7 @@ def serve(
     most_prompt_tokens: int,
     most_new_tokens: int,
     most_body_bytes: int,
+    request_seconds: float | None,
     client_seconds: float,
     drain_seconds: float,
     origins: tuple[str, ...],
@@ -101,6 +107,7 @@ def serve(
         most_prompt_tokens=most_prompt_tokens,
         most_new_tokens=most_new_tokens,
         most_body_bytes=most_body_bytes,
+        request_seconds=request_seconds,
         client_seconds=client_seconds,
         keys=Keys.read(keys) if keys else None,
         origins=origins,

@@ -16,6 +16,8 @@ from rwkv_engine.checks import require_ids, require_text
 from rwkv_engine.embedding import dimension, embed
 from rwkv_engine.errors import RequestError
 from rwkv_engine.server.answers import while_connected
+from rwkv_engine.server.clients import Client
+from rwkv_engine.server.deadline import in_time
 from rwkv_engine.server.errors import ApiError, Json, of_model
 from rwkv_engine.server.schemas import EmbeddingRequest
 from rwkv_engine.server.service import Service
@@ -43,8 +45,10 @@ def embeddings(service: Service) -> APIRouter:
                 finally:
                     has_ended.set()
 
+        client: Client = request.state.client
+        client.require_tokens()
         with service.places.hold(1):
-            ids, vectors = await while_connected(request, work())
+            ids, vectors = await in_time(service, request, while_connected(request, work()))
         as_text = body.encoding_format == "base64"
         data = [
             {
@@ -57,6 +61,7 @@ def embeddings(service: Service) -> APIRouter:
             for i, vector in enumerate(vectors)
         ]
         n = sum(map(len, ids))
+        client.pay(n)
         service.metrics.prompt_tokens.inc(n)
         usage = {"prompt_tokens": n, "total_tokens": n}
         return Json({"object": "list", "data": data, "model": service.settings.name, "usage": usage})

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rwkv_engine.server.clients import Client
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.service import Service
 
@@ -31,15 +32,18 @@ class Gate:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:
-            self._check(scope["path"], Headers(scope=scope))
+            client = self._check(scope["path"], Headers(scope=scope))
         except ApiError as error:
             return await error.response()(scope, receive, send)
+        scope.setdefault("state", {})["client"] = client
         await self._app(scope, self._limited(receive), send)
 
-    def _check(self, path: str, headers: Headers) -> None:
+    def _check(self, path: str, headers: Headers) -> Client:
         service = self._service
-        keys = service.settings.keys
-        if keys and path not in OPEN and not keys.accept(headers.get("authorization", "").encode("latin-1")):
+        keys, client = service.settings.keys, None
+        if keys:
+            client = keys.accept(headers.get("authorization", "").encode("latin-1"))
+        if keys and path not in OPEN and not client:
             raise ApiError(
                 HTTPStatus.UNAUTHORIZED,
                 "no valid API key was given, expected the header Authorization: Bearer KEY",
@@ -51,6 +55,7 @@ class Gate:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > service.settings.most_body_bytes:
             raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
+        return client or Client()
 
     def _limited(self, receive: Receive) -> Receive:
         n_bytes, is_whole = 0, False

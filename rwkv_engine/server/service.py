@@ -34,6 +34,7 @@ class Settings:
         most_prompt_tokens: the largest number of tokens in a prompt, or in a text to embed.
         most_new_tokens: the largest number of tokens that a request may ask for.
         most_body_bytes: the largest size of a request's body.
+        request_seconds: the longest time from a request to the end of its response; None for no limit.
         client_seconds: the longest time to wait for a client, to send a request or to read what was sent.
         keys: the keys of clients; None serves everyone.
         origins: the origins of web pages that may use the server (CORS).
@@ -47,6 +48,7 @@ class Settings:
     most_prompt_tokens: int = 16384
     most_new_tokens: int = 4096
     most_body_bytes: int = 2**20
+    request_seconds: float | None = None
     client_seconds: float = 30.0
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
