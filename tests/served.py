@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 
 import pytest
@@ -13,11 +14,24 @@ try:
     import openai
 
     from rwkv_engine.server.app import create_app
+    from rwkv_engine.server.run import Server, listen
     from rwkv_engine.server.service import Service, Settings
 except ImportError as error:
     pytest.skip(f"{error.name} is not installed, which the extra test has", allow_module_level=True)
 
-__all__ = ["ROUTES", "Client", "begun", "httpx", "is_idle", "openai", "wait_until"]
+__all__ = [
+    "ROUTES",
+    "Client",
+    "Service",
+    "Settings",
+    "begun",
+    "create_app",
+    "httpx",
+    "in_thread",
+    "is_idle",
+    "openai",
+    "wait_until",
+]
 
 ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 
@@ -62,6 +76,18 @@ def begun(model, **settings):
     service = Service(Settings(name="tales", **settings))
     service.begin(model)
     return service
+
+
+def in_thread(model, drain_seconds=20, **settings):
+    """A server that runs, as `service` and `url`, and its thread."""
+    server = Server(begun(model, **settings), drain_seconds)
+    server.service = server._service
+    waiting = listen("127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{waiting.getsockname()[1]}"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [waiting]})
+    thread.start()
+    wait_until(lambda: server.started)
+    return server, thread
 
 
 def wait_until(is_met):

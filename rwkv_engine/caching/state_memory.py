@@ -45,6 +45,7 @@ class StateMemory:
         self._limit = limit
         self._trees: dict[str, StateTree] = {}  # by owner
         self._recent: OrderedDict[Node, str] = OrderedDict()  # entries without a pin and their owners, oldest first
+        self._promised: dict[Node, int] = {}  # the bytes of the states to come of what is pinned
 
     def known(self, tokens: Sequence[int], owner: str) -> Known:
         """What is known of a text; the state that is found counts as used."""
@@ -61,6 +62,7 @@ class StateMemory:
             if not self._make_room(tokens, owner, entry_bytes(state)):
                 return
             node = self._insert(tokens, owner)
+            self._promised.pop(node, None)
             node.state = state.to("cpu", copy=True)
             self.entries += 1
             self.n_bytes += entry_bytes(state)
@@ -77,12 +79,19 @@ class StateMemory:
             Whether there is room for it; otherwise it is not pinned.
         """
         node = self._node(tokens, owner)
-        if not (node and node.state):
-            if not self._make_room(tokens, owner, n_bytes):
-                return False
-            node = self._insert(tokens, owner)
+        if node and node.is_pinned:
+            return True
+        more = 0 if node and node.state else n_bytes
+        if node:
+            self._recent.pop(node, None)
+        if not self._make_room(tokens, owner, more + sum(self._promised.values())):
+            if node and node.state:
+                self._touch(node, owner)
+            return False
+        node = self._insert(tokens, owner)
         node.is_pinned = True
-        self._recent.pop(node, None)
+        if more:
+            self._promised[node] = more
         return True
 
     def unpin(self, tokens: Sequence[int], owner: str) -> bool:
@@ -91,6 +100,7 @@ class StateMemory:
         if not (node and node.is_pinned):
             return False
         node.is_pinned = False
+        self._promised.pop(node, None)
         if node.state:
             self._touch(node, owner)
         self._prune(node, owner)
@@ -135,6 +145,8 @@ class StateMemory:
     def _drop(self, node: Node, owner: str) -> None:
         """Removes the state of a node that has one."""
         assert node.state is not None
+        if node.is_pinned:
+            self._promised[node] = entry_bytes(node.state)
         self.entries -= 1
         self.n_bytes -= entry_bytes(node.state)
         node.state = None

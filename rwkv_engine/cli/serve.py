@@ -29,7 +29,7 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option(
     "--keys",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File with API keys, one on each line; without it everyone is served.",
+    help="File with API keys, one on each line, and their limits; without it everyone is served.",
 )
 @click.option("--strict", is_flag=True, help="Refuse unknown fields in requests, instead of ignoring them.")
 @click.option("--slots", type=AT_LEAST_ONE, default=16, show_default=True, help="Texts that run at a time.")
@@ -97,6 +97,18 @@ AT_LEAST_ONE = click.IntRange(min=1)
     "--most-sessions", type=AT_LEAST_ONE, default=1000, show_default=True, help="Most sessions of an API key."
 )
 @click.option(
+    "--request-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Longest time from a request to the end of its response; by default there is no limit.",
+)
+@click.option(
+    "--client-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Longest time to wait for a client, to send a request or to read what was sent.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -136,6 +148,8 @@ def serve(
     session_seconds: float,
     session_bytes: int,
     most_sessions: int,
+    request_seconds: float | None,
+    client_seconds: float,
     drain_seconds: float,
     origins: tuple[str, ...],
 ) -> None:
@@ -165,6 +179,8 @@ def serve(
         session_seconds=session_seconds,
         session_bytes=session_bytes,
         most_sessions=most_sessions,
+        request_seconds=request_seconds,
+        client_seconds=client_seconds,
         keys=Keys.read(keys) if keys else None,
         origins=origins,
     )

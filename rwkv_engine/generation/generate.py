@@ -44,6 +44,8 @@ class TokenStream(Iterator[int]):
 
     def __next__(self) -> int:
         request, n = self.request, len(self.request.tokens)
+        if request.error:
+            raise request.error
         if request.finish_reason or n == request.max_new_tokens:
             raise StopIteration
         request.wanted = n + 1

@@ -12,6 +12,8 @@ from rwkv_engine.checks import require, require_text, shown
 from rwkv_engine.errors import RequestError
 
 COMPAT = ("rwkv",)
+# What is added to logits may not be larger: a sum of many stays finite, as a 32-bit float too.
+LARGEST = 1e30
 
 AllowedTokens = Callable[[Sequence[int]], Any]
 
@@ -81,11 +83,12 @@ class SamplingParams:
             require("top_p", self.top_p, Real, lambda x: 0 < x <= 1, "a number in (0, 1] (1.0 is off)")
         require("min_p", self.min_p, Real, lambda x: 0 <= x <= 1, "a number in [0, 1] (0 is off)")
         for name in ("presence_penalty", "frequency_penalty"):
-            require(name, getattr(self, name), Real, _is_finite, "a finite number (0 is off)")
+            require(name, getattr(self, name), Real, _is_moderate, f"a number from -{LARGEST} to {LARGEST} (0 is off)")
         require("penalty_decay", self.penalty_decay, Real, lambda x: 0 <= x <= 1, "a number in [0, 1] (1.0 is off)")
         for token, bias in _mapping("logit_bias", self.logit_bias).items():
             require("logit_bias", token, Integral, lambda x: x >= 0, "token ids as keys")
-            require("logit_bias", bias, Real, _is_finite, "finite numbers (to ban a token, use banned_tokens)")
+            expected = f"numbers from -{LARGEST} to {LARGEST} (to ban a token, use banned_tokens)"
+            require("logit_bias", bias, Real, _is_moderate, expected)
         for name in ("banned_tokens", "stop_tokens"):
             for token in _sequence(name, getattr(self, name), "token ids"):
                 require(name, token, Integral, lambda x: x >= 0, "token ids")
@@ -149,6 +152,11 @@ def _is_finite(number: Real) -> bool:
         return math.isfinite(number)
     except OverflowError:  # an integer beyond all floats
         return False
+
+
+def _is_moderate(number: float) -> bool:
+    """Whether a number is within the limits, which NaN is not."""
+    return -LARGEST <= number <= LARGEST
 
 
 def _sequence(name: str, got: Any, expected: str) -> Sequence[Any]:

@@ -27,6 +27,7 @@ class Request:
         sampler: samples the tokens.
         max_new_tokens: the largest number of tokens to generate.
         sample: the index of this text among the samples of one prompt; with one seed, each gives a different text.
+        is_added: whether a scheduler has accepted it, which happens once.
         wanted: the number of tokens at which to pause; who wants more raises it and waits. Infinity by default.
         is_watched: whether somebody reads the tokens as they come; if not, only the speed of all texts counts.
         tokens: the ids generated so far.
@@ -78,6 +79,7 @@ class Request:
         self.sampler = sampler
         self.max_new_tokens = max_new_tokens
         self.sample = sample
+        self.is_added = False
         self.wanted = math.inf
         self.is_watched = True
         self.tokens: list[int] = []

@@ -94,13 +94,16 @@ class Scheduler:
         """Queues a request.
 
         Raises:
-            RequestError: the queue is full, or the request does not fit the model.
+            RequestError: the queue is full, the request does not fit the model, or it was added before.
         """
         self.check(request)
         with self._lock:
+            if request.is_added:
+                raise RequestError("this request was added before, expected a new one: it describes one text")
             waiting = len(self._added) + len(self._steps.waiting)
             if self._most_waiting is not None and waiting >= self._most_waiting:
                 raise RequestError(f"{waiting} requests are waiting, which is the limit; try again later")
+            request.is_added = True
             self._added.append(request)
 
     def check(self, request: Request) -> None:

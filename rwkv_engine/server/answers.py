@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from rwkv_engine.generation.asynchronous import arriving
 from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.server.deadline import aborted_in_time, require_in_time
 from rwkv_engine.server.errors import CLIENT_HAS_GONE, ApiError, Json, as_json, of_model
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
@@ -94,10 +95,12 @@ async def respond(service: Service, request: Request, answer: Answer, origin: Or
         held: what is held until the response has ended.
 
     Raises:
-        ApiError: there is no place for them (429), or the model failed (500).
+        ApiError: there is no place for them (429), the model failed (500), or the time was over (503).
     """
     with held.pop_all() as stack:
         stack.enter_context(service.places.hold(len(answer.texts)))
+        stack.enter_context(request.state.client.hold(answer.texts))
+        stack.enter_context(aborted_in_time(service, request, answer.texts))
         request.state.answer = answer  # for the log
         if answer.body.stream:
             return _Stream(_events(service, request, answer, origin), stack.pop_all())
@@ -106,8 +109,11 @@ async def respond(service: Service, request: Request, answer: Answer, origin: Or
 
 async def _whole(service: Service, request: Request, answer: Answer, origin: Origin) -> Response:
     try:
-        async for _ in arriving(service.scheduler, answer.texts):
-            pass
+        async with aclosing(arriving(service.scheduler, answer.texts)) as news:
+            async for item in news:
+                require_in_time(service, item.request)
+    except ApiError:
+        raise
     except Exception as error:
         raise of_model(error, request.state.id) from error
     choices = [
@@ -145,6 +151,7 @@ async def _events(service: Service, request: Request, answer: Answer, origin: Or
                     service.metrics.first_piece.observe(time.perf_counter() - request.state.began)
                     is_first = False
                 text = cast(ServedText, item.request)
+                require_in_time(service, text)
                 logprobs = text.read_logprobs(len(item.pieces), item.ended)
                 if choice := answer.piece(text, "".join(item.pieces), logprobs):
                     yield event(choice)

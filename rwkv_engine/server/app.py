@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from rwkv_engine._version import __version__
 from rwkv_engine.server.chat import chat
 from rwkv_engine.server.completions import completions
+from rwkv_engine.server.document import ERRORS
 from rwkv_engine.server.embeddings import embeddings
 from rwkv_engine.server.errors import handle_errors
 from rwkv_engine.server.gate import Gate
@@ -19,17 +18,6 @@ from rwkv_engine.server.sessions import sessions
 from rwkv_engine.server.status import status
 from rwkv_engine.server.tokens import tokens
 
-ERROR: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": description,
-        "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}},
-    }
-    for status, description in (
-        ("4XX", "The request is refused; error.message says why."),
-        ("5XX", "The server cannot answer; error.message says why."),
-    )
-}
-
 
 def create_app(service: Service) -> FastAPI:
     """The application of a service. It serves a model as soon as `Service.begin` was called.
@@ -37,7 +25,12 @@ def create_app(service: Service) -> FastAPI:
     Its pages of documentation are left out, because they load scripts from elsewhere; `/openapi.json` is there.
     """
     app = FastAPI(
-        title="rwkv_engine", version=__version__, docs_url=None, redoc_url=None, responses=ERROR, redirect_slashes=False
+        title="rwkv_engine",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        responses=ERRORS,
+        redirect_slashes=False,
     )
     handle_errors(app)
     for routes in (completions, chat, embeddings, tokens, sessions, status):

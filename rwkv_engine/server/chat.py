@@ -14,6 +14,7 @@ from starlette.responses import Response
 from rwkv_engine.generation.sampling import Logprob
 from rwkv_engine.server import logprobs as forms
 from rwkv_engine.server.answers import Answer, respond
+from rwkv_engine.server.document import STREAM
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.schemas import ChatRequest, Message
 from rwkv_engine.server.service import Service
@@ -71,7 +72,7 @@ def chat(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=STREAM)
     async def reply(request: Request, body: ChatRequest) -> Response:
         """Replies to the last message of a conversation."""
         service.check(body)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from rwkv_engine.generation.sampling import Logprob
 from rwkv_engine.server import logprobs as forms
 from rwkv_engine.server.answers import Answer, respond
+from rwkv_engine.server.document import STREAM
 from rwkv_engine.server.schemas import CompletionRequest
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import origin_of
@@ -77,7 +78,7 @@ def completions(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=STREAM)
     async def complete(request: Request, body: CompletionRequest) -> Response:
         """Continues texts."""
         service.check(body)

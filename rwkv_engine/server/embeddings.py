@@ -16,7 +16,9 @@ from rwkv_engine.checks import require_ids, require_text
 from rwkv_engine.embedding import dimension, embed
 from rwkv_engine.errors import RequestError
 from rwkv_engine.server.answers import while_connected
-from rwkv_engine.server.errors import ApiError, Json
+from rwkv_engine.server.clients import Client
+from rwkv_engine.server.deadline import in_time
+from rwkv_engine.server.errors import ApiError, Json, of_model
 from rwkv_engine.server.schemas import EmbeddingRequest
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.texts import require_short
@@ -35,13 +37,18 @@ def embeddings(service: Service) -> APIRouter:
         async def work() -> tuple[list[Tensor], Tensor]:
             async with one_at_a_time:
                 has_ended = Event()
+                ids = await asyncio.to_thread(_ids, service, body)
                 try:
-                    return await asyncio.to_thread(_compute, service, body, has_ended)
+                    return ids, await asyncio.to_thread(_compute, service, ids, body.pooling, has_ended)
+                except Exception as error:  # the texts are sound
+                    raise of_model(error, request.state.id) from error
                 finally:
                     has_ended.set()
 
+        client: Client = request.state.client
+        client.require_tokens()
         with service.places.hold(1):
-            ids, vectors = await while_connected(request, work())
+            ids, vectors = await in_time(service, request, while_connected(request, work()))
         as_text = body.encoding_format == "base64"
         data = [
             {
@@ -54,6 +61,7 @@ def embeddings(service: Service) -> APIRouter:
             for i, vector in enumerate(vectors)
         ]
         n = sum(map(len, ids))
+        client.pay(n)
         service.metrics.prompt_tokens.inc(n)
         usage = {"prompt_tokens": n, "total_tokens": n}
         return Json({"object": "list", "data": data, "model": service.settings.name, "usage": usage})
@@ -61,26 +69,23 @@ def embeddings(service: Service) -> APIRouter:
     return router
 
 
-def _compute(service: Service, body: EmbeddingRequest, has_ended: Event) -> tuple[list[Tensor], Tensor]:
-    """The token ids of the texts, and their vectors (N, D); ends early, with an error, when nobody waits any more."""
-    model = service.model
-    size = dimension(model.config, body.pooling)
-    if body.dimensions not in (None, size):
-        raise ApiError(
-            HTTPStatus.BAD_REQUEST, f"dimensions: got {body.dimensions}, expected {size}, or leave it out", "dimensions"
-        )
-    ids = _ids(service, body)
-    if not ids:
-        raise ApiError(HTTPStatus.BAD_REQUEST, "input: is empty, expected at least one text", "input")
+def _compute(service: Service, ids: list[Tensor], pooling: str, has_ended: Event) -> Tensor:
+    """The vectors (N, D) of texts; ends early, with an error, when nobody waits any more."""
 
     def progress(done: int, total: int) -> None:
         if has_ended.is_set():
             raise RequestError("nobody waits for these vectors any more")
 
-    return ids, embed(model.engine, ids, body.pooling, normalize=True, progress=progress)
+    return embed(service.model.engine, ids, pooling, normalize=True, progress=progress)
 
 
 def _ids(service: Service, body: EmbeddingRequest) -> list[Tensor]:
+    """The token ids of the texts, of which there is at least one."""
+    size = dimension(service.model.config, body.pooling)
+    if body.dimensions not in (None, size):
+        raise ApiError(
+            HTTPStatus.BAD_REQUEST, f"dimensions: got {body.dimensions}, expected {size}, or leave it out", "dimensions"
+        )
     given = body.input
     if isinstance(given, str):
         given = [given]
@@ -98,4 +103,6 @@ def _ids(service: Service, body: EmbeddingRequest) -> list[Tensor]:
             raise ApiError(HTTPStatus.BAD_REQUEST, f"input[{i}]: is empty, expected at least one token", "input")
         require_short(service, found, "input")
         ids.append(torch.tensor(found, dtype=torch.int64))
+    if not ids:
+        raise ApiError(HTTPStatus.BAD_REQUEST, "input: is empty, expected at least one text", "input")
     return ids

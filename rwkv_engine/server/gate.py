@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rwkv_engine.server.clients import Client
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.keys import Keys
 from rwkv_engine.server.service import Service
@@ -30,17 +33,20 @@ class Gate:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:
-            self._check(scope["path"], Headers(scope=scope))
+            client = self._check(scope["path"], Headers(scope=scope))
         except ApiError as error:
             return await error.response()(scope, receive, send)
         authorization = Headers(scope=scope).get("authorization", "").encode("latin-1")
-        scope.setdefault("state", {})["owner"] = Keys.owner(authorization) if self._service.settings.keys else ""
+        owner = Keys.owner(authorization) if self._service.settings.keys else ""
+        scope.setdefault("state", {}).update(client=client, owner=owner)
         await self._app(scope, self._limited(receive), send)
 
-    def _check(self, path: str, headers: Headers) -> None:
+    def _check(self, path: str, headers: Headers) -> Client:
         service = self._service
-        keys = service.settings.keys
-        if keys and path not in OPEN and not keys.accept(headers.get("authorization", "").encode("latin-1")):
+        keys, client = service.settings.keys, None
+        if keys:
+            client = keys.accept(headers.get("authorization", "").encode("latin-1"))
+        if keys and path not in OPEN and not client:
             raise ApiError(
                 HTTPStatus.UNAUTHORIZED,
                 "no valid API key was given, expected the header Authorization: Bearer KEY",
@@ -52,14 +58,24 @@ class Gate:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > service.most_body_bytes:
             raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
+        return client or Client()
 
     def _limited(self, receive: Receive) -> Receive:
-        n_bytes = 0
+        n_bytes, is_whole = 0, False
+        until = time.monotonic() + self._service.settings.client_seconds
 
         async def limited() -> Message:
-            nonlocal n_bytes
-            message = await receive()
+            nonlocal n_bytes, is_whole
+            if is_whole:  # what comes now is that the client disconnects
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), until - time.monotonic())
+            except asyncio.TimeoutError:
+                raise HTTPException(
+                    HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time", {"Connection": "close"}
+                ) from None
             n_bytes += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if n_bytes > self._service.most_body_bytes:
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large())
             return message

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
 
 from rwkv_engine.errors import RequestError
+from rwkv_engine.server.clients import Client
+
+# What may follow a key in its line.
+_OPTIONS = {"name": "[A-Za-z0-9._@-]{1,64}", "texts": "[1-9][0-9]{0,8}", "tokens-per-minute": "[1-9][0-9]{0,8}"}
 
 
 class Keys:
-    """A set of keys, which are kept as hashes only."""
+    """The clients of a server by their keys, which are kept as hashes only."""
 
-    def __init__(self, keys: Iterable[str]):
-        """Remembers keys.
+    def __init__(self, lines: Iterable[str]):
+        """Reads lines `KEY [name=NAME] [texts=N] [tokens-per-minute=N]`, see `Client`.
 
         Raises:
-            RequestError: there is none.
+            RequestError: there is none, or something else follows a key.
         """
-        self._hashes = [sha256(key.encode()).digest() for key in keys]
-        if not self._hashes:
-            raise RequestError("there is no API key, expected at least one")
+        self._path: Path | None = None
+        self._clients = _clients(lines)
 
     @classmethod
     def read(cls, path: Path) -> Keys:
-        """Reads keys from a UTF-8 file, one on each line; empty lines and those that begin with # are ignored.
+        """Reads keys from a UTF-8 file with such lines; empty ones and those that begin with # are ignored.
 
         Raises:
-            RequestError: the file cannot be read, or has no key.
+            RequestError: the file cannot be read, has no key, or something else follows a key.
         """
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise RequestError(f"{path}: API keys cannot be read from this file: {reason}") from error
-        try:
-            return cls(line for line in lines if line and not line.startswith("#"))
-        except RequestError as error:
-            raise RequestError(f"{path}: {error}, one on each line") from error
+        keys = cls(_lines(path))
+        keys._path = path
+        return keys
 
     @staticmethod
     def owner(authorization: bytes) -> str:
@@ -46,12 +44,59 @@ class Keys:
         key = authorization.partition(b" ")[2].strip()
         return sha256(b"owner " + sha256(key).digest()).hexdigest()[:32]
 
-    def accept(self, authorization: bytes) -> bool:
-        """Whether the value of an Authorization header is `Bearer KEY` with one of the keys.
+    def reload(self) -> None:
+        """Reads the file again, for further requests. Keys that it still has go on with what they have used.
+
+        Raises:
+            RequestError: as for `read`; then the keys stay as they were.
+        """
+        if self._path:
+            found = _clients(_lines(self._path))
+            for key, client in found.items():
+                if known := self._clients.get(key):
+                    known.limit_as(client)
+                    found[key] = known
+            self._clients = found
+
+    def accept(self, authorization: bytes) -> Client | None:
+        """The client whose key an Authorization header `Bearer KEY` has; None if it has none of the keys.
 
         The time that this takes does not depend on the keys, so that it tells nothing about them.
         """
         scheme, _, key = authorization.partition(b" ")
         given = sha256(key.strip()).digest()
-        matches = [compare_digest(given, known) for known in self._hashes]  # all of them, not only until one matches
-        return scheme.lower() == b"bearer" and any(matches)
+        # All of them, not only until one matches.
+        matches = [client for known, client in self._clients.items() if compare_digest(given, known)]
+        return matches[0] if matches and scheme.lower() == b"bearer" else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise RequestError(f"{path}: API keys cannot be read from this file: {reason}") from error
+
+
+def _clients(lines: Iterable[str]) -> dict[bytes, Client]:
+    """The clients by the hashes of their keys. No message has a part of a line, which may be one of a key."""
+    found: dict[bytes, Client] = {}
+    for number, line in enumerate(lines, start=1):
+        key, *options = line.split() or ["#"]
+        if key.startswith("#"):
+            continue
+        given = dict[str, str]()
+        for option in options:
+            name, _, value = option.partition("=")
+            if name not in _OPTIONS or name in given or not re.fullmatch(_OPTIONS[name], value):
+                expected = "name=NAME, texts=N and tokens-per-minute=N, each at most once, N at least 1"
+                raise RequestError(f"keys: line {number}: after the key, expected only {expected}")
+            given[name] = value
+        hashed = sha256(key.encode()).digest()
+        if hashed in found:
+            raise RequestError(f"keys: line {number}: this key was in an earlier line; leave one of them out")
+        texts, tokens = (int(given[name]) if name in given else None for name in ("texts", "tokens-per-minute"))
+        found[hashed] = Client(given.get("name", f"key-{number}"), texts, tokens)
+    if not found:
+        raise RequestError("keys: there is no API key, expected at least one, one on each line")
+    return found

@@ -61,6 +61,8 @@ class Observer:
         seconds = time.perf_counter() - state["began"]
         route = getattr(scope.get("route"), "path", "other")  # not the path, of which a client can make any number
         fields = {"id": state["id"], "method": scope["method"], "route": route, "status": status}
+        if (client := state.get("client")) and client.name:
+            fields["client"] = client.name
         answer: Answer | None = state.get("answer")
         if answer:
             usage = answer.usage

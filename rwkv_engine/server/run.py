@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -14,6 +16,8 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.notices import log
 from rwkv_engine.pipeline import RWKV
 from rwkv_engine.server.app import create_app
+from rwkv_engine.server.connections import Connection
+from rwkv_engine.server.keys import Keys
 from rwkv_engine.server.service import Service
 
 
@@ -28,6 +32,7 @@ class Server(uvicorn.Server):
         """`drain_seconds` is the time after which it ends in any case."""
         config = uvicorn.Config(
             create_app(service),
+            http=Connection.within(service.settings.client_seconds),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -81,6 +86,29 @@ def listen(host: str, port: int) -> socket.socket:
         raise RequestError(f"{host}:{port}: cannot listen here: {reason}; choose another --host or --port") from error
 
 
+@contextmanager
+def reloading(keys: Keys | None) -> Iterator[None]:
+    """In this block, SIGHUP reads the file of keys again. If that fails, they stay as they are."""
+
+    def reload(number: int, frame: FrameType | None) -> None:
+        assert keys
+        try:
+            keys.reload()
+        except RequestError as error:
+            log.error("the API keys stay as they were: %s", error)
+        else:
+            log.info("the API keys were read again")
+
+    if keys is None or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def serve(service: Service, load: Callable[[], RWKV], host: str, port: int, drain_seconds: float) -> None:
     """Serves a model, which is loaded meanwhile, until a signal ends the server.
 
@@ -93,7 +121,7 @@ def serve(service: Service, load: Callable[[], RWKV], host: str, port: int, drai
     log.info("serving %s at http://%s:%d/v1", service.settings.name, shown, waiting.getsockname()[1])
     loading = threading.Thread(target=server.load, args=[load], name="rwkv_engine-load", daemon=True)
     loading.start()
-    with waiting:
+    with waiting, reloading(service.settings.keys):
         server.run(sockets=[waiting])
     if server.failure:
         raise server.failure

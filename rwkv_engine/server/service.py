@@ -48,6 +48,8 @@ class Settings:
         session_seconds: how long a session is kept after it was used last.
         session_bytes: the size of all sessions at which no further ones are begun.
         most_sessions: the largest number of sessions of a key, or of all clients without keys.
+        request_seconds: the longest time from a request to the end of its response; None for no limit.
+        client_seconds: the longest time to wait for a client, to send a request or to read what was sent.
         keys: the keys of clients; None serves everyone.
         origins: the origins of web pages that may use the server (CORS).
     """
@@ -69,6 +71,8 @@ class Settings:
     session_seconds: float = 30 * DAY
     session_bytes: int = 10 * 2**30
     most_sessions: int = 1000
+    request_seconds: float | None = None
+    client_seconds: float = 30.0
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
 

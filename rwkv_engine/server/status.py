@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from rwkv_engine.checks import shown
 from rwkv_engine.server.errors import ApiError, Json
@@ -24,11 +24,13 @@ def status(service: Service) -> APIRouter:
         "owned_by": "rwkv_engine",
     }
 
+    @router.head("/v1/models", include_in_schema=False)
     @router.get("/v1/models")
     async def models() -> Response:
         """The models of the server, of which there is one."""
         return Json({"object": "list", "data": [model]})
 
+    @router.head("/v1/models/{name:path}", include_in_schema=False)
     @router.get("/v1/models/{name:path}")
     async def model_of(name: str) -> Response:
         """A model."""
@@ -38,18 +40,21 @@ def status(service: Service) -> APIRouter:
             )
         return Json(model)
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> Response:
         """Whether the server runs."""
         return Json({"status": "ok"})
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> Response:
         """Whether the server takes on requests: 503 while the model is loaded, and while it is shutting down."""
         service.require_ready()
         return Json({"status": "ready"})
 
-    @router.get("/metrics")
+    @router.head("/metrics", include_in_schema=False)
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """The metrics in the format of Prometheus."""
         return Response(service.metrics.page(), media_type=CONTENT_TYPE)

@@ -37,8 +37,17 @@ def engine(tmp_path_factory):
 @pytest.fixture
 def reads(engine, monkeypatch):
     """The numbers of tokens that the model reads."""
-    read, seen = engine.model.read, []
-    monkeypatch.setattr(engine.model, "read", lambda tokens, state: seen.append(tokens.numel()) or read(tokens, state))
+    return counted_reads(engine.model, monkeypatch)
+
+
+def counted_reads(model, monkeypatch):
+    read, seen = model.read, []
+
+    def counted(tokens, state, **options):
+        seen.append(tokens.numel())
+        return read(tokens, state, **options)
+
+    monkeypatch.setattr(model, "read", counted)
     return seen
 
 
@@ -195,10 +204,7 @@ def test_with_int8_the_next_turn_begins_after_the_answer(monkeypatch):
     tales = RWKV.from_pretrained("tales", "cpu fp32i8")
     if not tales.engine.model.steps_as_it_reads:
         pytest.skip("needs compiled kernels")
-    read, seen = tales.engine.model.read, []
-    monkeypatch.setattr(
-        tales.engine.model, "read", lambda tokens, state: seen.append(tokens.numel()) or read(tokens, state)
-    )
+    seen = counted_reads(tales.engine.model, monkeypatch)
     scheduler = Scheduler(tales.engine.model, chunk=64, cache=StateCache())
     rng = random.Random(0)
     history = text(rng, 150)
@@ -330,6 +336,28 @@ def test_what_is_pinned_stays(engine, reads):
     del reads[:]
     run(scheduler, (*system, *text(rng, 9)))
     assert reads == [39]
+    consistent(scheduler.cache)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_no_more_is_pinned_than_has_room(engine, reads, is_there):
+    size = entry_bytes(State.initial(engine.model.config)) + 30 * 4
+    scheduler = Scheduler(engine.model, cache=StateCache(2 * size + size // 2))
+    rng = random.Random(0)
+    systems = [text(rng, 30) for _ in range(3)]
+    if is_there:
+        run(scheduler, systems[2])
+    scheduler.cache.pin(systems[0])
+    scheduler.cache.pin(systems[1])
+    scheduler.cache.pin(systems[1])
+    with pytest.raises(RequestError, match="no room to pin"):
+        scheduler.cache.pin(systems[2])
+    run(scheduler, *((*system, 1, 2) for system in systems))
+    del reads[:]
+    run(scheduler, *((*system, 3, 4) for system in systems[:2]))
+    assert reads == [2, 2], "what is pinned is kept"
+    scheduler.cache.unpin(systems[0])
+    scheduler.cache.pin(systems[2])
     consistent(scheduler.cache)
 
 

@@ -187,12 +187,16 @@ def test_integers_sum_exactly_and_zeros_add_nothing():
         {"min_p": 1.5},
         {"presence_penalty": float("inf")},
         {"presence_penalty": 10**400},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": -1e308},
+        {"frequency_penalty": 1e308},
         {"frequency_penalty": "x"},
         {"penalty_decay": 1.1},
         {"logit_bias": [1]},
         {"logit_bias": {-1: 0.5}},
         {"logit_bias": {1: float("-inf")}},
         {"logit_bias": {1: 10**400}},
+        {"logit_bias": {1: 1e308}},
         {"banned_tokens": 5},
         {"banned_tokens": ["a"]},
         {"stop_tokens": [-1]},
@@ -208,6 +212,24 @@ def test_values_out_of_range_are_named(bad):
     [name] = bad
     with pytest.raises(RequestError, match=f"{name}: (got|expected)"):
         SamplingParams(**bad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compat", [None, "rwkv"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frequency_penalty": -1e30, "presence_penalty": -1e30},
+        {"frequency_penalty": 1e30, "presence_penalty": -1e30},
+        {"logit_bias": {5: 1e30, 6: -1e30}, "frequency_penalty": 1e30},
+        {"temperature": 5e-324},
+        {"temperature": 1e308},
+        {"top_p": 5e-324},
+    ],
+    ids=str,
+)
+def test_the_largest_and_smallest_values_give_a_text(tales, options, compat):
+    assert len(tales.generate("The king", 12, seed=1, compat=compat, **options)) > 1
 
 
 def test_logits_that_are_not_finite_are_refused():

@@ -324,6 +324,23 @@ def test_what_does_not_fit_is_refused_at_once(engine, tales):
         scheduler.add(request([1], 5))
 
 
+def test_a_request_is_added_once(engine):
+    one = request([1, 2], 4)
+    schedulers = Scheduler(engine.model), Scheduler(engine.model)
+    schedulers[0].add(one)
+    for scheduler in schedulers:
+        with pytest.raises(RequestError, match="this request was added before"):
+            scheduler.add(one)
+    finish(schedulers[0], [one])
+    with pytest.raises(RequestError, match="this request was added before"):
+        schedulers[0].add(one)
+    assert len(one.tokens) == 4
+    refused = request([1, 2], 4)
+    with pytest.raises(RequestError, match="which is the limit"):
+        Scheduler(engine.model, most_waiting=0).add(refused)
+    schedulers[0].add(refused)
+
+
 @pytest.mark.parametrize("name", ["slots", "chunk", "budget", "turn"])
 def test_numbers_with_which_no_text_would_end_are_refused(name, engine):
     with pytest.raises(RequestError, match=f"{name}: got 0, expected an integer >= 1"):

@@ -16,6 +16,7 @@ from states import FIELDS
 
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.generation import Sampler, SamplingParams, TokenStream
+from rwkv_engine.generation.scheduler import scheduler_of
 from rwkv_engine.text import StreamDecoder
 
 
@@ -206,3 +207,16 @@ def test_seeds_are_reported(tales):
     stream = tales.stream("Once", 5)
     text = "".join(stream)
     assert tales.generate("Once", 5, seed=stream.seed) == text
+
+
+def test_a_stream_that_has_failed_does_not_end_as_if_it_were_whole(tales, monkeypatch):
+    steps = scheduler_of(tales.engine)._steps
+    stream = tales.stream("The king", 20)
+    next(stream)
+    with monkeypatch.context() as broken:
+        broken.setattr(steps, "_decode", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(stream)
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+    assert stream.finish_reason is None

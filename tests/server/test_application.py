@@ -43,6 +43,8 @@ def test_models_health_and_openapi(client):
     assert set(ROUTES) < set(paths)
     assert "422" not in paths["/v1/completions"]["post"]["responses"]
     assert client.get("/docs").status_code == 404
+    for path in ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/tales"):
+        assert client.call("HEAD", path).status_code == 200
 
 
 def test_addresses_and_methods_that_do_not_exist(client):
@@ -73,7 +75,7 @@ def test_a_body_needs_its_content_type(client):
 
 
 def test_keys(tales):
-    client = Client(begun(tales, keys=Keys(["one", "two", "drei ü"])))
+    client = Client(begun(tales, keys=Keys(["one", "two", "dreiü"])))
     for path in (*ROUTES, "/v1/models", "/metrics", "/openapi.json", "/nothing"):
         for headers in (
             {},

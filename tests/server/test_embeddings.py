@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from rwkv_engine import embedding
+
 PATH = "/v1/embeddings"
 TEXTS = ["The fox ran.", "A wolf hid in the wood.", "x"]
 
@@ -61,3 +63,17 @@ def test_tokens(client, tales):
     assert client.result("/detokenize", tokens=ids) == {"prompt": text}
     assert client.post("/detokenize", {"tokens": [10**6]}).status_code == 400
     assert client.post("/tokenize", {"prompt": "\ud800"}).status_code == 400
+
+
+def test_vectors_that_are_not_finite_are_the_models_fault(client, tales, monkeypatch):
+    def read(*arguments):
+        vectors = wrapped(*arguments)
+        vectors[0, 0] = float("nan")
+        return vectors
+
+    wrapped = embedding._read
+    monkeypatch.setattr(embedding, "_read", read)
+    response = client.post(PATH, {"input": TEXTS})
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "model_failed"
+    assert "finite" not in response.text

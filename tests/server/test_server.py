@@ -15,13 +15,12 @@ import threading
 
 import pytest
 from conftest import ROOT
-from served import begun, httpx, is_idle, openai, wait_until
+from served import httpx, in_thread, is_idle, openai, wait_until
 from snippets import blocks_of
 
 from rwkv_engine import RequestError
 from rwkv_engine.embedding import embed
 from rwkv_engine.server import embeddings
-from rwkv_engine.server.run import Server, listen
 
 LONG = {"prompt": "The king", "max_tokens": 4000, "logit_bias": {"0": -1000}}
 MESSAGES = [{"role": "user", "content": "Tell me of the sea."}]
@@ -35,17 +34,6 @@ def running(tales):
     server.handle_exit(signal.SIGTERM, None)
     thread.join(20)
     assert not thread.is_alive()
-
-
-def in_thread(tales, drain_seconds=20, **settings):
-    server = Server(begun(tales, **settings), drain_seconds)
-    server.service = server._service
-    waiting = listen("127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{waiting.getsockname()[1]}"
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [waiting]})
-    thread.start()
-    wait_until(lambda: server.started)
-    return server, thread
 
 
 @pytest.fixture
