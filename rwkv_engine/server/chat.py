@@ -28,17 +28,20 @@ class ChatAnswer(Answer):
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
     prefix = "chatcmpl"
+    body: ChatRequest
 
     def __init__(self, service: Service, request: Request, body: ChatRequest, texts: Sequence[ServedText]):
         """The arguments are those of `Answer`."""
         super().__init__(service, request, body, texts)
         self._tokenizer = service.model.tokenizer
         self._shows_logprobs = bool(body.logprobs)
-        self._has_begun = [False] * len(texts)
+        # What continues a message may begin with a blank that belongs to it.
+        self._has_begun = [bool(body.continue_final_message)] * len(texts)
 
     def choice(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.choice`."""
-        message = {"role": "assistant", "content": text.text.lstrip(), "refusal": None}
+        shown = text.text if self.body.continue_final_message else text.text.lstrip()
+        message = {"role": "assistant", "content": shown, "refusal": None}
         logprobs = self._logprobs(text.generated.logprobs)
         return {"index": text.index, "message": message, "logprobs": logprobs, "finish_reason": text.finish_reason}
 
@@ -73,7 +76,7 @@ def chat(service: Service) -> APIRouter:
     async def reply(request: Request, body: ChatRequest) -> Response:
         """Replies to the last message of a conversation."""
         service.check(body)
-        prompt = prompt_of(service.template, body.messages)
+        prompt = prompt_of(service.template, body.messages, continues=bool(body.continue_final_message))
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         texts = await asyncio.to_thread(texts_of, service, body, [prompt], service.template.stop, logprobs)
         return await respond(service, request, ChatAnswer(service, request, body, texts))
@@ -81,12 +84,18 @@ def chat(service: Service) -> APIRouter:
     return router
 
 
-def prompt_of(template: Template, messages: Sequence[Message]) -> str:
-    """The conversation as the model reads it.
+def prompt_of(template: Template, messages: Sequence[Message], continues: bool = False) -> str:
+    """The conversation as the model reads it, up to a reply, or up to the end of one that it `continues`.
 
     Raises:
         ApiError: the messages are not what the template has a place for (400).
     """
+    if continues:
+        *messages, begun = messages
+        if begun.role != "assistant":
+            raise _wrong(len(messages), f"got one of role {begun.role}, expected assistant, whose message is continued")
+        reply = begun.text.lstrip()
+        return prompt_of(template, messages) + (template.blank + reply if reply else "")
     n_system = next((i for i, message in enumerate(messages) if message.role not in SYSTEM), len(messages))
     introduction = "\n".join(message.text for message in messages[:n_system]) if n_system else None
     said = messages[n_system:]

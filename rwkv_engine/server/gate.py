@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.page import is_page
 from rwkv_engine.server.service import Service
 
 # For programs that watch the server, which have no key; they learn nothing else from them.
@@ -37,14 +38,15 @@ class Gate:
     def _check(self, path: str, headers: Headers) -> None:
         service = self._service
         keys = service.settings.keys
-        if keys and path not in OPEN and not keys.accept(headers.get("authorization", "").encode("latin-1")):
+        is_open = path in OPEN or (service.settings.page and is_page(path))
+        if keys and not is_open and not keys.accept(headers.get("authorization", "").encode("latin-1")):
             raise ApiError(
                 HTTPStatus.UNAUTHORIZED,
                 "no valid API key was given, expected the header Authorization: Bearer KEY",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if path not in ALWAYS:
+        if not is_open and path not in ALWAYS:
             service.require_ready()
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > service.settings.most_body_bytes:

@@ -36,6 +36,7 @@ class Settings:
         most_body_bytes: the largest size of a request's body.
         keys: the keys of clients; None serves everyone.
         origins: the origins of web pages that may use the server (CORS).
+        page: whether the chat page is at `/`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Settings:
     most_body_bytes: int = 2**20
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
+    page: bool = True
 
 
 class Service:
