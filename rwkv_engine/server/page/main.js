@@ -48,6 +48,7 @@ function redraw() {
   drawTurns(chat);
   drawSidebar(chat);
   const title = titleOf(chat.current);
+  find("heading").textContent = title;
   document.title = chat.current.turns.length ? title : "Chat";
   if (document.activeElement !== find("title")) find("title").value = title;
   find("send").hidden = chat.isRunning;
