@@ -30,6 +30,7 @@ export class Chat {
     /** @type {Map<string, AbortController>} the requests by the id of their conversation */
     this.running = new Map();
     onChange(() => this.reload());
+    window.addEventListener("pagehide", () => this.conversations.filter(({ id }) => this.running.has(id)).forEach(save));
   }
 
   /** @returns {Turn[]} */

@@ -14,7 +14,7 @@ export function make(tag, props = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, String(value));
   }
-  element.append(...children.filter((child) => child || child === ""));
+  for (const child of children) if (child) element.append(child);
   return element;
 }
 
@@ -26,6 +26,17 @@ export function find(id) {
   const element = document.getElementById(id);
   if (!element) throw new Error(`index.html has no #${id}`);
   return element;
+}
+
+/**
+ * Gives the focus to what a selector finds in a container, if there is such an element.
+ * @param {Element|undefined} container
+ * @param {string} selector
+ */
+export function focus(container, selector) {
+  /** @type {HTMLElement|null} */
+  const found = container?.querySelector(selector) ?? null;
+  found?.focus();
 }
 
 /** @param {string} name that of a symbol in index.html */

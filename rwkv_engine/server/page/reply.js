@@ -52,8 +52,8 @@ export async function run(conversation, turn, options, { changed, tell, signal }
   const before = continues ? (turn.stats?.tokens ?? 0) : 0;
   if (!continues) turn.text = "";
   turn.end = turn.problem = null;
-  const body = { ...options, messages: messages(conversation, turn, continues) };
-  if (continues) body.continue_final_message = true;
+  const more = continues ? { continue_final_message: true } : {};
+  const body = { ...options, ...more, messages: messages(conversation, turn, continues) };
   let began = 0;
   let first = 0;
   let last = 0;

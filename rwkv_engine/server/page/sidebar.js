@@ -1,6 +1,6 @@
 /** The list of conversations, and their way to and from files. */
 
-import { button, download, find, make } from "./dom.js";
+import { button, download, find, focus, make } from "./dom.js";
 import { notify } from "./say.js";
 import { exported, imported } from "./transfer.js";
 import { titleOf } from "./tree.js";
@@ -83,7 +83,7 @@ function take(chat, text) {
 export function drawSidebar(chat) {
   const focused = /** @type {HTMLElement|null} */ (document.activeElement)?.dataset.key;
   find("conversations").replaceChildren(...chat.conversations.map((conversation) => item(chat, conversation)));
-  if (focused?.startsWith("conversation-")) document.querySelector(`[data-key="${focused}"]`)?.focus();
+  if (focused?.startsWith("conversation-")) focus(find("conversations"), `[data-key="${focused}"]`);
   const n = chat.damaged.length;
   find("damaged").hidden = !n;
   find("damaged").textContent = n

@@ -108,6 +108,7 @@ export function remove(conversation, turn) {
  */
 export function messages(conversation, reply, continues) {
   const known = new Map(conversation.turns.map((turn) => [turn.id, turn]));
+  /** @type {Turn[]} */
   const turns = [];
   for (let turn = known.get(reply.parent ?? ""); turn; turn = known.get(turn.parent ?? "")) turns.unshift(turn);
   // A message whose reply failed is left out together with that reply: the model has never answered it.

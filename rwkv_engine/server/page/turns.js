@@ -1,6 +1,6 @@
 /** Shows the turns of a conversation, with what can be done with each. */
 
-import { button, copy, find, make } from "./dom.js";
+import { button, copy, find, focus, make } from "./dom.js";
 import { show } from "./markdown.js";
 import { notify } from "./say.js";
 import { children } from "./tree.js";
@@ -17,7 +17,7 @@ const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 
 /** @type {string|null} the message that is being edited */
 let editing = null;
-/** @type {Map<string, HTMLElement>} the articles by the ids of their turns */
+/** @type {Map<Turn, {element: HTMLElement, source: string}>} what is shown, and what it was made from */
 const articles = new Map();
 
 /** @param {Turn} turn */
@@ -29,22 +29,44 @@ export function statsOf({ stats }) {
 }
 
 /**
- * Draws all turns. What had the focus has it afterwards, if it is still there.
+ * Draws all turns. What has not changed keeps its elements, and so what is selected or typed there; what had the focus
+ * has it afterwards, if it is still there.
  * @param {Chat} chat
  */
 export function drawTurns(chat) {
   const list = find("turns");
   const focused = /** @type {HTMLElement|null} */ (document.activeElement)?.dataset.key;
-  articles.clear();
   const shown = chat.shown;
-  list.replaceChildren(...shown.map((turn) => article(chat, turn, turn === shown.at(-1))));
+  const elements = shown.map((turn) => {
+    const source = JSON.stringify(editing === turn.id ? "editing" : [turn, versionsOf(chat, turn), chat.isRunning]);
+    const present = articles.get(turn);
+    if (present?.source === source) return present.element;
+    const element = article(chat, turn, turn === shown.at(-1));
+    articles.set(turn, { element, source });
+    return element;
+  });
+  for (const turn of articles.keys()) if (!shown.includes(turn)) articles.delete(turn);
+  for (const child of [...list.children]) if (!elements.includes(child)) child.remove();
+  elements.forEach((element, i) => {
+    if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null);
+  });
   find("welcome").hidden = shown.length > 0;
-  if (focused) list.querySelector(`[data-key="${focused}"]`)?.focus();
+  if (focused && document.activeElement === document.body) focus(list, `[data-key="${focused}"]`);
+}
+
+/**
+ * @param {Chat} chat
+ * @param {Turn} turn
+ * @returns {{at: number, of: number}} which of the versions of a turn it is
+ */
+function versionsOf(chat, turn) {
+  const all = children(chat.current, turn.parent);
+  return { at: all.indexOf(turn), of: all.length };
 }
 
 /** @param {Turn} turn a reply that has more text than before */
 export function drawText(turn) {
-  const text = articles.get(turn.id)?.querySelector(".text");
+  const text = articles.get(turn)?.element.querySelector(".text");
   if (text) show(/** @type {HTMLElement} */ (text), turn.text);
 }
 
@@ -56,7 +78,7 @@ export function edit(chat, turn) {
   editing = turn.id;
   drawTurns(chat);
   /** @type {HTMLTextAreaElement|null} */
-  const area = articles.get(turn.id)?.querySelector("textarea") ?? null;
+  const area = articles.get(turn)?.element.querySelector("textarea") ?? null;
   area?.focus();
   area?.setSelectionRange(area.value.length, area.value.length);
 }
@@ -74,7 +96,6 @@ function article(chat, turn, isLast) {
     "aria-label": isReply ? "Reply" : "Your message",
     "aria-busy": isWriting ? "true" : null,
   });
-  articles.set(turn.id, made);
   if (editing === turn.id && !isReply) {
     made.append(editor(chat, turn));
     return made;
@@ -114,7 +135,7 @@ function tools(chat, turn) {
     const shown = turn.problem ? "Try again" : undefined;
     all.push(button("retry", "Try again", () => chat.retry(turn), { key: key("retry"), disabled, shown }));
   } else all.push(button("edit", "Edit", () => edit(chat, turn), { key: key("edit"), disabled }));
-  if (!isReply || children(chat.current, turn.parent).length > 1) {
+  if (!isReply || versionsOf(chat, turn).of > 1) {
     const label = isReply ? "Delete this version" : "Delete this and what follows";
     all.push(button("delete", label, () => remove(chat, turn), { key: key("delete"), disabled }));
   }
@@ -126,9 +147,9 @@ function tools(chat, turn) {
  * @param {Turn} turn
  */
 function versions(chat, turn) {
+  const { at, of } = versionsOf(chat, turn);
+  if (of < 2) return [];
   const all = children(chat.current, turn.parent);
-  if (all.length < 2) return [];
-  const at = all.indexOf(turn);
   const go = (/** @type {string} */ picture, /** @type {string} */ label, /** @type {number} */ to) =>
     button(picture, label, () => all[to] && chat.choose(all[to]), {
       key: `${turn.parent}-${turn.role}-${picture}`,
@@ -137,9 +158,9 @@ function versions(chat, turn) {
   return [
     make(
       "span",
-      { class: "versions", role: "group", "aria-label": `Version ${at + 1} of ${all.length}` },
+      { class: "versions", role: "group", "aria-label": `Version ${at + 1} of ${of}` },
       go("previous", "Previous version", at - 1),
-      make("span", {}, `${at + 1}/${all.length}`),
+      make("span", {}, `${at + 1}/${of}`),
       go("next", "Next version", at + 1),
     ),
   ];
@@ -174,7 +195,7 @@ function editor(chat, turn) {
   const close = () => {
     editing = null;
     drawTurns(chat);
-    articles.get(turn.id)?.querySelector('[data-key$="-edit"]')?.focus();
+    focus(articles.get(turn)?.element, '[data-key$="-edit"]');
   };
   const send = () => {
     if (!area.value.trim() || chat.isRunning) return;
