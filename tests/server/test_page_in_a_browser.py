@@ -184,6 +184,12 @@ def test_tabs_see_what_others_do(page, context, server):
     other = Page(context, server.url).open()
     page.send("Tell me of the sea.")
     expect(other.find("#conversations .title")).to_have_text("Tell me of the sea.")
+    other.press("Tell me of the sea.", "#sidebar")
+    page.press("Edit")
+    page.find(".editor textarea").fill("A draft")
+    other.send("And of the fox?")
+    expect(page.find(".turn")).to_have_count(4)
+    expect(page.find(".editor textarea")).to_have_value("A draft")
     assert not other.problems
 
 

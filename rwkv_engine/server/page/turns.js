@@ -15,7 +15,7 @@ const ENDS = {
 };
 const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 
-/** @type {string|null} the message that is being edited */
+/** @type {{id: string, text: string}|null} the message that is being edited, and what was typed */
 let editing = null;
 /** @type {Map<Turn, {element: HTMLElement, source: string}>} what is shown, and what it was made from */
 const articles = new Map();
@@ -38,7 +38,7 @@ export function drawTurns(chat) {
   const focused = /** @type {HTMLElement|null} */ (document.activeElement)?.dataset.key;
   const shown = chat.shown;
   const elements = shown.map((turn) => {
-    const source = JSON.stringify(editing === turn.id ? "editing" : [turn, versionsOf(chat, turn), chat.isRunning]);
+    const source = JSON.stringify(editing?.id === turn.id ? "editing" : [turn, versionsOf(chat, turn), chat.isRunning]);
     const present = articles.get(turn);
     if (present?.source === source) return present.element;
     const element = article(chat, turn, turn === shown.at(-1));
@@ -75,7 +75,7 @@ export function drawText(turn) {
  * @param {Turn} turn
  */
 export function edit(chat, turn) {
-  editing = turn.id;
+  editing = { id: turn.id, text: turn.text };
   drawTurns(chat);
   /** @type {HTMLTextAreaElement|null} */
   const area = articles.get(turn)?.element.querySelector("textarea") ?? null;
@@ -96,8 +96,8 @@ function article(chat, turn, isLast) {
     "aria-label": isReply ? "Reply" : "Your message",
     "aria-busy": isWriting ? "true" : null,
   });
-  if (editing === turn.id && !isReply) {
-    made.append(editor(chat, turn));
+  if (editing?.id === turn.id && !isReply) {
+    made.append(editor(chat, turn, editing));
     return made;
   }
   const text = make("div", { class: "text", dir: "auto" });
@@ -188,10 +188,15 @@ function remove(chat, turn) {
 /**
  * @param {Chat} chat
  * @param {Turn} turn
+ * @param {{text: string}} draft
  */
-function editor(chat, turn) {
-  const area = make("textarea", { dir: "auto", "aria-label": "Your message", rows: "3" });
-  area.value = turn.text;
+function editor(chat, turn, draft) {
+  const key = `${turn.id}-editor`;
+  const area = make("textarea", { dir: "auto", "aria-label": "Your message", rows: "3", data: { key } });
+  area.value = draft.text;
+  area.addEventListener("input", () => {
+    draft.text = area.value;
+  });
   const close = () => {
     editing = null;
     drawTurns(chat);
