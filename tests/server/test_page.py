@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from served import Client, begun
 
+from rwkv_engine.cli.serve import serve
 from rwkv_engine.server.keys import Keys
 from rwkv_engine.server.service import Service, Settings
 
@@ -118,6 +119,14 @@ def test_it_can_be_switched_off(tales, addresses):
     for address in ("", *addresses):
         assert client.get(f"/{address}").status_code == 401
         assert client.get(f"/{address}", authorization="Bearer one").status_code == 404
+
+
+@pytest.mark.parametrize(("options", "page"), [([], True), (["--no-page"], False)])
+def test_the_command_line_switches_it(monkeypatch, options, page):
+    served = []
+    monkeypatch.setattr("rwkv_engine.server.run.serve", lambda service, *_: served.append(service))
+    serve.main(["tales", *options], standalone_mode=False)
+    assert [service.settings.page for service in served] == [page]
 
 
 def test_the_server_tells_the_page_its_template_and_limits(tales):

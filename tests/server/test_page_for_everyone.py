@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 CHAT = "**/v1/chat/completions"
 MARKDOWN = """\
 # A *small* part
-One **bold** word, 2 * 3 * 4, 5*6*7, snake_case_name, and `code **as it is**`.
+One **bold** word, 2 * 3 * 4, 5*6*7, x*y* z, snake_case_name, and `code **as it is**`.
 The same paragraph.
 
 1. first
@@ -164,7 +164,7 @@ def test_text_of_a_model_stays_text(new):
     assert text.locator("> *").evaluate_all("all => all.map(e => e.tagName)") == ["P", "P", "OL", "UL", "DIV", "P"]
     assert text.locator("img, a, script").count() == 0
     assert text.locator(".heading em").text_content() == "small"
-    paragraph = "One bold word, 2 * 3 * 4, 5*6*7, snake_case_name, and code **as it is**.\nThe same paragraph."
+    paragraph = "One bold word, 2 * 3 * 4, 5*6*7, x*y* z, snake_case_name, and code **as it is**.\nThe same paragraph."
     assert text.locator("p").nth(1).text_content() == paragraph
     assert text.locator("p code").text_content() == "code **as it is**"
     assert text.locator("ol li").all_text_contents() == ["first", "second\nand more"]
@@ -255,6 +255,12 @@ def test_a_phone(new):
     for selector in ("html", "#scroll"):
         assert page.find(selector).evaluate("element => element.scrollWidth <= element.clientWidth")
     expect(page.find("#sidebar")).to_be_hidden()
+    page.send("More. " * 300)
+    page.find("#scroll").evaluate("element => element.scrollTop = 0")
+    page.press("To the end")
+    expect(page.find("#to-end")).to_be_hidden()
+    page.find("#scroll").evaluate("element => element.scrollTop = 0")
+    expect(page.find("#to-end")).to_be_visible()
     page.press("Conversations")
     expect(page.find("#hide-sidebar")).to_be_focused()
     page.tab.keyboard.press("Escape")
@@ -263,6 +269,7 @@ def test_a_phone(new):
     page.press("Conversations")
     page.press("New conversation")
     expect(page.find("#welcome")).to_be_visible()
+    expect(page.find("#to-end")).to_be_hidden()
     expect(page.find("#sidebar")).to_be_hidden()
     page.press("Settings")
     box = page.find("#settings").bounding_box()
@@ -270,7 +277,7 @@ def test_a_phone(new):
     assert box["x"] + box["width"] <= 360
 
 
-@pytest.mark.parametrize("options", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE], ids=str)
+@pytest.mark.parametrize("options", [{"color_scheme": "light"}, PHONE | {"color_scheme": "dark"}], ids=str)
 def test_accessibility(new, options):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
 

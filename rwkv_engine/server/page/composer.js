@@ -69,12 +69,15 @@ export function buildKeys(chat) {
   });
 }
 
-export function buildScroll() {
+/** Notes whether the reader is at the end. */
+function note() {
   const area = find("scroll");
-  area.addEventListener("scroll", () => {
-    follows = area.scrollHeight - area.scrollTop - area.clientHeight < NEAR;
-    find("to-end").hidden = follows;
-  });
+  follows = area.scrollHeight - area.scrollTop - area.clientHeight < NEAR;
+  find("to-end").hidden = follows;
+}
+
+export function buildScroll() {
+  find("scroll").addEventListener("scroll", note);
   find("to-end").addEventListener("click", () => {
     follow(true);
     find("message").focus();
@@ -86,7 +89,7 @@ export function buildScroll() {
  * @param {boolean} [always]
  */
 export function follow(always = false) {
-  follows ||= always;
   const area = find("scroll");
-  if (follows) area.scrollTop = area.scrollHeight;
+  if (follows || always) area.scrollTop = area.scrollHeight;
+  note(); // what is shown may have become shorter without being scrolled
 }
