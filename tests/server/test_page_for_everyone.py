@@ -81,6 +81,8 @@ def test_keys_of_the_server(tales, chromium):
         expect(page.find("#model")).to_have_text("tales")
         page.send("Hello.")
         assert page.tab.evaluate("[sessionStorage.length, localStorage['rwkv:/model/:key']]") == [1, None]
+        page.open()
+        expect(page.find("#key-dialog")).to_be_hidden()
         page.tab.evaluate("sessionStorage.clear()")
         page.tab.reload()
         page.find("#remember-key").check()

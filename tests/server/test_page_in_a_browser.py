@@ -38,6 +38,9 @@ def page(context, server):
     assert not page.problems
 
 
+EMPTY = {"title": "", "system": "", "updated": 1, "turns": [], "chosen": {}}
+
+
 def stored(page):
     return page.run("async () => (await $('store')).load().conversations")
 
@@ -115,6 +118,8 @@ def test_an_edited_message_begins_a_branch(page):
     assert page.texts[0] == "Tell me of the wood."
     page.press("Previous version")
     assert page.texts == before
+    expect(page.find(".reply").last.get_by_role("button", name="Continue")).to_be_visible()
+    expect(page.find(".reply").first.get_by_role("button", name="Continue")).to_have_count(0)
     page.press("Next version")
     page.send("More.")
     assert len(page.texts) == 4
@@ -126,14 +131,14 @@ def test_a_request_has_the_shown_branch_and_the_options(page):
     bodies = []
     page.tab.on("request", lambda request: request.method == "POST" and bodies.append(request.post_data_json))
     page.press("Settings")
-    page.tab.fill("#system", "A tale.")
     page.press("Raven", "#settings")
     expect(page.find("#presets [aria-pressed=true]")).to_have_text("Raven")
     page.tab.fill("#stop-strings", "the end\n\\n\\n")
     page.tab.fill("#option-top_k", "7.5")
     expect(page.find("#settings [role=alert]:visible")).to_have_text("Top-k: expected a whole number of at least 0.")
     page.tab.fill("#option-top_k", "7")
-    page.press("Close", "#settings")
+    page.tab.fill("#system", "A tale.")
+    page.tab.keyboard.press("Escape")
     page.send("One.")
     page.send("Two.")
     page.press("Try again")
@@ -240,6 +245,23 @@ def test_full_storage_is_told(page):
     page.send("Tell me of the sea.")
     expect(page.find("#notice")).to_contain_text("storage is full")
     assert len(page.texts) == 2
+    file = {"name": "a.json", "mimeType": "application/json"}
+    content = {"format": "rwkv_engine conversations", "version": 1, "conversations": [{**EMPTY, "id": "a"}]}
+    page.find("#import-file").set_input_files({**file, "buffer": json.dumps(content).encode()})
+    expect(page.find("#notice")).to_contain_text("Imported 1 conversation. 1 will be gone when this page is left")
+
+
+def test_a_deleted_conversation_stays_deleted(page):
+    page.set(max_tokens=4000)
+    page.tab.evaluate("() => { let now = 0; Date.now = () => (now += 2000); }")  # so that each piece is saved
+    page.send("Tell me of the sea.", wait=False)
+    expect(page.find(".reply .text")).not_to_be_empty()
+    page.press("Delete “Tell me of the sea.”")
+    page.wait()
+    page.set(max_tokens=3)
+    page.send("Tell me of the fox.")
+    assert page.titles == ["Tell me of the fox."]
+    assert len(stored(page)) == 1
 
 
 def test_a_tree_stays_one_whatever_is_done(page):

@@ -1,7 +1,7 @@
 /** The server's addresses, which are relative to the page's, and its errors in plain words. */
 
 import { events } from "./sse.js";
-import { keep, recall } from "./store.js";
+import { PLACE, keep, recall } from "./store.js";
 
 /**
  * @typedef {Object} Model
@@ -30,7 +30,7 @@ let key = sessionKey() ?? recall(KEY);
 /** @returns {string|null} */
 function sessionKey() {
   try {
-    return sessionStorage.getItem(KEY);
+    return sessionStorage.getItem(PLACE + KEY);
   } catch {
     return null;
   }
@@ -45,7 +45,7 @@ export function useKey(given, remember) {
   key = given;
   keep(KEY, remember && given ? given : null);
   try {
-    sessionStorage.setItem(KEY, given);
+    sessionStorage.setItem(PLACE + KEY, given);
   } catch {
     // It is used until the page is left.
   }

@@ -64,12 +64,15 @@ export class Chat {
   /**
    * @param {Conversation} conversation
    * @param {number} updated
+   * @returns {boolean} whether it was saved; the page is told if not
    */
   save(conversation, updated = Date.now()) {
     conversation.updated = updated;
     if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
     this.conversations.sort((a, b) => b.updated - a.updated);
-    if (!save(conversation)) this.watcher.unsaved();
+    const saved = save(conversation);
+    if (!saved) this.watcher.unsaved();
+    return saved;
   }
 
   /** @param {Partial<Conversation>} changes its title or system prompt */
@@ -88,10 +91,14 @@ export class Chat {
     this.watcher.redraw();
   }
 
-  /** @param {Conversation} conversation one that was deleted or imported */
+  /**
+   * @param {Conversation} conversation one that was deleted or imported
+   * @returns {boolean} whether it was saved
+   */
   put(conversation) {
-    this.save(conversation, conversation.updated);
+    const saved = this.save(conversation, conversation.updated);
     this.open(conversation);
+    return saved;
   }
 
   /** @param {string} text of a message after the turns that are shown */
@@ -136,9 +143,11 @@ export class Chat {
     this.running.get(this.current.id)?.abort();
   }
 
-  /** @param {Turn} turn the reply to write, or to continue if it has begun */
-  async reply(turn) {
-    const conversation = this.current;
+  /**
+   * @param {Turn} turn the reply to write, or to continue if it has begun
+   * @param {Conversation} conversation
+   */
+  async reply(turn, conversation = this.current) {
     if (this.running.has(conversation.id)) return;
     const controller = new AbortController();
     this.running.set(conversation.id, controller);
@@ -148,7 +157,7 @@ export class Chat {
     let saved = Date.now();
     const changed = () => {
       if (isShown()) this.watcher.grown(turn);
-      if (Date.now() - saved < 1000) return;
+      if (Date.now() - saved < 1000 || !this.conversations.includes(conversation)) return;
       saved = Date.now();
       this.save(conversation);
     };
@@ -167,7 +176,7 @@ export class Chat {
       if (this.conversations.includes(conversation)) this.save(conversation);
       this.watcher.redraw();
     }
-    if (wantsKey && (await this.watcher.askKey())) await this.reply(turn);
+    if (wantsKey && (await this.watcher.askKey())) await this.reply(turn, conversation);
     else if (isShown()) this.watcher.ended(turn);
   }
 }

@@ -92,7 +92,7 @@ export function buildSettings(/** @type {(system: string) => void} */ changeSyst
     if (document.activeElement !== stop) stop.value = values.stop;
   });
   const system = find("system");
-  system.addEventListener("change", () => changeSystem(system.value));
+  system.addEventListener("input", () => changeSystem(system.value));
   for (const show of shows) show();
 }
 
@@ -101,7 +101,7 @@ export function buildSettings(/** @type {(system: string) => void} */ changeSyst
  * @param {import("./api.js").Model|null} model
  */
 export function showSettings(system, model) {
-  find("system").value = system;
+  if (document.activeElement !== find("system")) find("system").value = system;
   const limit = model?.most_new_tokens ? `, and at most ${model.most_new_tokens} tokens in a reply` : "";
   find("template").textContent = model?.template
     ? `The server formats conversations with the template “${model.template}”${limit}. Whoever starts it chooses these.`

@@ -69,9 +69,10 @@ export function begin(chat) {
 function take(chat, text) {
   try {
     const { added, known, problems } = imported(text, chat.conversations);
-    for (const conversation of added) chat.put(conversation);
+    const unsaved = added.filter((conversation) => !chat.put(conversation)).length;
     const parts = [`Imported ${added.length} ${added.length === 1 ? "conversation" : "conversations"}.`];
     if (known) parts.push(`${known} ${known === 1 ? "is" : "are"} here already.`);
+    if (unsaved) parts.push(`${unsaved} will be gone when this page is left: the browser’s storage is full or switched off.`);
     if (problems.length) parts.push(`Left out: ${problems.join("; ")}.`);
     notify(parts.join(" "));
   } catch (error) {

@@ -5,7 +5,7 @@ import { checkedConversation } from "./check.js";
 /** @typedef {import("./tree.js").Conversation} Conversation */
 
 // Several servers may be below one origin, behind a proxy; each has its own conversations.
-const PLACE = `rwkv:${location.pathname.replace(/[^/]*$/, "")}:`;
+export const PLACE = `rwkv:${location.pathname.replace(/[^/]*$/, "")}:`;
 const CONVERSATION = `${PLACE}conversation:`;
 
 /**

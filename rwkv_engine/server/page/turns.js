@@ -38,10 +38,12 @@ export function drawTurns(chat) {
   const focused = /** @type {HTMLElement|null} */ (document.activeElement)?.dataset.key;
   const shown = chat.shown;
   const elements = shown.map((turn) => {
-    const source = JSON.stringify(editing?.id === turn.id ? "editing" : [turn, versionsOf(chat, turn), chat.isRunning]);
+    const isLast = turn === shown.at(-1);
+    const what = [turn, isLast, versionsOf(chat, turn), chat.isRunning];
+    const source = JSON.stringify(editing?.id === turn.id ? "editing" : what);
     const present = articles.get(turn);
     if (present?.source === source) return present.element;
-    const element = article(chat, turn, turn === shown.at(-1));
+    const element = article(chat, turn, isLast);
     articles.set(turn, { element, source });
     return element;
   });
@@ -110,15 +112,16 @@ function article(chat, turn, isLast) {
   }
   if (turn.end && turn.end !== "stop")
     made.append(make("p", { class: turn.problem ? "problem" : "hint" }, turn.problem ?? ENDS[turn.end]));
-  made.append(make("div", { class: "tools" }, ...tools(chat, turn), make("span", { class: "stats" }, statsOf(turn))));
+  made.append(make("div", { class: "tools" }, ...tools(chat, turn, isLast), make("span", { class: "stats" }, statsOf(turn))));
   return made;
 }
 
 /**
  * @param {Chat} chat
  * @param {Turn} turn
+ * @param {boolean} isLast
  */
-function tools(chat, turn) {
+function tools(chat, turn, isLast) {
   const isReply = turn.role === "assistant";
   const key = (/** @type {string} */ name) => `${turn.parent}-${turn.role}-${name}`;
   const disabled = chat.isRunning;
@@ -128,7 +131,7 @@ function tools(chat, turn) {
   };
   const all = [...versions(chat, turn), button("copy", "Copy", copyText, { key: key("copy") })];
   if (isReply) {
-    if (turn.end !== "stop" && turn.text.trim()) {
+    if (isLast && turn.end !== "stop" && turn.text.trim()) {
       const press = () => chat.reply(turn);
       all.push(button("play", "Continue this reply", press, { key: key("continue"), disabled, shown: "Continue" }));
     }
