@@ -122,6 +122,7 @@ AT_LEAST_ONE = click.IntRange(min=1)
     metavar="ORIGIN",
     help="Let web pages from this origin, such as https://example.com, use the server (CORS); may be repeated.",
 )
+@click.option("--page/--no-page", default=True, show_default=True, help="Whether the chat page is at /.")
 def serve(
     model: str,
     revision: str | None,
@@ -152,6 +153,7 @@ def serve(
     client_seconds: float,
     drain_seconds: float,
     origins: tuple[str, ...],
+    page: bool,
 ) -> None:
     """Runs the server; its help is in the decorator, because it names the kinds of models."""
     try:
@@ -183,6 +185,7 @@ def serve(
         client_seconds=client_seconds,
         keys=Keys.read(keys) if keys else None,
         origins=origins,
+        page=page,
     )
     with logs.structured_logs():
         if not keys and host not in LOOPBACK:

@@ -13,6 +13,7 @@ from rwkv_engine.server.embeddings import embeddings
 from rwkv_engine.server.errors import handle_errors
 from rwkv_engine.server.gate import Gate
 from rwkv_engine.server.observer import Observer
+from rwkv_engine.server.page import page
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.sessions import sessions
 from rwkv_engine.server.status import status
@@ -35,6 +36,8 @@ def create_app(service: Service) -> FastAPI:
     handle_errors(app)
     for routes in (completions, chat, embeddings, tokens, sessions, status):
         app.include_router(routes(service))
+    if service.settings.page:
+        app.include_router(page())
     # The one that is added last is the outermost.
     app.add_middleware(Gate, service=service)
     if service.settings.origins:

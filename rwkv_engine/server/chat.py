@@ -31,17 +31,20 @@ class ChatAnswer(Answer):
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
     prefix = "chatcmpl"
+    body: ChatRequest
 
     def __init__(self, service: Service, request: Request, body: ChatRequest, texts: Sequence[ServedText]):
         """The arguments are those of `Answer`."""
         super().__init__(service, request, body, texts)
         self._tokenizer = service.model.tokenizer
         self._shows_logprobs = bool(body.logprobs)
-        self._has_begun = [False] * len(texts)
+        # What continues a message may begin with a blank that belongs to it.
+        self._has_begun = [bool(body.continue_final_message)] * len(texts)
 
     def choice(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.choice`."""
-        message = {"role": "assistant", "content": text.text.lstrip(), "refusal": None}
+        shown = text.text if self.body.continue_final_message else text.text.lstrip()
+        message = {"role": "assistant", "content": shown, "refusal": None}
         logprobs = self._logprobs(text.generated.logprobs)
         return {"index": text.index, "message": message, "logprobs": logprobs, "finish_reason": text.finish_reason}
 
@@ -80,24 +83,38 @@ def chat(service: Service) -> APIRouter:
         owner, template = request.state.owner, service.template
         with ExitStack() as held:
             origin = await origin_of(service, body, owner, held)
-            prompts = [prompt_of(template, body.messages, continues=origin.snapshot is not None)]
+            is_open = bool(body.continue_final_message)
+            prompts = [prompt_of(template, body.messages, origin.snapshot is not None, is_open)]
             texts = await asyncio.to_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
             return await respond(service, request, ChatAnswer(service, request, body, texts), origin, held)
 
     return router
 
 
-def prompt_of(template: Template, messages: Sequence[Message], continues: bool = False) -> str:
-    """The conversation as the model reads it, or what is new if it `continues` one after a reply.
+def prompt_of(template: Template, messages: Sequence[Message], is_rest: bool = False, is_open: bool = False) -> str:
+    """The conversation as the model reads it, up to a reply.
+
+    Args:
+        template: its format.
+        messages: the conversation.
+        is_rest: whether they are only what is new after a state, which has the beginning.
+        is_open: whether the last one is a reply that is to be continued, so the prompt goes up to its end.
 
     Raises:
         ApiError: the messages are not what the template has a place for (400).
     """
-    if not (messages or continues):
+    if is_open:
+        last = len(messages) - 1
+        if not messages or messages[last].role != "assistant":
+            got = f"got one of role {messages[last].role}" if messages else "is missing"
+            raise _wrong(max(last, 0), f"{got}, expected one of the assistant, whose message is continued")
+        reply = messages[last].text.lstrip()
+        return prompt_of(template, messages[:last], is_rest) + (template.blank + reply if reply else "")
+    if not (messages or is_rest):
         raise ApiError(HTTPStatus.BAD_REQUEST, "messages: got none, expected at least one of the user", "messages")
     n_system = next((i for i, message in enumerate(messages) if message.role not in SYSTEM), len(messages))
     introduction = "\n".join(message.text for message in messages[:n_system]) if n_system else None
-    if continues:
+    if is_rest:
         if introduction is not None:
             raise _wrong(0, "got a system message, expected only what is new: the state has the beginning")
         if not messages:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rwkv_engine.server.clients import Client
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.keys import Keys
+from rwkv_engine.server.page import is_page
 from rwkv_engine.server.service import Service
 
 # For programs that watch the server, which have no key; they learn nothing else from them.
@@ -46,14 +47,15 @@ class Gate:
         keys, client = service.settings.keys, None
         if keys:
             client = keys.accept(headers.get("authorization", "").encode("latin-1"))
-        if keys and path not in OPEN and not client:
+        is_open = path in OPEN or (service.settings.page and is_page(path))
+        if keys and not is_open and not client:
             raise ApiError(
                 HTTPStatus.UNAUTHORIZED,
                 "no valid API key was given, expected the header Authorization: Bearer KEY",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if path not in ALWAYS:
+        if not is_open and path not in ALWAYS:
             service.require_ready()
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > service.most_body_bytes:

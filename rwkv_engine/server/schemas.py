@@ -177,6 +177,9 @@ class ChatRequest(Sampled):
         description="The conversation; the last message is the user's. With a state, the new messages; none to go on"
         " with a reply that was cut."
     )
+    continue_final_message: bool | None = Field(
+        None, description="Continue the last message, which is the assistant's, instead of replying to it."
+    )
     logprobs: bool | None = Field(None, description="Report the log-probabilities of tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Report this many of the most likely tokens.")
 

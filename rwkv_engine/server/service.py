@@ -52,6 +52,7 @@ class Settings:
         client_seconds: the longest time to wait for a client, to send a request or to read what was sent.
         keys: the keys of clients; None serves everyone.
         origins: the origins of web pages that may use the server (CORS).
+        page: whether the chat page is at `/`.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Settings:
     client_seconds: float = 30.0
     keys: Keys | None = None
     origins: tuple[str, ...] = ()
+    page: bool = True
 
     def new_cache(self) -> StateCache | None:
         """The cache that these settings describe."""

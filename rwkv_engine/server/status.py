@@ -24,11 +24,16 @@ def status(service: Service) -> APIRouter:
         "owned_by": "rwkv_engine",
     }
 
+    def about() -> dict[str, Any]:
+        """The model, with what the chat page tells of it."""
+        limits = {name: getattr(service.settings, name) for name in ("most_prompt_tokens", "most_new_tokens")}
+        return model | {"template": service.template.name} | limits
+
     @router.head("/v1/models", include_in_schema=False)
     @router.get("/v1/models")
     async def models() -> Response:
         """The models of the server, of which there is one."""
-        return Json({"object": "list", "data": [model]})
+        return Json({"object": "list", "data": [about()]})
 
     @router.head("/v1/models/{name:path}", include_in_schema=False)
     @router.get("/v1/models/{name:path}")
@@ -38,7 +43,7 @@ def status(service: Service) -> APIRouter:
             raise ApiError(
                 HTTPStatus.NOT_FOUND, f"model: there is no {shown(name)} on this server", "model", "model_not_found"
             )
-        return Json(model)
+        return Json(about())
 
     @router.head("/health", include_in_schema=False)
     @router.get("/health")

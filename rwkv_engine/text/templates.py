@@ -35,6 +35,11 @@ class Template:
     between: str = "\n\n"
     one_line_apart: bool = True
 
+    @property
+    def blank(self) -> str:
+        """What is between a turn and its reply: models begin one with a blank where the turn ends with a colon."""
+        return "" if self.turn.endswith("\n") else " "
+
     def render(self, message: str, input: str = "") -> str:
         """The text of one turn, up to the reply.
 
@@ -58,10 +63,8 @@ class Template:
             message: the last message.
             introduction: text before the first turn, in place of the preamble; None for the preamble.
         """
-        # Models begin a reply with a blank where the turn ends with a colon, so that it is a part of the first token.
-        blank = "" if self.turn.endswith("\n") else " "
         begin = self.preamble if introduction is None else self.clean(introduction) + self.between
-        said = (self.render(asked) + blank + self.clean(reply) + self.between for asked, reply in turns)
+        said = (self.render(asked) + self.blank + self.clean(reply) + self.between for asked, reply in turns)
         return begin + "".join(said) + self.render(message)
 
     def clean(self, text: str) -> str:

@@ -49,7 +49,7 @@ def test_models_health_and_openapi(client):
 
 def test_addresses_and_methods_that_do_not_exist(client):
     for response, status in (
-        (client.get("/"), 404),
+        (client.get("/nothing"), 404),
         (client.get("/v1/../../etc/passwd"), 404),
         (client.get("/v1/completions"), 405),
         (client.post("/v1/models", {}), 405),

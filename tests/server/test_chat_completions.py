@@ -72,6 +72,37 @@ def test_a_system_message_is_the_introduction(client, tales):
     assert choice["message"]["content"] == expected
 
 
+@pytest.mark.parametrize("name", ["bob-alice", "instruction"])
+def test_a_reply_is_continued(tales, name):
+    client = Client(begun(tales, template=TEMPLATES[name]))
+    template, begun_reply = TEMPLATES[name], "Once upon a"
+    body = {"messages": messages("Tell me of the sea.", begun_reply), "seed": 2, "max_tokens": 8, "temperature": 0}
+    assert client.post(PATH, body).status_code == 400
+    prompt = template.conversation([], "Tell me of the sea.") + template.blank + begun_reply
+    expected = tales.generate(prompt, 8, temperature=0, stop=list(template.stop))
+    assert expected.startswith(" "), "else the test would not see that the blank is kept"
+    [choice] = client.result(PATH, **body, continue_final_message=True)["choices"]
+    assert choice["message"]["content"] == expected
+    chunks = client.events(PATH, **body, continue_final_message=True)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("begun_reply", ["", " ", " The\n\nking \n"])
+def test_what_a_continued_reply_follows(template, begun_reply):
+    body = ChatRequest(messages=messages("Hello.", "Yes?", "Go on.", begun_reply))
+    prompt = prompt_of(template, body.messages, continues=True)
+    before = prompt_of(template, body.messages[:-1])
+    assert prompt == before + (template.blank + "The\n\nking \n" if begun_reply.strip() else "")
+
+
+@pytest.mark.parametrize("said", [HELLO, HELLO + messages("a", "b", "c"), messages("x", "a")[1:]])
+def test_only_a_reply_can_be_continued(client, said):
+    response = client.post(PATH, {"messages": said, "continue_final_message": True, "max_tokens": 1})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "messages"
+
+
 def test_samples_and_logprobs(client, tales):
     prompt = TEMPLATES["bob-alice"].preamble + TEMPLATES["bob-alice"].render(HELLO[0]["content"])
     prompts = [{"prompt": prompt, "sample": i} for i in range(3)]

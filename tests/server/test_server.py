@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -219,3 +220,11 @@ def test_a_process_drains(tmp_path):
     assert "secret" not in json.dumps(lines)
     assert "mine" not in json.dumps(lines)
     assert {"route", "status", "seconds", "id"} <= lines[-2].keys()
+
+
+def test_responses_are_sent_at_once():
+    """Without it, each small response on a connection that is used again takes 40 ms longer."""
+    with listen("127.0.0.1", 0) as waiting, socket.create_connection(waiting.getsockname()):
+        accepted, _ = waiting.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
