@@ -91,7 +91,7 @@ def test_keys_of_the_server(tales, chromium):
         expect(page.find("#model")).to_have_text("tales")
         page.tab.evaluate("sessionStorage.clear()")
         page.open()
-        server.service.settings.keys._hashes.clear()  # nobody's key is accepted from now on
+        server.service.settings.keys._clients.clear()  # nobody's key is accepted from now on
         page.send("And now?", wait=False)
         expect(page.find("#key-dialog")).to_be_visible()
         page.press("Cancel")

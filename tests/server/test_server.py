@@ -22,6 +22,7 @@ from snippets import blocks_of
 from rwkv_engine import RequestError
 from rwkv_engine.embedding import embed
 from rwkv_engine.server import embeddings
+from rwkv_engine.server.run import listen
 
 LONG = {"prompt": "The king", "max_tokens": 4000, "logit_bias": {"0": -1000}}
 MESSAGES = [{"role": "user", "content": "Tell me of the sea."}]
