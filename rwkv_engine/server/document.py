@@ -43,6 +43,6 @@ STREAM: Responses = {
     200: {
         "description": "The texts; piece by piece if the request has `stream`.",
         "headers": _ID,
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},  # the schema of events would be one of OpenAPI 3.2
     }
 }
