@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -171,7 +172,7 @@ def test_a_client_that_leaves_frees_its_session(client, stream):
         transport = httpx.ASGITransport(client._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
             for seconds in (0, 0.0005, 0.001, 0.002, 0.004, 0.02, 0.1):
-                with pytest.raises(asyncio.TimeoutError):
+                with contextlib.suppress(asyncio.TimeoutError):  # a stream may end in time without an error
                     await asyncio.wait_for(http.post(COMPLETIONS, json=body, headers=headers), seconds)
                 for _ in range(1000):
                     if not client.service.sessions._busy and is_idle(client.service):
