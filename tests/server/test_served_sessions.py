@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 
 import pytest
 from served import Client, begun, httpx, is_idle, wait_until
@@ -171,7 +173,7 @@ def test_a_client_that_leaves_frees_its_session(client, stream):
         transport = httpx.ASGITransport(client._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
             for seconds in (0, 0.0005, 0.001, 0.002, 0.004, 0.02, 0.1):
-                with pytest.raises(asyncio.TimeoutError):
+                with contextlib.suppress(asyncio.TimeoutError):  # a stream may end in time without an error
                     await asyncio.wait_for(http.post(COMPLETIONS, json=body, headers=headers), seconds)
                 for _ in range(1000):
                     if not client.service.sessions._busy and is_idle(client.service):
@@ -181,3 +183,26 @@ def test_a_client_that_leaves_frees_its_session(client, stream):
 
     asyncio.run(leave())
     assert path.read_bytes() == before
+
+
+def test_a_client_that_leaves_while_its_session_is_opened(client, monkeypatch):
+    sessions = client.service.sessions
+    use = sessions.use
+
+    @contextlib.contextmanager
+    def slowly(*arguments):
+        time.sleep(0.1)
+        with use(*arguments) as session:
+            yield session
+
+    monkeypatch.setattr(sessions, "use", slowly)
+
+    async def leave():
+        headers = {"authorization": "Bearer one"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(client._app), base_url="http://server") as http:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(http.post(COMPLETIONS, json={"session": "a"}, headers=headers), 0.03)
+            await asyncio.sleep(0.3)
+
+    asyncio.run(leave())
+    assert not sessions._busy
