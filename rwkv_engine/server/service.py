@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -63,6 +64,7 @@ class Service:
         metrics: what it counts.
         began: when it was created, in seconds since 1970.
         is_draining: whether it finishes what was begun, and refuses everything else.
+        alone: held by what takes all cores beside the scheduler.
         in_flight: the number of requests that were begun and have not ended.
     """
 
@@ -71,6 +73,7 @@ class Service:
         self.places = Places(settings.slots + settings.most_waiting)
         self.metrics = Metrics(self.places)
         self.began = int(time.time())
+        self.alone = asyncio.Lock()
         self.is_draining = False
         self.in_flight = 0
         self._running: tuple[RWKV, Scheduler, Template] | None = None
