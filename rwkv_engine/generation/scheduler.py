@@ -165,7 +165,7 @@ class Scheduler:
         # Before the others, so that none is aborted here and then begins.
         aborted = [self._aborted.popleft() for _ in range(len(self._aborted))]
         with self._lock:
-            self._steps.waiting.extend(self._added)
+            self._steps.waiting.extend(each for each in self._added if not each.finish_reason)  # or it was aborted
             self._added.clear()
         for request in aborted:
             if not request.finish_reason:

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from rwkv_engine.generation.asynchronous import arriving
 from rwkv_engine.generation.sampling import Logprob
-from rwkv_engine.server.deadline import aborted_in_time, require_in_time
+from rwkv_engine.server.deadline import aborted_in_time, in_time, require_in_time
 from rwkv_engine.server.errors import CLIENT_HAS_GONE, ApiError, Json, as_json, of_model
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
@@ -49,6 +49,10 @@ class Answer(ABC):
             "model": service.settings.name,
             "system_fingerprint": service.model.fingerprint,
         }
+
+    async def prepare(self) -> None:
+        """Called once a place is there for the texts, before they are begun."""
+        return
 
     @abstractmethod
     def choice(self, text: ServedText) -> dict[str, Any]:
@@ -109,6 +113,7 @@ async def respond(service: Service, request: Request, answer: Answer, origin: Or
 
 async def _whole(service: Service, request: Request, answer: Answer, origin: Origin) -> Response:
     try:
+        await in_time(service, request, answer.prepare())
         async with aclosing(arriving(service.scheduler, answer.texts)) as news:
             async for item in news:
                 require_in_time(service, item.request)
@@ -141,6 +146,7 @@ async def _events(service: Service, request: Request, answer: Answer, origin: Or
         return _event({**answer.object(answer.chunk, [choice]), **more})
 
     try:
+        await in_time(service, request, answer.prepare())
         for text in answer.texts:
             if opening := answer.opening(text):
                 yield event(opening)

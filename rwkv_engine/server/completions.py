@@ -14,6 +14,7 @@ from rwkv_engine.generation.sampling import Logprob
 from rwkv_engine.server import logprobs as forms
 from rwkv_engine.server.answers import Answer, respond
 from rwkv_engine.server.document import STREAM
+from rwkv_engine.server.prompt_logprobs import PromptLogprobs
 from rwkv_engine.server.schemas import CompletionRequest
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import origin_of
@@ -44,17 +45,25 @@ class CompletionAnswer(Answer):
             prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
             for prompt in (prompts if body.echo else ())
         ]
+        shown = texts[:: body.n] if body.echo and body.logprobs is not None else ()
+        self._of_prompts = PromptLogprobs(service, shown, body.logprobs or 0)
+        self._prompt_logprobs: list[list[Logprob]] = []  # of each prompt, if they are shown
         self._n_characters = [0] * len(texts)  # of each text, so far
+
+    async def prepare(self) -> None:
+        """See `Answer.prepare`."""
+        self._prompt_logprobs = await self._of_prompts.read()
 
     def choice(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.choice`."""
-        shown = self._choice(text, self._echo(text) + text.text, text.generated.logprobs)
+        logprobs = [*self._echoed_logprobs(text), *text.generated.logprobs]
+        shown = self._choice(text, self._echo(text) + text.text, logprobs)
         return {**shown, "finish_reason": text.finish_reason}
 
     def opening(self, text: ServedText) -> dict[str, Any] | None:
         """See `Answer.opening`."""
         echo = self._echo(text)
-        return self._choice(text, echo, []) if echo else None
+        return self._choice(text, echo, self._echoed_logprobs(text)) if self._echoes else None
 
     def piece(self, text: ServedText, piece: str, logprobs: list[Logprob]) -> dict[str, Any] | None:
         """See `Answer.piece`."""
@@ -66,6 +75,9 @@ class CompletionAnswer(Answer):
 
     def _echo(self, text: ServedText) -> str:
         return self._echoes[text.index // self.body.n] if self._echoes else ""
+
+    def _echoed_logprobs(self, text: ServedText) -> list[Logprob]:
+        return self._prompt_logprobs[text.index // self.body.n] if self._prompt_logprobs else []
 
     def _choice(self, text: ServedText, shown: str, logprobs: list[Logprob]) -> dict[str, Any]:
         before = self._n_characters[text.index]

@@ -27,7 +27,6 @@ from rwkv_engine.server.texts import require_short
 def embeddings(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
-    one_at_a_time = asyncio.Lock()  # each takes all cores
 
     @router.post("/v1/embeddings")
     async def vectors_of(request: Request, body: EmbeddingRequest) -> Response:
@@ -35,7 +34,7 @@ def embeddings(service: Service) -> APIRouter:
         service.check(body)
 
         async def work() -> tuple[list[Tensor], Tensor]:
-            async with one_at_a_time:
+            async with service.alone:
                 has_ended = Event()
                 ids = await asyncio.to_thread(_ids, service, body)
                 try:

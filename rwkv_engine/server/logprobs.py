@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,16 +26,21 @@ def of_chat(tokenizer: Tokenizer, logprobs: Sequence[Logprob]) -> dict[str, Any]
 
 
 def of_completion(tokenizer: Tokenizer, logprobs: Sequence[Logprob], before: int) -> dict[str, Any]:
-    """The form of completions; `before` is the number of characters of the text before the first of these tokens."""
+    """The form of completions; null stands for a log-probability that is NaN, see `prompt_logprobs`.
+
+    `before` is the number of characters of the text before the first of these tokens.
+    """
     offsets = []
     for own in logprobs:
         offsets.append(before)
         before += n_characters(tokenizer, own)
     return {
         "tokens": [name_of(tokenizer, own.token) for own in logprobs],
-        "token_logprobs": [own.logprob for own in logprobs],
+        "token_logprobs": [None if math.isnan(own.logprob) else own.logprob for own in logprobs],
         "top_logprobs": [
-            {name_of(tokenizer, token): logprob for token, logprob in (*own.top, (own.token, own.logprob))}
+            None
+            if math.isnan(own.logprob)
+            else {name_of(tokenizer, token): logprob for token, logprob in (*own.top, (own.token, own.logprob))}
             for own in logprobs
         ],
         "text_offset": offsets,

@@ -121,12 +121,6 @@ class CompletionRequest(Sampled):
     echo: bool | None = Field(None, description="Return the prompt before the text.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Report this many of the most likely tokens.")
 
-    def require_supported(self) -> None:
-        """See `Body.require_supported`."""
-        super().require_supported()
-        if self.echo and self.logprobs is not None:
-            raise ApiError(HTTPStatus.BAD_REQUEST, "echo: is not supported together with logprobs", "echo")
-
 
 class TextPart(BaseModel):
     """A part of a message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -100,6 +101,7 @@ class Service:
         metrics: what it counts.
         began: when it was created, in seconds since 1970.
         is_draining: whether it finishes what was begun, and refuses everything else.
+        alone: held by what takes all cores beside the scheduler.
         in_flight: the number of requests that were begun and have not ended.
     """
 
@@ -113,6 +115,7 @@ class Service:
         if settings.session_folder and not settings.state_keys:
             raise RequestError("session_folder: sessions are sealed; give state_keys too")
         self.began = int(time.time())
+        self.alone = asyncio.Lock()
         self.is_draining = False
         self.in_flight = 0
         self._running: tuple[RWKV, Scheduler, Template] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from rwkv_engine.generation.params import SamplingOptions
 from rwkv_engine.generation.sampling import Logprob
@@ -102,6 +103,43 @@ def test_echo(client, tales):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("max_tokens", [0, 7])
+def test_echo_with_logprobs(client, tales, max_tokens):
+    """As evaluation harnesses ask for the log-probabilities of given texts."""
+    prompts = ["The king said to the fox that he must go. " * 20, "Köln", "A"]
+    ids = [tales.encode_prompt(prompt) for prompt in prompts]
+    body = {"echo": True, "logprobs": 3, "max_tokens": max_tokens, "seed": 1, "logit_bias": {"0": -100}}
+    result = client.result(PATH, prompt=prompts, n=2, **body)
+    assert client.result(PATH, prompt=ids, n=2, **body)["choices"] == result["choices"]
+    streamed = [
+        {"text": "", "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []} for _ in range(6)
+    ]
+    for chunk in client.events(PATH, prompt=prompts, n=2, **body):
+        [choice] = chunk["choices"]
+        streamed[choice["index"]]["text"] += choice["text"]
+        for name, values in choice["logprobs"].items():
+            streamed[choice["index"]][name] += values
+    for i, choice in enumerate(result["choices"]):
+        prompt, given = prompts[i // 2], ids[i // 2]
+        made = tales.generate(prompt, max_tokens, seed=1, sample=i % 2, logit_bias={0: -100.0})
+        assert choice["text"] == prompt + made
+        shown = choice["logprobs"]
+        assert shown["token_logprobs"][0] is None
+        assert shown["top_logprobs"][0] is None
+        logits, _ = tales.forward(given, full_output=True)
+        logp = torch.log_softmax(logits.double(), dim=-1)
+        expected = [logp[at, token].item() for at, token in enumerate(given[1:])]
+        assert shown["token_logprobs"][1 : len(given)] == pytest.approx(expected, abs=1e-6)
+        best = [logp[at].max().item() for at in range(len(given) - 1)]
+        assert [max(top.values()) for top in shown["top_logprobs"][1 : len(given)]] == pytest.approx(best, abs=1e-6)
+        assert len(shown["tokens"]) == len(given) + max_tokens
+        for name, at in zip(shown["tokens"], shown["text_offset"], strict=True):
+            assert name.startswith("bytes:") or choice["text"][at:].startswith(name)
+        assert streamed[i] == {"text": choice["text"], **shown}
+    assert result["usage"]["prompt_tokens"] == sum(map(len, ids))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_logprobs(client, tales, seed):
     options = {"temperature": 4.0, "seed": seed, "stop": ["e"]}  # hot, so that tokens end inside characters
@@ -185,7 +223,7 @@ def test_offsets_are_in_characters(tales):
         ({"logit_bias": {"x": 1}}, "logit_bias", None),
         ({"logit_bias": {"99999": 1}}, "logit_bias", None),
         ({"logprobs": 21}, "logprobs", None),
-        ({"echo": True, "logprobs": 1}, "echo", None),
+        ({"echo": True, "logprobs": 1, "prompt": ["a " * 5000] * 4}, "prompt", "context_length_exceeded"),
         ({"suffix": "end"}, "suffix", "unsupported_parameter"),
         ({"best_of": 3}, "best_of", "unsupported_parameter"),
         ({"stream_options": {"include_usage": True}}, "stream_options", None),
