@@ -20,7 +20,7 @@ RANKS = [
     {"caching", "portable"},
     {"embedding", "generation"},  # below pipeline: RWKV.embed calls it
     {"pipeline"},
-    {"chat", "convert", "evaluation", "structured", "verification"},
+    {"chat", "convert", "evaluation", "verification"},
     {"auto", "benchmark", "compat", "ray_data", "sentence"},
     {"server"},
     {"cli"},

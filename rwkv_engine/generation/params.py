@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, TypedDict
 
 from rwkv_engine.checks import require, require_text, shown
 from rwkv_engine.errors import RequestError
@@ -16,14 +16,6 @@ COMPAT = ("rwkv",)
 LARGEST = 1e30
 
 AllowedTokens = Callable[[Sequence[int]], Any]
-
-
-@runtime_checkable
-class Begins(Protocol):
-    """Makes the function of each text, as `structured.Grammar` does."""
-
-    def begin(self) -> AllowedTokens:
-        """The function for a new text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +36,7 @@ class SamplingParams:
         penalty_decay: with every further token, the count of an earlier one is multiplied by this; 1.0 is off.
         logit_bias: is added to the logits, by token id.
         banned_tokens: ids that are never generated.
-        allowed_tokens: None, a `structured.Grammar`, or a function that says which tokens may follow, see `token_mask`.
+        allowed_tokens: None, or a function that says which tokens may follow, see `token_mask`.
         seed: 64 bits; None chooses a random seed, so that every run differs.
         stop_tokens: ids that end the text; they are not part of it.
         stop: strings that end the text; they are not part of it.
@@ -68,7 +60,7 @@ class SamplingParams:
     penalty_decay: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     banned_tokens: Sequence[int] = ()
-    allowed_tokens: AllowedTokens | Begins | None = None
+    allowed_tokens: AllowedTokens | None = None
     seed: int | None = None
     stop_tokens: Sequence[int] = ()
     stop: Sequence[str] = ()
@@ -96,8 +88,7 @@ class SamplingParams:
             require("stop", text, str, len, "strings that are not empty")
             require_text("stop", text)
         if self.allowed_tokens is not None:
-            is_one = isinstance(self.allowed_tokens, Begins) or callable(self.allowed_tokens)
-            require("allowed_tokens", self.allowed_tokens, object, lambda _: is_one, "a function of token ids, or None")
+            require("allowed_tokens", self.allowed_tokens, object, callable, "a function of token ids, or None")
         if self.seed is not None:
             require("seed", self.seed, Integral, lambda x: 0 <= x < 2**64, "an integer in [0, 2**64) or None")
         if self.logprobs is not None:
@@ -115,8 +106,10 @@ class SamplingParams:
 
     @property
     def adjusts(self) -> bool:
-        """Whether biases, bans or penalties change logits, or `compat` needs them in float64."""
-        return bool(self.penalizes or self.logit_bias or self.banned_tokens or self.compat)
+        """Whether biases, bans, a mask or penalties change logits, or `compat` needs them in float64."""
+        return bool(
+            self.penalizes or self.logit_bias or self.banned_tokens or self.allowed_tokens is not None or self.compat
+        )
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -131,7 +124,7 @@ class SamplingOptions(TypedDict, total=False):
     penalty_decay: float
     logit_bias: Mapping[int, float]
     banned_tokens: Sequence[int]
-    allowed_tokens: AllowedTokens | Begins | None
+    allowed_tokens: AllowedTokens | None
     seed: int | None
     stop_tokens: Sequence[int]
     stop: Sequence[str]

@@ -13,7 +13,7 @@ from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.drafts import Drafts
 from rwkv_engine.generation.sampling import History, Logprob, Sampler
-from rwkv_engine.generation.token_mask import apply_mask, begun
+from rwkv_engine.generation.token_mask import apply_mask
 
 
 class Request:
@@ -97,7 +97,6 @@ class Request:
         self.unread: Sequence[int] = self.prompt
         self.history: History | None = None  # for penalties; made with the first logits
         self.drafts: Drafts | None = None  # made with the first draft
-        self.allowed = begun(sampler.params.allowed_tokens)
         self._before = 0 if state is None else int(state.position.sum())  # of one sequence, as `add` checks
 
     @property
@@ -113,7 +112,7 @@ class Request:
     @property
     def adjusts(self) -> bool:
         """Whether `adjusted` changes logits."""
-        return self.sampler.params.adjusts or self.allowed is not None
+        return self.sampler.params.adjusts
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """The logits (1, V) of the next token after biases, bans, penalties and mask: float64, -inf for banned tokens.
@@ -124,8 +123,8 @@ class Request:
         if params.penalizes and self.history is None:
             self.history = History(1, logits.shape[-1], logits.device)
         adjusted = self.sampler.adjusted(logits, self.history)
-        if self.allowed is not None:
-            apply_mask(adjusted[0], self.allowed, self.tokens)
+        if params.allowed_tokens is not None:
+            apply_mask(adjusted[0], params.allowed_tokens, self.tokens)
         return adjusted
 
     def accept(self, token: int) -> bool:

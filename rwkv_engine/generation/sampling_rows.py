@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rwkv_engine.generation.draw import where_finite
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.token_mask import is_any, none_left, unpacked, words_of
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.philox_uniform import as_int64, philox_uniform
 
@@ -55,8 +53,6 @@ def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
     rows = [row for row, request in enumerate(requests) if request.adjusts]
     if not rows:
         return logits
-    if not any(request.sampler.params.adjusts for request in requests):
-        return _masked(logits, requests, rows)
     adjusted = logits.double()
     for row in rows:
         try:
@@ -64,21 +60,3 @@ def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
         except Exception as error:
             requests[row].error = error
     return adjusted
-
-
-def _masked(logits: Tensor, requests: Sequence[Request], rows: Sequence[int]) -> Tensor:
-    """`_adjusted` where rows have masks and nothing else: float32, with the smallest number for what is not allowed,
-    whose probability is 0 as that of -inf is. Only the mask functions run row by row."""
-    n_vocab = logits.shape[-1]
-    forbidden = np.zeros((len(requests), -(-n_vocab // 32)), dtype=np.int32)
-    for row in rows:
-        request = requests[row]
-        assert request.allowed is not None
-        try:
-            words = words_of(request.allowed, request.tokens, n_vocab)
-            if not is_any(words, n_vocab):
-                raise none_left(request.tokens)
-            forbidden[row] = ~words
-        except Exception as error:
-            request.error = error
-    return logits.masked_fill(unpacked(forbidden, n_vocab, logits.device), torch.finfo(logits.dtype).min)

@@ -18,7 +18,6 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.running import Running
 from rwkv_engine.generation.sampling_rows import sample_rows
-from rwkv_engine.generation.token_mask import EndOfText
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.ragged import read_texts
@@ -175,9 +174,6 @@ class Steps:
         for request, row, token in zip(requests, logits, sample_rows(logits, requests), strict=True):
             try:
                 self._take(request, row, token)
-            except EndOfText:
-                request.error = None
-                self.end(request, "stop")
             except Exception as error:  # of this request alone, as in its `accept`
                 self.end(request, "error", error)
 

@@ -10,15 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from rwkv_engine.portable.sessions import NAME
 from rwkv_engine.server.errors import ApiError
-from rwkv_engine.server.forms import ResponseFormat, StructuredOutputs
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
 # Validation ends at the first wrong value: a list has room for a million of them.
 Ids = Annotated[list[int], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
-# vLLM's older names of `structured_outputs`.
-OLD_FORMS: dict[str, tuple[Any, ...]] = {f"guided_{form}": () for form in ("json", "regex", "choice", "grammar")}
 ManyIds = Annotated[list[Ids], Field(fail_fast=True)]
 
 
@@ -83,8 +80,6 @@ class Sampled(Body):
     )
     stream: bool | None = Field(None, description="Send the text piece by piece.")
     stream_options: StreamOptions | None = Field(None, description="Options of a streamed response.")
-    response_format: ResponseFormat | None = Field(None, description="The form of the texts.")
-    structured_outputs: StructuredOutputs | None = Field(None, description="The same, with more forms.")
     return_state: bool | None = Field(None, description="Return a sealed state with each text, to go on from later.")
     state_dtype: Literal["float32", "float16"] | None = Field(
         None, description="Precision of the returned state; float16 has half the size, and is rounded."
@@ -115,7 +110,7 @@ class Sampled(Body):
 class CompletionRequest(Sampled):
     """The body of `/v1/completions`."""
 
-    unsupported = {"suffix": ("",), "best_of": (1,), **OLD_FORMS}
+    unsupported = {"suffix": ("",), "best_of": (1,), "response_format": ({"type": "text"},)}
 
     prompt: str | Ids | Texts | ManyIds = Field("", description="Texts or token ids to continue.")
     echo: bool | None = Field(None, description="Return the prompt before the text.")
@@ -160,11 +155,11 @@ class ChatRequest(Sampled):
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
         "web_search_options": (),
-        **OLD_FORMS,
     }
 
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(

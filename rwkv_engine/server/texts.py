@@ -15,7 +15,6 @@ from rwkv_engine.generation.params import TextOptions
 from rwkv_engine.generation.sampling import Logprob, Sampler
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.server.errors import ApiError, of_request
-from rwkv_engine.server.forms import form_of
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import Origin, beginning
@@ -107,10 +106,6 @@ def texts_of(
     if body.logit_bias:
         options["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     tokenizer = service.model.tokenizer
-    try:
-        options["allowed_tokens"] = form_of(service.model, body.response_format, body.structured_outputs)
-    except RequestError as error:
-        raise of_request(error, list(type(body).model_fields)) from error
     texts = list[ServedText]()
     try:
         for prompt in prompts:
