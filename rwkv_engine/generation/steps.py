@@ -189,7 +189,7 @@ class Steps:
             request.drafts.add(token)
         request.unread = (token,)
         request.tokens.append(token)  # last, because other threads look at it
-        if not request.accept(token):
+        if not request.accept(token) or request.is_complete:
             return self.end(request, "stop")
         if len(request.tokens) == request.max_new_tokens:
             return self.end(request, "length")

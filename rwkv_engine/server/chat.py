@@ -34,11 +34,11 @@ class ChatAnswer(Answer):
         super().__init__(service, request, body, texts)
         self._tokenizer = service.model.tokenizer
         self._shows_logprobs = bool(body.logprobs)
-        self._has_begun = [False] * len(texts)
+        self._has_begun = [text.allowed is not None for text in texts]  # a format may begin with a blank
 
     def choice(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.choice`."""
-        message = {"role": "assistant", "content": text.text.lstrip(), "refusal": None}
+        message = {"role": "assistant", "content": text.text if text.allowed else text.text.lstrip(), "refusal": None}
         logprobs = self._logprobs(text.generated.logprobs)
         return {"index": text.index, "message": message, "logprobs": logprobs, "finish_reason": text.finish_reason}
 
