@@ -17,7 +17,7 @@ RANKS = [
     {"checkpoints", "locate"},
     {"models"},
     {"runtime"},
-    {"caching", "portable"},
+    {"caching", "portable", "structured"},
     {"embedding", "generation"},  # below pipeline: RWKV.embed calls it
     {"pipeline"},
     {"chat", "convert", "evaluation", "verification"},

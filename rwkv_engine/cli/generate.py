@@ -16,6 +16,7 @@ from rwkv_engine.cli.options import load, loading_options, model_option, samplin
 from rwkv_engine.cli.record import record
 from rwkv_engine.cli.streams import was_closed
 from rwkv_engine.generation import TextStream
+from rwkv_engine.structured import Format, JsonSchema, Regex
 
 
 @click.command()
@@ -38,6 +39,12 @@ from rwkv_engine.generation import TextStream
     metavar="N",
     help="With --json: for each token, report its log-probability and those of the N most likely ones.",
 )
+@click.option(
+    "--json-schema",
+    type=click.File("rb"),
+    help="The text is JSON that the schema in this file describes. Needs the extra structured.",
+)
+@click.option("--regex", metavar="PATTERN", help="The text matches this regular expression as a whole.")
 @model_option
 @loading_options
 @sampling_options()
@@ -48,6 +55,8 @@ def generate(
     as_json: bool,
     resume: Path | None,
     logprobs: int | None,
+    json_schema: BinaryIO | None,
+    regex: str | None,
     model: str,
     revision: str | None,
     offline: bool,
@@ -68,6 +77,7 @@ def generate(
         raise click.UsageError("--logprobs needs --json")
     if resume is not None and not (each_line and as_json):
         raise click.UsageError("--resume needs --each-line and --json")
+    sampling["allowed_tokens"] = _format(json_schema, regex)
     console = stderr()
     loaded = load(console, model, revision, offline, strategy, tokenizer)
     if each_line:
@@ -108,6 +118,17 @@ def _prompts(prompt: str | None, file: BinaryIO | None, each_line: bool) -> list
         return [prompt or ""]
     text = (_content(file) if file else read_text(STANDARD_INPUT)).removesuffix("\n")  # an editor's, or echo's
     return text.split("\n") if each_line else [text]
+
+
+def _format(json_schema: BinaryIO | None, regex: str | None) -> Format | None:
+    if json_schema and regex is not None:
+        raise click.UsageError("give --json-schema or --regex, not both")
+    if json_schema:
+        try:
+            return JsonSchema(json.loads(_content(json_schema)))
+        except (ValueError, RecursionError) as error:
+            raise click.UsageError(f"--json-schema: {display_name(json_schema.name)} is not JSON: {error}") from error
+    return None if regex is None else Regex(regex)
 
 
 def _is_piped() -> bool:

@@ -15,6 +15,7 @@ from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.generation.special_stops import with_special_stops
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.structured import Format, compiled
 from rwkv_engine.text import Tokenizer, end_as_trained
 
 Prompt = str | Mapping[str, Any]
@@ -37,6 +38,8 @@ def sampler_of(tokenizer: Tokenizer, options: TextOptions) -> Sampler:
     known = SamplingOptions.__annotations__
     require_known(options, ("prompt", "max_new_tokens", "state", "sample", "owner", *known))
     own = {name: value for name, value in options.items() if name in known}
+    if isinstance(form := options.get("allowed_tokens"), Format):
+        own["allowed_tokens"] = compiled(tokenizer, form)  # type: ignore[arg-type]  # it has a hash
     if tokenizer.end_of_text is not None:
         own.setdefault("stop_tokens", (tokenizer.end_of_text,))
     params = with_special_stops(SamplingParams(**cast(SamplingOptions, own)), tokenizer.special_tokens)

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from rwkv_engine.checks import require, require_text, shown
 from rwkv_engine.errors import RequestError
+from rwkv_engine.structured import CompiledFormat, Format
 
 COMPAT = ("rwkv",)
 # What is added to logits may not be larger: a sum of many stays finite, as a 32-bit float too.
@@ -36,7 +37,8 @@ class SamplingParams:
         penalty_decay: with every further token, the count of an earlier one is multiplied by this; 1.0 is off.
         logit_bias: is added to the logits, by token id.
         banned_tokens: ids that are never generated.
-        allowed_tokens: None, or a function that says which tokens may follow, see `token_mask`.
+        allowed_tokens: None; a function that says which tokens may follow, see `token_mask`; or a format of the
+            text, see `structured`.
         seed: 64 bits; None chooses a random seed, so that every run differs.
         stop_tokens: ids that end the text; they are not part of it.
         stop: strings that end the text; they are not part of it.
@@ -60,7 +62,7 @@ class SamplingParams:
     penalty_decay: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     banned_tokens: Sequence[int] = ()
-    allowed_tokens: AllowedTokens | None = None
+    allowed_tokens: AllowedTokens | Format | CompiledFormat | None = None
     seed: int | None = None
     stop_tokens: Sequence[int] = ()
     stop: Sequence[str] = ()
@@ -88,7 +90,14 @@ class SamplingParams:
             require("stop", text, str, len, "strings that are not empty")
             require_text("stop", text)
         if self.allowed_tokens is not None:
-            require("allowed_tokens", self.allowed_tokens, object, callable, "a function of token ids, or None")
+            is_one = isinstance(self.allowed_tokens, (Format, CompiledFormat)) or callable(self.allowed_tokens)
+            require(
+                "allowed_tokens",
+                self.allowed_tokens,
+                object,
+                lambda _: is_one,
+                "a function of token ids, a format, or None",
+            )
         if self.seed is not None:
             require("seed", self.seed, Integral, lambda x: 0 <= x < 2**64, "an integer in [0, 2**64) or None")
         if self.logprobs is not None:
@@ -106,10 +115,8 @@ class SamplingParams:
 
     @property
     def adjusts(self) -> bool:
-        """Whether biases, bans, a mask or penalties change logits, or `compat` needs them in float64."""
-        return bool(
-            self.penalizes or self.logit_bias or self.banned_tokens or self.allowed_tokens is not None or self.compat
-        )
+        """Whether biases, bans or penalties change logits, or `compat` needs them in float64."""
+        return bool(self.penalizes or self.logit_bias or self.banned_tokens or self.compat)
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -124,7 +131,7 @@ class SamplingOptions(TypedDict, total=False):
     penalty_decay: float
     logit_bias: Mapping[int, float]
     banned_tokens: Sequence[int]
-    allowed_tokens: AllowedTokens | None
+    allowed_tokens: AllowedTokens | Format | CompiledFormat | None
     seed: int | None
     stop_tokens: Sequence[int]
     stop: Sequence[str]

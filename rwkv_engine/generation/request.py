@@ -12,8 +12,9 @@ from rwkv_engine.checks import require, require_text
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.drafts import Drafts
+from rwkv_engine.generation.params import AllowedTokens
 from rwkv_engine.generation.sampling import History, Logprob, Sampler
-from rwkv_engine.generation.token_mask import apply_mask
+from rwkv_engine.structured import CompiledFormat, Format, Matcher
 
 
 class Request:
@@ -32,8 +33,8 @@ class Request:
         is_watched: whether somebody reads the tokens as they come; if not, only the speed of all texts counts.
         tokens: the ids generated so far.
         logprobs: their log-probabilities, if the parameters ask for them.
-        finish_reason: "stop" (a stop token, or `accept` refused to continue), "length" (`max_new_tokens`), "aborted",
-            "error", and None before the end.
+        finish_reason: "stop" (a stop token, `accept` refused to continue, or the format is complete), "length"
+            (`max_new_tokens`), "aborted", "error", and None before the end.
         error: why the request failed; None unless `finish_reason` is "error".
         state: the state after the prompt and the tokens except those in `unread`; None for the initial one, while a
             slot contains it, and if a step failed half-way.
@@ -43,6 +44,7 @@ class Request:
         wants_state: whether `mark` is called, and the prompt is read even if no token is to be generated.
         is_whole: whether nothing was before the prompt.
         edges: the numbers of tokens of the prompt after which a cache is still to be given the state.
+        allowed: what restricts its tokens: a function, or where this text stands in its format; None for nothing.
         unread: the ids that the state does not include yet: what is left of the prompt, or the last token, unless a
             stop token followed it.
     """
@@ -97,6 +99,14 @@ class Request:
         self.unread: Sequence[int] = self.prompt
         self.history: History | None = None  # for penalties; made with the first logits
         self.drafts: Drafts | None = None  # made with the first draft
+        allowed = sampler.params.allowed_tokens
+        if isinstance(allowed, Format):
+            raise RequestError(
+                f"allowed_tokens: got a {type(allowed).__name__}, expected structured.compiled(tokenizer, it)"
+            )
+        self.allowed: AllowedTokens | Matcher | None = (
+            allowed.matcher() if isinstance(allowed, CompiledFormat) else allowed
+        )
         self._before = 0 if state is None else int(state.position.sum())  # of one sequence, as `add` checks
 
     @property
@@ -110,22 +120,28 @@ class Request:
         return len(self.tokens) >= self.wanted
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the text has a format after which nothing may follow.
+
+        Raises:
+            RequestError: see `Matcher.read`.
+        """
+        return isinstance(self.allowed, Matcher) and self.allowed.read(self.tokens)
+
+    @property
     def adjusts(self) -> bool:
         """Whether `adjusted` changes logits."""
         return self.sampler.params.adjusts
 
     def adjusted(self, logits: Tensor) -> Tensor:
-        """The logits (1, V) of the next token after biases, bans, penalties and mask: float64, -inf for banned tokens.
+        """The logits (1, V) of the next token after biases, bans and penalties: float64, -inf for banned tokens.
 
         An error that it raises ends this request.
         """
         params = self.sampler.params
         if params.penalizes and self.history is None:
             self.history = History(1, logits.shape[-1], logits.device)
-        adjusted = self.sampler.adjusted(logits, self.history)
-        if params.allowed_tokens is not None:
-            apply_mask(adjusted[0], params.allowed_tokens, self.tokens)
-        return adjusted
+        return self.sampler.adjusted(logits, self.history)
 
     def accept(self, token: int) -> bool:
         """Called after each token that was added to `tokens`; returns whether to generate further ones."""

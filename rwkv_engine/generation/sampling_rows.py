@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rwkv_engine.generation.draw import where_finite
 from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.token_mask import apply_masks
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.philox_uniform import as_int64, philox_uniform
 
@@ -51,7 +52,7 @@ def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
     """The logits (B, V) as each row's request adjusts them: float64 with -inf for banned tokens, or the same tensor if
     none does. An error is that of its request alone."""
     rows = [row for row, request in enumerate(requests) if request.adjusts]
-    if not rows:
+    if not rows and all(request.allowed is None for request in requests):
         return logits
     adjusted = logits.double()
     for row in rows:
@@ -59,4 +60,5 @@ def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
             adjusted[row] = requests[row].adjusted(logits[row : row + 1])[0]
         except Exception as error:
             requests[row].error = error
+    apply_masks(adjusted, requests)
     return adjusted

@@ -74,6 +74,7 @@ class Scheduler:
         self.background = Background()
         self._stepping = threading.Lock()
         self._stepped = threading.Condition()
+        self._stepper: int | None = None  # the thread that performs a step
         self._lock = threading.Lock()  # of the next one
         self._added: deque[Request] = deque()
         self._aborted: deque[Request] = deque()
@@ -136,14 +137,17 @@ class Scheduler:
             is_enough: tells whether it is met, from the attributes of requests. It is called after every step, and must
                 become true once these requests have ended or paused.
         """
+        self._require_outside()
         while not is_enough():
             if self._stepping.acquire(blocking=False):
                 try:
+                    self._stepper = threading.get_ident()
                     if not is_enough():
                         with delayed_interrupts():
                             self._take_orders()
                             self._steps.step()
                 finally:
+                    self._stepper = None
                     self._stepping.release()
                     with self._stepped:
                         self._stepped.notify_all()
@@ -157,8 +161,17 @@ class Scheduler:
         Raises:
             RequestError: a step failed half-way, so the state is lost.
         """
+        self._require_outside()
         with self._stepping:
             return self._steps.snapshot(request)
+
+    def _require_outside(self) -> None:
+        """Checks that this thread is not in a step, whose end it would await for ever."""
+        if self._stepper == threading.get_ident():
+            raise RequestError(
+                "the model is generating, and calls this function in the middle of a step (from allowed_tokens, for"
+                " instance); it cannot generate another text here: do so before or afterwards"
+            )
 
     def _take_orders(self) -> None:
         """Passes on what other threads have added and aborted."""

@@ -197,7 +197,7 @@ class Steps:
         is_going_on = request.accept(token)
         if request.wants_state:
             request.mark(partial(self.snapshot, request))
-        if not is_going_on:
+        if not is_going_on or request.is_complete:
             return self.end(request, "stop")
         if len(request.tokens) == request.max_new_tokens:
             return self.end(request, "length")

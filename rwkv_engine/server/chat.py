@@ -38,12 +38,13 @@ class ChatAnswer(Answer):
         super().__init__(service, request, body, texts)
         self._tokenizer = service.model.tokenizer
         self._shows_logprobs = bool(body.logprobs)
-        # What continues a message may begin with a blank that belongs to it.
-        self._has_begun = [bool(body.continue_final_message)] * len(texts)
+        # What continues a message, or has a format, may begin with a blank that belongs to it.
+        self._has_begun = [bool(body.continue_final_message) or text.allowed is not None for text in texts]
 
     def choice(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.choice`."""
-        shown = text.text if self.body.continue_final_message else text.text.lstrip()
+        keeps_blank = self.body.continue_final_message or text.allowed is not None
+        shown = text.text if keeps_blank else text.text.lstrip()
         message = {"role": "assistant", "content": shown, "refusal": None}
         logprobs = self._logprobs(text.generated.logprobs)
         return {"index": text.index, "message": message, "logprobs": logprobs, "finish_reason": text.finish_reason}

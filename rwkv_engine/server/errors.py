@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from rwkv_engine.errors import RwkvError
 from rwkv_engine.notices import log
+from rwkv_engine.structured import FormatError
 
 CLIENT_HAS_GONE = 499  # nobody receives it; it is for the log
 
@@ -81,7 +82,10 @@ def of_request(error: RwkvError, fields: Sequence[str] = ()) -> ApiError:
 
 
 def of_model(error: Exception, request: str) -> ApiError:
-    """Logs why a valid request could not be carried out, and gives the error for its client, who learns no details."""
+    """Logs why a valid request could not be carried out, and gives the error for its client, who learns no details;
+    except where the format that the client asked for was too complex."""
+    if isinstance(error, FormatError):
+        return ApiError(HTTPStatus.BAD_REQUEST, str(error), code="invalid_format")
     log.error("the model failed", exc_info=error, extra={"fields": {"id": request}})
     message = "the model failed; the server's log has the reason"
     return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, message, code="model_failed")

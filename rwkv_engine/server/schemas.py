@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from rwkv_engine.portable.sessions import NAME
 from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.formats import ResponseFormat, StructuredOutputs
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
@@ -78,6 +79,8 @@ class Sampled(Body):
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
         None, description="Strings before which the text ends."
     )
+    response_format: ResponseFormat | None = Field(None, description="The form of the text, as at OpenAI.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="The form of the text, as in vLLM.")
     stream: bool | None = Field(None, description="Send the text piece by piece.")
     stream_options: StreamOptions | None = Field(None, description="Options of a streamed response.")
     return_state: bool | None = Field(None, description="Return a sealed state with each text, to go on from later.")
@@ -110,7 +113,7 @@ class Sampled(Body):
 class CompletionRequest(Sampled):
     """The body of `/v1/completions`."""
 
-    unsupported = {"suffix": ("",), "best_of": (1,), "response_format": ({"type": "text"},)}
+    unsupported = {"suffix": ("",), "best_of": (1,)}
 
     prompt: str | Ids | Texts | ManyIds = Field("", description="Texts or token ids to continue.")
     echo: bool | None = Field(None, description="Return the prompt before the text.")
@@ -155,7 +158,6 @@ class ChatRequest(Sampled):
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),

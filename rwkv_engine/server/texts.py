@@ -15,9 +15,11 @@ from rwkv_engine.generation.params import TextOptions
 from rwkv_engine.generation.sampling import Logprob, Sampler
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.server.errors import ApiError, of_request
+from rwkv_engine.server.formats import format_of
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import Origin, beginning
+from rwkv_engine.structured import CompiledFormat, Format, StructuredOutputError, compiled
 from rwkv_engine.text import Tokenizer
 
 OPTIONS = (
@@ -102,10 +104,14 @@ def texts_of(
         raise ApiError(HTTPStatus.BAD_REQUEST, "session: got more than one text, expected one", "session")
     own = [body.stop] if isinstance(body.stop, str) else body.stop or []
     given = {name: value for name in OPTIONS if (value := getattr(body, name)) is not None}
-    options = cast(TextOptions, given | {"stop": (*stop, *own), "logprobs": logprobs})
+    form = format_of(body.response_format, body.structured_outputs)
+    # A format says itself where a text ends; a stop string could end it before.
+    options = cast(TextOptions, given | {"stop": own if form else (*stop, *own), "logprobs": logprobs})
     if body.logit_bias:
         options["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     tokenizer = service.model.tokenizer
+    if form:
+        options["allowed_tokens"] = _compiled(body, tokenizer, form)
     texts = list[ServedText]()
     try:
         for prompt in prompts:
@@ -120,6 +126,17 @@ def texts_of(
     except RequestError as error:
         raise of_request(error, list(type(body).model_fields)) from error
     return texts
+
+
+def _compiled(body: Sampled, tokenizer: Tokenizer, form: Format) -> CompiledFormat:
+    """Compiles the format of a request."""
+    try:
+        return compiled(tokenizer, form)  # type: ignore[arg-type]  # it has a hash
+    except StructuredOutputError as error:
+        raise ApiError(HTTPStatus.NOT_IMPLEMENTED, str(error), code="not_installed") from error
+    except RequestError as error:
+        param = "structured_outputs" if body.structured_outputs else "response_format"
+        raise ApiError(HTTPStatus.BAD_REQUEST, f"{param}: {error}", param, "invalid_format") from error
 
 
 def require_short(service: Service, ids: Sequence[int], param: str) -> None:

@@ -18,7 +18,7 @@ from rwkv_engine.generation.many import request_of
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.sampling_rows import sample_rows
 from rwkv_engine.generation.scheduler import scheduler_of
-from rwkv_engine.generation.token_mask import packed, unpacked
+from rwkv_engine.generation.token_mask import packed, unpacked, words_of
 
 OPTIONS = [
     {"temperature": 0.0},
@@ -44,7 +44,7 @@ def test_bits_are_those_of_int32_words(bits):
     values = [word & 0xFFFFFFFF for word in words.tolist()]
     assert [bool(values[i // 32] >> (i % 32) & 1) for i in range(len(bits))] == bits
     for mask in (words, words.unsqueeze(0), words.numpy()):
-        assert unpacked(mask, len(bits)).tolist() == bits
+        assert unpacked(torch.from_numpy(words_of(mask, len(bits)))[None], len(bits)).tolist() == [bits]
 
 
 @pytest.mark.slow
@@ -148,7 +148,9 @@ def test_an_error_inside_of_the_function_is_raised_as_it_is(tales):
 
 
 def test_no_function_is_refused(tales):
-    with pytest.raises(RequestError, match="allowed_tokens: got 'digits', expected a function of token ids, or None"):
+    with pytest.raises(
+        RequestError, match="allowed_tokens: got 'digits', expected a function of token ids, a format, or None"
+    ):
         tales.stream("x", allowed_tokens="digits")
     with pytest.raises(RequestError, match="allowed_tokens: got \\[1\\], expected a function"):
         SamplingParams(allowed_tokens=[1])
