@@ -63,5 +63,7 @@ class Draw:
 
 def where_finite(logits: Tensor, ids: Tensor) -> Tensor:
     """The ids (B,), with -1 for rows of the logits (B, V) that contain NaN or infinity."""
+    # A sum takes a tenth of the time of looking at each logit; in float64 finite float32 numbers do not overflow.
+    is_finite = logits.sum(dim=-1, dtype=torch.float64).isfinite()
     # Not torch.where, which would copy the number from the host; a CUDA graph cannot.
-    return ids.masked_fill(~torch.isfinite(logits).all(dim=-1), -1)
+    return ids.masked_fill(~is_finite, -1)

@@ -28,7 +28,7 @@ def apply_masks(logits: Tensor, requests: Sequence[Request]) -> None:
     """Sets the logits of tokens that may not follow to -inf. An error is that of its request alone.
 
     Args:
-        logits: (B, V) float64, changed in place.
+        logits: (B, V) float64, changed in place; or float32, where the smallest number stands for -inf.
         requests: B requests; those that have failed already are left out.
     """
     n_vocab, limited = logits.shape[1], [r for r in requests if r.allowed is not None and not r.error]
@@ -42,13 +42,15 @@ def apply_masks(logits: Tensor, requests: Sequence[Request]) -> None:
     rows = [row for row, request in enumerate(requests) if request in masks]
     if not rows:
         return
-    refused = ~unpacked(torch.from_numpy(np.stack([masks[requests[row]] for row in rows])).to(logits.device), n_vocab)
+    never = -torch.inf if logits.dtype == torch.float64 else torch.finfo(logits.dtype).min
+    words = torch.from_numpy(~np.stack([masks[requests[row]] for row in rows]))
+    refused = unpacked(words.to(logits.device), n_vocab)
     if len(rows) == len(logits):
-        logits.masked_fill_(refused, -torch.inf)
+        logits.masked_fill_(refused, never)
     else:
-        logits[rows] = logits[rows].masked_fill(refused, -torch.inf)
+        logits[rows] = logits[rows].masked_fill(refused, never)
     for row, best in zip(rows, logits.amax(dim=1)[rows].tolist(), strict=True):
-        if best == -torch.inf:
+        if best == never:
             requests[row].error = RequestError(
                 f"allowed_tokens: no token may follow the {len(requests[row].tokens)} that were generated; where a text"
                 " may end, allow a stop token"
