@@ -64,4 +64,5 @@ class Draw:
 def where_finite(logits: Tensor, ids: Tensor) -> Tensor:
     """The ids (B,), with -1 for rows of the logits (B, V) that contain NaN or infinity."""
     # Not torch.where, which would copy the number from the host; a CUDA graph cannot.
-    return ids.masked_fill(~torch.isfinite(logits).all(dim=-1), -1)
+    # The extremes are finite exactly where all are, and found in a fraction of the time of isfinite.
+    return ids.masked_fill(~(torch.isfinite(logits.amax(dim=-1)) & torch.isfinite(logits.amin(dim=-1))), -1)

@@ -47,11 +47,24 @@ def apply_masks(logits: Tensor, requests: Sequence[Request]) -> None:
         logits.masked_fill_(refused, -torch.inf)
     else:
         logits[rows] = logits[rows].masked_fill(refused, -torch.inf)
-    for row, best in zip(rows, logits.amax(dim=1)[rows].tolist(), strict=True):
-        if best == -torch.inf:
-            requests[row].error = RequestError(
-                f"allowed_tokens: no token may follow the {len(requests[row].tokens)} that were generated; where a text"
-                " may end, allow a stop token"
+
+
+def check_allowed(logits: Tensor, ids: Tensor, requests: Sequence[Request]) -> None:
+    """Gives an error to requests whose sampled token was not allowed: a token is sampled so only where none is allowed.
+
+    Args:
+        logits: (B, V) after `apply_masks`.
+        ids: (B,) the sampled tokens.
+        requests: B requests.
+    """
+    if all(request.allowed is None for request in requests):
+        return
+    found = logits.gather(1, ids.clamp(0, logits.shape[1] - 1).unsqueeze(1))[:, 0].tolist()
+    for request, value in zip(requests, found, strict=True):
+        if request.allowed is not None and not request.error and value == -torch.inf:
+            request.error = RequestError(
+                f"allowed_tokens: no token may follow the {len(request.tokens)} that were generated; where a text may"
+                " end, allow a stop token"
             )
 
 
