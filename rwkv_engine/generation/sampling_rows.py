@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rwkv_engine.generation.draw import where_finite
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.token_mask import apply_masks
+from rwkv_engine.generation.token_mask import apply_masks, check_allowed
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.philox_uniform import as_int64, philox_uniform
 
@@ -40,6 +40,7 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         drawn = draw_tokens(adjusted, temperatures, top_k, top_p, min_p, uniform)
         is_own = torch.tensor([bool(d.compat) for d in draws], device=ids.device) if own else None
         ids = drawn if is_own is None else torch.where(is_own, ids, drawn)
+    check_allowed(adjusted, ids, requests)
     tokens = (ids if adjusted is logits else where_finite(logits, ids)).tolist()
     tokens = [-1 if r.error else token for r, token in zip(requests, tokens, strict=True)]
     for request, token in zip(requests, tokens, strict=True):

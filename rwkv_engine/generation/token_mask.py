@@ -42,19 +42,37 @@ def apply_masks(logits: Tensor, requests: Sequence[Request]) -> None:
     rows = [row for row, request in enumerate(requests) if request in masks]
     if not rows:
         return
-    never = -torch.inf if logits.dtype == torch.float64 else torch.finfo(logits.dtype).min
     words = torch.from_numpy(~np.stack([masks[requests[row]] for row in rows]))
     refused = unpacked(words.to(logits.device), n_vocab)
     if len(rows) == len(logits):
-        logits.masked_fill_(refused, never)
+        logits.masked_fill_(refused, _never(logits))
     else:
-        logits[rows] = logits[rows].masked_fill(refused, never)
-    for row, best in zip(rows, logits.amax(dim=1)[rows].tolist(), strict=True):
-        if best == never:
-            requests[row].error = RequestError(
-                f"allowed_tokens: no token may follow the {len(requests[row].tokens)} that were generated; where a text"
-                " may end, allow a stop token"
+        logits[rows] = logits[rows].masked_fill(refused, _never(logits))
+
+
+def check_allowed(logits: Tensor, ids: Tensor, requests: Sequence[Request]) -> None:
+    """Gives an error to requests whose sampled token was not allowed: a token is sampled so only where none is allowed.
+
+    Args:
+        logits: (B, V) after `apply_masks`.
+        ids: (B,) the sampled tokens.
+        requests: B requests.
+    """
+    if all(request.allowed is None for request in requests):
+        return
+    found = logits.gather(1, ids.clamp(0, logits.shape[1] - 1).unsqueeze(1))[:, 0].tolist()
+    for request, value in zip(requests, found, strict=True):
+        if request.allowed is not None and not request.error and value == _never(logits):
+            request.error = RequestError(
+                f"allowed_tokens: no token may follow the {len(request.tokens)} that were generated; where a text may"
+                " end, allow a stop token"
+>>>>>>> structured
             )
+
+
+def _never(logits: Tensor) -> float:
+    """What the logits of tokens that may not follow are set to."""
+    return -torch.inf if logits.dtype == torch.float64 else torch.finfo(logits.dtype).min
 
 
 def _of_formats(requests: Sequence[Request], n_vocab: int) -> dict[Request, NDArray[np.int32]]:
