@@ -133,5 +133,5 @@ class Page:
 
     def run(self, code, argument=None):
         """Runs a function with the page's modules: `$(NAME)` in it imports one."""
-        folder = self.find("script[type=module]").evaluate("script => script.src.replace(/[^/]*$/, '')")
+        folder = self.find("script").evaluate("script => script.src.replace(/[^/]*$/, '')")
         return self.tab.evaluate(code.replace("$(", f"(name => import('{folder}' + name + '.js'))("), argument)

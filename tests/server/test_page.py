@@ -1,4 +1,4 @@
-"""The chat page's files and how they are served; `test_page_in_a_browser` uses it."""
+"""The chat page's files and how they are served; `test_page_in_a_browser` and `test_page_for_everyone` use it."""
 
 from __future__ import annotations
 

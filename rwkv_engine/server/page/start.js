@@ -5,3 +5,11 @@ try {
 } catch {
   // Storage is switched off in this browser: the page follows the system.
 }
+
+// The modules are loaded after that, so that they do not delay it: all at once, not as their imports are read.
+requestAnimationFrame(() =>
+  setTimeout(() => {
+    for (const link of document.querySelectorAll("link[data-module]")) link.rel = "modulepreload";
+    import("./main.js");
+  }),
+);
