@@ -74,12 +74,20 @@ def chat(service: Service) -> APIRouter:
     async def reply(request: Request, body: ChatRequest) -> Response:
         """Replies to the last message of a conversation."""
         service.check(body)
-        prompt = prompt_of(service.template, body.messages)
+        # In a thread, because a template of somebody else's may take a while.
+        prompt = await asyncio.to_thread(_prompt, service, body.messages)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         texts = await asyncio.to_thread(texts_of, service, body, [prompt], service.template.stop, logprobs)
         return await respond(service, request, ChatAnswer(service, request, body, texts))
 
     return router
+
+
+def _prompt(service: Service, messages: Sequence[Message]) -> str:
+    template = service.template
+    if isinstance(template, Template):
+        return prompt_of(template, messages)
+    return template.prompt(messages, service.model.tokenizer)
 
 
 def prompt_of(template: Template, messages: Sequence[Message]) -> str:
