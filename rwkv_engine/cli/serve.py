@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rwkv_engine.cli.options import LOCATION_HELP, load, loading_options, stderr
 from rwkv_engine.errors import RwkvError
 from rwkv_engine.notices import log
-from rwkv_engine.text.templates import TEMPLATES
+from rwkv_engine.text.templates import TEMPLATES, Template
+
+if TYPE_CHECKING:
+    from rwkv_engine.server.jinja_template import JinjaTemplate
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 AT_LEAST_ONE = click.IntRange(min=1)
@@ -23,8 +27,16 @@ AT_LEAST_ONE = click.IntRange(min=1)
 @click.option("--name", help="The model's name for clients; by default the last part of MODEL.")
 @click.option(
     "--template",
-    type=click.Choice(list(TEMPLATES)),
-    help="Prompt format the model was trained on; default world for World models, else bob-alice.",
+    metavar="NAME|FILE.jinja",
+    help=f"Prompt format the model was trained on: one of {', '.join(TEMPLATES)}, or a file with a Jinja template;"
+    " default world for World models, else bob-alice.",
+)
+@click.option(
+    "--stop",
+    "stops",
+    multiple=True,
+    metavar="TEXT",
+    help="String that ends replies with a Jinja template; may be repeated.",
 )
 @click.option(
     "--keys",
@@ -133,6 +145,7 @@ def serve(
     port: int,
     name: str | None,
     template: str | None,
+    stops: tuple[str, ...],
     keys: Path | None,
     strict: bool,
     slots: int,
@@ -165,7 +178,7 @@ def serve(
         raise RwkvError(f"{error.name} is not installed: pip install 'rwkv-engine[serve]'") from error
     settings = Settings(
         name=name or Path(model).name,
-        template=TEMPLATES[template] if template else None,
+        template=_template(template, stops),
         strict=strict,
         slots=slots,
         most_waiting=most_waiting,
@@ -197,3 +210,17 @@ def serve(
             port,
             drain_seconds,
         )
+
+
+def _template(given: str | None, stops: tuple[str, ...]) -> Template | JinjaTemplate | None:
+    from rwkv_engine.server.jinja_template import JinjaTemplate
+
+    if given and given.endswith(".jinja"):
+        return JinjaTemplate.read(Path(given), stops)
+    if given and given not in TEMPLATES:
+        raise RwkvError(
+            f"template: got {given}, expected one of {', '.join(TEMPLATES)}, or a file that ends with .jinja"
+        )
+    if stops:
+        raise RwkvError("stop: expected only with a Jinja template; those of this engine have their own")
+    return TEMPLATES[given] if given else None

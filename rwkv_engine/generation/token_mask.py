@@ -66,7 +66,6 @@ def check_allowed(logits: Tensor, ids: Tensor, requests: Sequence[Request]) -> N
             request.error = RequestError(
                 f"allowed_tokens: no token may follow the {len(request.tokens)} that were generated; where a text may"
                 " end, allow a stop token"
->>>>>>> structured
             )
 
 

@@ -85,11 +85,25 @@ def chat(service: Service) -> APIRouter:
         with ExitStack() as held:
             origin = await origin_of(service, body, owner, held)
             is_open = bool(body.continue_final_message)
-            prompts = [prompt_of(template, body.messages, origin.snapshot is not None, is_open)]
+            is_rest = origin.snapshot is not None
+            # In a thread, because a template of somebody else's may take a while.
+            prompts = [await asyncio.to_thread(_prompt, service, body.messages, is_rest, is_open)]
             texts = await asyncio.to_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
             return await respond(service, request, ChatAnswer(service, request, body, texts), origin, held)
 
     return router
+
+
+def _prompt(service: Service, messages: Sequence[Message], is_rest: bool, is_open: bool) -> str:
+    """`prompt_of`, or what a Jinja template makes of whole conversations."""
+    template = service.template
+    if isinstance(template, Template):
+        return prompt_of(template, messages, is_rest, is_open)
+    for name, is_given in (("state", is_rest), ("continue_final_message", is_open)):
+        if is_given:
+            message = f"{name}: is not supported with the template of this server, which reads whole conversations"
+            raise ApiError(HTTPStatus.BAD_REQUEST, message, name, "unsupported_parameter")
+    return template.prompt(messages, service.model.tokenizer)
 
 
 def prompt_of(template: Template, messages: Sequence[Message], is_rest: bool = False, is_open: bool = False) -> str:

@@ -18,6 +18,7 @@ from rwkv_engine.pipeline import RWKV
 from rwkv_engine.portable import Sealer, SealingKeys, Sessions
 from rwkv_engine.portable.sealer import DAY, in_base64
 from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.jinja_template import JinjaTemplate
 from rwkv_engine.server.keys import Keys
 from rwkv_engine.server.metrics import Metrics
 from rwkv_engine.server.places import Places
@@ -57,7 +58,7 @@ class Settings:
     """
 
     name: str
-    template: Template | None = None
+    template: Template | JinjaTemplate | None = None
     strict: bool = False
     slots: int = MOST_ROWS
     most_waiting: int = 64
@@ -118,7 +119,7 @@ class Service:
         self.alone = asyncio.Lock()
         self.is_draining = False
         self.in_flight = 0
-        self._running: tuple[RWKV, Scheduler, Template] | None = None
+        self._running: tuple[RWKV, Scheduler, Template | JinjaTemplate] | None = None
         self._unknown: set[str] = set()
 
     def begin(self, model: RWKV) -> None:
@@ -157,7 +158,7 @@ class Service:
                 headers={"Retry-After": "2"},
             )
 
-    def _parts(self) -> tuple[RWKV, Scheduler, Template]:
+    def _parts(self) -> tuple[RWKV, Scheduler, Template | JinjaTemplate]:
         assert self._running, "require_ready comes first"
         return self._running
 
@@ -172,7 +173,7 @@ class Service:
         return self._parts()[1]
 
     @property
-    def template(self) -> Template:
+    def template(self) -> Template | JinjaTemplate:
         """The prompt format of conversations."""
         return self._parts()[2]
 
