@@ -128,7 +128,7 @@ def test_the_examples_of_the_documentation(running, capsys):
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     local = text.replace("http://127.0.0.1:8000", running.url).replace("RWKV-4-Raven-1B5.pth", "tales")
     blocks = blocks_of("docs/serving.md", local)
-    [example] = [block.code for block in blocks if "openai" in block.code]
+    [example] = [block.code for block in blocks if "from openai" in block.code]
     exec(example, {})
     assert capsys.readouterr().out
     if shutil.which("curl"):
