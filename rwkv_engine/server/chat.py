@@ -76,7 +76,8 @@ def chat(service: Service) -> APIRouter:
     async def reply(request: Request, body: ChatRequest) -> Response:
         """Replies to the last message of a conversation."""
         service.check(body)
-        prompt = prompt_of(service.template, body.messages, continues=bool(body.continue_final_message))
+        formatted = begun_prompt if body.continue_final_message else prompt_of
+        prompt = formatted(service.template, body.messages)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         texts = await asyncio.to_thread(texts_of, service, body, [prompt], service.template.stop, logprobs)
         return await respond(service, request, ChatAnswer(service, request, body, texts))
@@ -84,18 +85,25 @@ def chat(service: Service) -> APIRouter:
     return router
 
 
-def prompt_of(template: Template, messages: Sequence[Message], continues: bool = False) -> str:
-    """The conversation as the model reads it, up to a reply, or up to the end of one that it `continues`.
+def begun_prompt(template: Template, messages: Sequence[Message]) -> str:
+    """The conversation as the model reads it, up to the end of the last message, a reply that has begun.
+
+    Raises:
+        ApiError: the last message is not a reply, or those before it are wrong (400).
+    """
+    *before, begun = messages
+    if begun.role != "assistant":
+        raise _wrong(len(before), f"got one of role {begun.role}, expected assistant, whose message is continued")
+    reply = begun.text.lstrip()
+    return prompt_of(template, before) + (template.blank + reply if reply else "")
+
+
+def prompt_of(template: Template, messages: Sequence[Message]) -> str:
+    """The conversation as the model reads it.
 
     Raises:
         ApiError: the messages are not what the template has a place for (400).
     """
-    if continues:
-        *messages, begun = messages
-        if begun.role != "assistant":
-            raise _wrong(len(messages), f"got one of role {begun.role}, expected assistant, whose message is continued")
-        reply = begun.text.lstrip()
-        return prompt_of(template, messages) + (template.blank + reply if reply else "")
     n_system = next((i for i, message in enumerate(messages) if message.role not in SYSTEM), len(messages))
     introduction = "\n".join(message.text for message in messages[:n_system]) if n_system else None
     said = messages[n_system:]
