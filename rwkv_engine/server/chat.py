@@ -16,6 +16,7 @@ from rwkv_engine.server import logprobs as forms
 from rwkv_engine.server.answers import Answer, respond
 from rwkv_engine.server.document import STREAM
 from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.jinja_template import JinjaTemplate
 from rwkv_engine.server.schemas import ChatRequest, Message
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import origin_of
@@ -84,47 +85,61 @@ def chat(service: Service) -> APIRouter:
         owner, template = request.state.owner, service.template
         with ExitStack() as held:
             origin = await origin_of(service, body, owner, held)
-            is_open = bool(body.continue_final_message)
+            is_begun = bool(body.continue_final_message)
             is_rest = origin.snapshot is not None
             # In a thread, because a template of somebody else's may take a while.
-            prompts = [await asyncio.to_thread(_prompt, service, body.messages, is_rest, is_open)]
+            prompts = [await asyncio.to_thread(_prompt, service, body.messages, is_rest, is_begun)]
             texts = await asyncio.to_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
             return await respond(service, request, ChatAnswer(service, request, body, texts), origin, held)
 
     return router
 
 
-def _prompt(service: Service, messages: Sequence[Message], is_rest: bool, is_open: bool) -> str:
-    """`prompt_of`, or what a Jinja template makes of whole conversations."""
+def _prompt(service: Service, messages: Sequence[Message], is_rest: bool, is_begun: bool) -> str:
+    """The prompt of a request, in the template of the server.
+
+    Raises:
+        ApiError: the messages are wrong, or ask for what the template cannot do (400).
+    """
     template = service.template
-    if isinstance(template, Template):
-        return prompt_of(template, messages, is_rest, is_open)
-    for name, is_given in (("state", is_rest), ("continue_final_message", is_open)):
-        if is_given:
-            message = f"{name}: is not supported with the template of this server, which reads whole conversations"
-            raise ApiError(HTTPStatus.BAD_REQUEST, message, name, "unsupported_parameter")
-    return template.prompt(messages, service.model.tokenizer)
+    if isinstance(template, JinjaTemplate):
+        for name, is_given in (("state", is_rest), ("continue_final_message", is_begun)):
+            if is_given:
+                message = (
+                    f"{name}: is not supported with the template of this server, which formats whole conversations"
+                )
+                raise ApiError(HTTPStatus.BAD_REQUEST, message, name, "unsupported_parameter")
+        return template.prompt(messages, service.model.tokenizer)
+    if is_rest and is_begun:
+        message = "continue_final_message: is not possible with a state, which has the beginning of the message"
+        raise ApiError(HTTPStatus.BAD_REQUEST, message, "continue_final_message", "unsupported_parameter")
+    return begun_prompt(template, messages) if is_begun else prompt_of(template, messages, is_rest)
 
 
-def prompt_of(template: Template, messages: Sequence[Message], is_rest: bool = False, is_open: bool = False) -> str:
+def begun_prompt(template: Template, messages: Sequence[Message]) -> str:
+    """The conversation as the model reads it, up to the end of the last message, a reply that has begun.
+
+    Raises:
+        ApiError: the last message is not a reply, or those before it are wrong (400).
+    """
+    if not messages or messages[-1].role != "assistant":
+        got = f"got one of role {messages[-1].role}" if messages else "is missing"
+        raise _wrong(max(len(messages) - 1, 0), f"{got}, expected assistant, whose message is continued")
+    reply = messages[-1].text.lstrip()
+    return prompt_of(template, messages[:-1]) + (template.blank + reply if reply else "")
+
+
+def prompt_of(template: Template, messages: Sequence[Message], is_rest: bool = False) -> str:
     """The conversation as the model reads it, up to a reply.
 
     Args:
         template: its format.
         messages: the conversation.
         is_rest: whether they are only what is new after a state, which has the beginning.
-        is_open: whether the last one is a reply that is to be continued, so the prompt goes up to its end.
 
     Raises:
         ApiError: the messages are not what the template has a place for (400).
     """
-    if is_open:
-        last = len(messages) - 1
-        if not messages or messages[last].role != "assistant":
-            got = f"got one of role {messages[last].role}" if messages else "is missing"
-            raise _wrong(max(last, 0), f"{got}, expected one of the assistant, whose message is continued")
-        reply = messages[last].text.lstrip()
-        return prompt_of(template, messages[:last], is_rest) + (template.blank + reply if reply else "")
     if not (messages or is_rest):
         raise ApiError(HTTPStatus.BAD_REQUEST, "messages: got none, expected at least one of the user", "messages")
     n_system = next((i for i, message in enumerate(messages) if message.role not in SYSTEM), len(messages))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from served import Client, begun
 
 from rwkv_engine.chat import Chat
-from rwkv_engine.server.chat import prompt_of
+from rwkv_engine.server.chat import begun_prompt, prompt_of
 from rwkv_engine.server.schemas import ChatRequest
 from rwkv_engine.text.templates import TEMPLATES
 
@@ -91,7 +91,7 @@ def test_a_reply_is_continued(tales, name):
 @pytest.mark.parametrize("begun_reply", ["", " ", " The\n\nking \n"])
 def test_what_a_continued_reply_follows(template, begun_reply):
     body = ChatRequest(messages=messages("Hello.", "Yes?", "Go on.", begun_reply))
-    prompt = prompt_of(template, body.messages, is_open=True)
+    prompt = begun_prompt(template, body.messages)
     before = prompt_of(template, body.messages[:-1])
     assert prompt == before + (template.blank + "The\n\nking \n" if begun_reply.strip() else "")
 
