@@ -114,6 +114,19 @@ def test_requests_that_begin_alike_are_on_all_replicas_when_there_are_many(clien
     assert min(after) - max(before) >= 3 or min(y - x for x, y in zip(before, after, strict=True)) >= 3
 
 
+def test_a_client_that_leaves_ends_its_text(client):
+    before = sum(metrics(client, "rwkv_generated_tokens_total"))
+    with client.stream("POST", "/v1/completions", json={**ENDLESS, "stream": True}) as response:
+        lines = response.iter_lines()
+        assert all(next(lines) is not None for _ in range(5))
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/completions", json=ENDLESS, timeout=1)
+    until = time.monotonic() + 10
+    while metrics(client, "rwkv_texts") != [0, 0]:
+        assert time.monotonic() < until, "a text runs that nobody reads"
+    assert sum(metrics(client, "rwkv_generated_tokens_total")) > before
+
+
 def test_no_conversation_is_lost_when_a_replica_dies_under_load(client, tales):
     def conversation(seed):
         text = f"Once there was a king who had {seed} sons."
