@@ -37,6 +37,7 @@ class Generate:
         *,
         prompt: str = "prompt",
         text: str = "text",
+        per_row: Sequence[str] = (),
         **options: Any,
     ):
         """Loads the model, in the process that runs the batches.
@@ -45,10 +46,12 @@ class Generate:
             model, strategy, tokenizer: as for `RWKV.from_pretrained`.
             prompt: the name of the column with prompts.
             text: the name of the new column; `finish_reason` is another one.
+            per_row: the names of columns that have options of their row, such as `seed` or `max_new_tokens`.
             options: those of `RWKV.generate`; `seed` is 0 by default, so that a table can be made again.
         """
         self._model = RWKV.from_pretrained(model, strategy, tokenizer)
-        self._prompt, self._text, self._options = prompt, text, {"seed": 0, **options}
+        self._prompt, self._text, self._per_row = prompt, text, per_row
+        self._options = {"seed": 0, **options}
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with two further columns.
@@ -56,7 +59,10 @@ class Generate:
         Raises:
             RequestError: a prompt or an option is wrong, or there is no such column.
         """
-        prompts = [str(prompt) for prompt in _column(batch, self._prompt)]
+        prompts: list[dict[str, Any]] = [{"prompt": str(prompt)} for prompt in _column(batch, self._prompt)]
+        for name in self._per_row:
+            for own, value in zip(prompts, _column(batch, name), strict=True):
+                own[name] = _plain(value)
         results = sorted(self._model.generate_many(prompts, **self._options), key=lambda result: result.index)
         texts = [result.text for result in results]
         return {**batch, self._text: texts, "finish_reason": [result.finish_reason for result in results]}

@@ -64,6 +64,16 @@ def test_texts_are_exact_resumed_and_whole_when_a_worker_dies(ray_cluster, tales
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
+def test_options_of_a_row(tales):
+    table = {"prompt": np.array(["The king", "The king", "A cat"]), "seed": np.array([1, 2, 3]), "kept": np.arange(3)}
+    options = {"max_new_tokens": 10, "temperature": 0.8}
+    batch = Generate("tales", per_row=["seed"], **options)(table)
+    expected = [tales.generate(str(prompt), seed=seed, **options) for prompt, seed in zip(table["prompt"], [1, 2, 3])]
+    assert batch["text"] == expected
+    assert expected[0] != expected[1]
+    assert list(batch["kept"]) == [0, 1, 2]
+
+
 def test_embeddings(ray_cluster, tales, tmp_path):
     assert resume(rows(5), tmp_path, Embed, key="id", text="prompt", model="tales") == 5
     table = written(tmp_path)

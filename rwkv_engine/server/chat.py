@@ -106,7 +106,7 @@ def _prompt(service: Service, messages: Sequence[Message], is_rest: bool, is_beg
         for name, is_given in (("state", is_rest), ("continue_final_message", is_begun)):
             if is_given:
                 message = (
-                    f"{name}: is not supported with the template of this server, which formats whole conversations"
+                    f"{name}: is not supported with this server's template, which formats whole conversations"
                 )
                 raise ApiError(HTTPStatus.BAD_REQUEST, message, name, "unsupported_parameter")
         return template.prompt(messages, service.model.tokenizer)

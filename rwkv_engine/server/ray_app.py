@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from rwkv_engine.caching import StateCache
 from rwkv_engine.notices import log
 from rwkv_engine.pipeline import RWKV
 from rwkv_engine.server.app import create_app
@@ -62,6 +63,7 @@ class Args(BaseModel):
     most_prompt_tokens: int = Field(16384, ge=1)
     most_new_tokens: int = Field(4096, ge=1)
     most_body_bytes: int = Field(2**20, ge=1)
+    cache_bytes: int = Field(2**30, ge=0, description="Memory of a replica for states after prompts; 0 keeps none.")
     replicas: int = Field(1, ge=1, description="Replicas; the smallest number if `most_replicas` is given.")
     most_replicas: int | None = Field(None, ge=1, description="Up to this many, by the number of requests.")
     texts_per_replica: float = Field(12, gt=0, description="Requests of a replica beyond which there should be more.")
@@ -92,6 +94,9 @@ class Replica:
         torch.set_num_threads(max(1, int(args.cpus)))
         self._service = Service(args.settings())
         self._service.begin(RWKV.from_pretrained(args.model, args.strategy, args.tokenizer))
+        # Texts do not say whose they are, so a cache would tell the client of one key, by its speed, what others asked.
+        if args.cache_bytes and not args.keys and self._service.scheduler.cache is None:
+            self._service.scheduler.cache = StateCache(args.cache_bytes)
         self._app = create_app(self._service)
 
     async def respond(self, request: Forwarded) -> AsyncIterator[Message]:
@@ -115,14 +120,16 @@ class Front:
 
     async def __call__(self, request: Request) -> Response:
         """Responds to a request; one whose replica dies before it has begun to respond is given to another."""
-        body = await request.body()
-        if len(body) > self._most_body_bytes:
-            message = f"the body is too large, expected at most {self._most_body_bytes} bytes"
-            return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message).response()
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > self._most_body_bytes:
+                message = f"the body is too large, expected at most {self._most_body_bytes} bytes"
+                return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message).response()
         forwarded = Forwarded(
             request.method,
-            request.url.path,
-            request.url.query.encode(),
+            request.scope["path"],
+            request.scope["query_string"],
             [(name.lower(), value) for name, value in request.headers.raw],
             body,
             (request.client.host, request.client.port) if request.client else None,
@@ -179,7 +186,9 @@ def app(args: Args) -> serve.Application:
         name="Replica",
         max_ongoing_requests=most,
         graceful_shutdown_timeout_s=args.drain_seconds,
-        request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
+        request_router_config=RequestRouterConfig(
+            request_router_class=PrefixRouter, request_router_kwargs={"most_ahead": max(1, args.slots // 2)}
+        ),
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         **scaling,
     )
