@@ -105,9 +105,7 @@ def _prompt(service: Service, messages: Sequence[Message], is_rest: bool, is_beg
     if isinstance(template, JinjaTemplate):
         for name, is_given in (("state", is_rest), ("continue_final_message", is_begun)):
             if is_given:
-                message = (
-                    f"{name}: is not supported with this server's template, which formats whole conversations"
-                )
+                message = f"{name}: is not supported with this server's template, which formats whole conversations"
                 raise ApiError(HTTPStatus.BAD_REQUEST, message, name, "unsupported_parameter")
         return template.prompt(messages, service.model.tokenizer)
     if is_rest and is_begun:

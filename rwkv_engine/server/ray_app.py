@@ -25,9 +25,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from rwkv_engine.caching import StateCache
 from rwkv_engine.notices import log
 from rwkv_engine.pipeline import RWKV
+from rwkv_engine.portable import SealingKeys
+from rwkv_engine.portable.sealer import DAY
 from rwkv_engine.server.app import create_app
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.forwarding import Forwarded, Message, respond
@@ -41,6 +42,7 @@ from rwkv_engine.text.templates import TEMPLATES
 _TRIES = 3  # replicas that may die before a request is given up
 # A replica refuses a request beyond its limits itself, with status 429; Ray Serve must pass on that many.
 _SPARE = 16
+_MOST_STATE = 64 * 2**20
 
 
 class Args(BaseModel):
@@ -64,6 +66,8 @@ class Args(BaseModel):
     most_new_tokens: int = Field(4096, ge=1)
     most_body_bytes: int = Field(2**20, ge=1)
     cache_bytes: int = Field(2**30, ge=0, description="Memory of a replica for states after prompts; 0 keeps none.")
+    state_keys: Path | None = None
+    state_seconds: float = Field(30 * DAY, ge=1)
     replicas: int = Field(1, ge=1, description="Replicas; the smallest number if `most_replicas` is given.")
     most_replicas: int | None = Field(None, ge=1, description="Up to this many, by the number of requests.")
     texts_per_replica: float = Field(12, gt=0, description="Requests of a replica beyond which there should be more.")
@@ -82,8 +86,16 @@ class Args(BaseModel):
             most_prompt_tokens=self.most_prompt_tokens,
             most_new_tokens=self.most_new_tokens,
             most_body_bytes=self.most_body_bytes,
+            cache_bytes=self.cache_bytes,
+            state_keys=SealingKeys.read(self.state_keys) if self.state_keys else None,
+            state_seconds=self.state_seconds,
             keys=Keys.read(self.keys) if self.keys else None,
         )
+
+    @property
+    def most_bytes(self) -> int:
+        """The largest body that the front passes on; a replica also knows how large a sealed state is."""
+        return self.most_body_bytes + (_MOST_STATE if self.state_keys else 0)
 
 
 class Replica:
@@ -94,9 +106,6 @@ class Replica:
         torch.set_num_threads(max(1, int(args.cpus)))
         self._service = Service(args.settings())
         self._service.begin(RWKV.from_pretrained(args.model, args.strategy, args.tokenizer))
-        # Texts do not say whose they are, so a cache would tell the client of one key, by its speed, what others asked.
-        if args.cache_bytes and not args.keys and self._service.scheduler.cache is None:
-            self._service.scheduler.cache = StateCache(args.cache_bytes)
         self._app = create_app(self._service)
 
     async def respond(self, request: Forwarded) -> AsyncIterator[Message]:
@@ -199,4 +208,4 @@ def app(args: Args) -> serve.Application:
         graceful_shutdown_timeout_s=args.drain_seconds,
         ray_actor_options={"num_cpus": 0},
     )
-    return front.bind(replica.bind(args), args.most_body_bytes)
+    return front.bind(replica.bind(args), args.most_bytes)
