@@ -18,7 +18,7 @@ from torch import Tensor
 from rwkv_engine.checkpoints.contents import Contents, shown, some
 from rwkv_engine.checkpoints.failures import damage_reported
 from rwkv_engine.checkpoints.files import read_directory, read_file
-from rwkv_engine.checkpoints.names import canonical
+from rwkv_engine.checkpoints.names import canonical, stripped
 from rwkv_engine.checkpoints.packed import KEY, Packing, unpack
 from rwkv_engine.core.architectures import CONFIGS, unsupported_version
 from rwkv_engine.core.config import ModelConfig, Role
@@ -50,6 +50,11 @@ class Checkpoint:
                 self.packing, tensors = unpack(path, tensors, contents.metadata[KEY])
             settings = self.packing.config
         version, found = canonical(path, tensors, settings)
+        found = {name: tensor for name, tensor in found.items() if name not in version.unused}
+        originals = {stripped(name) for name in tensors}
+        for name in found:
+            if version.transposes(name) and name not in originals:
+                found[name] = found[name].transposed()
         self.config = _checked_config(path, version, {name: t.shape for name, t in found.items()}, settings)
         self.specs = self.config.tensors()
         self._tensors = {name: found[name] for name in self.specs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,10 @@ class StoredTensor:
     read_arranged: Callable[[], Tensor] | None = None
     arranged_scales: Callable[[], Tensor] | None = None
     read_scales: Callable[[], Tensor] | None = None
+
+    def transposed(self) -> StoredTensor:
+        """The transpose of a matrix, which `read` returns as a view."""
+        return replace(self, shape=self.shape[::-1], read=lambda: self.read().t())
 
 
 @dataclass(frozen=True)

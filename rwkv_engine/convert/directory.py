@@ -59,11 +59,17 @@ def save_hugging_face(
         The names of all files that belong to the model.
 
     Raises:
-        CheckpointError: `output` is not a directory, cannot be replaced, or cannot be written.
+        CheckpointError: `output` is not a directory, cannot be replaced, or cannot be written; or directories of the
+            model's version store transposed tensors, which are only read.
         ValueError: the tensors are not those of the model, or do not have the announced dtypes.
     """
     check_directory(output)
     expected = config.tensors()
+    if any(config.transposes(name) for name in expected):
+        raise CheckpointError(
+            f"{output}: RWKV-{config.version} cannot be written as a Hugging Face directory, expected RWKV-4; such"
+            " directories are read, and convert writes a .pth (--output FILE.pth)"
+        )
     if dtypes is None:
         tensors = list(tensors)
         dtypes = {name: tensor.dtype for name, tensor in tensors}

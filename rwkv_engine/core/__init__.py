@@ -3,8 +3,9 @@
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.placement import Placement
 from rwkv_engine.core.rwkv4 import Rwkv4Config
+from rwkv_engine.core.rwkv7 import Rwkv7Config
 from rwkv_engine.core.snapshot import Snapshot
 from rwkv_engine.core.state import State
 from rwkv_engine.core.strategy import Strategy
 
-__all__ = ["ModelConfig", "Placement", "Rwkv4Config", "Snapshot", "State", "Strategy"]
+__all__ = ["ModelConfig", "Placement", "Rwkv4Config", "Rwkv7Config", "Snapshot", "State", "Strategy"]

@@ -72,6 +72,7 @@ class ModelConfig(ABC):
         version: the RWKV generation.
         renames: pairs (original, Hugging Face) of parts of tensor names; replaced in this order.
         prefix: the prefix of all Hugging Face names except the head's.
+        unused: original names of tensors that a file may contain and the model does not use.
         n_layer: number of blocks, L.
         n_embd: width of the residual stream, C.
         n_att: width of time mixing's keys, values and receptance, A; usually C.
@@ -83,6 +84,7 @@ class ModelConfig(ABC):
     version: ClassVar[int]
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     prefix: ClassVar[str] = ""
+    unused: ClassVar[frozenset[str]] = frozenset()
     _default: ClassVar[type[ModelConfig]]
 
     n_layer: int
@@ -159,6 +161,11 @@ class ModelConfig(ABC):
         for original, new in cls.renames:
             renamed = renamed.replace(original, new)
         return renamed if name.startswith("head.") else cls.prefix + renamed
+
+    @classmethod
+    def transposes(cls, name: str) -> bool:
+        """Whether files with Hugging Face names have the transpose of the tensor of this original name."""
+        return False
 
     @classmethod
     def to_original(cls, name: str) -> str:

@@ -12,6 +12,7 @@ from rwkv_engine.ops.squared_relu import squared_relu_
 from rwkv_engine.ops.tiles import tile, untile
 from rwkv_engine.ops.time_mixing4_step import TimeMixing4Step, time_mixing4_step
 from rwkv_engine.ops.wkv4 import wkv4
+from rwkv_engine.ops.wkv7 import wkv7
 
 __all__ = [
     "Blocks4Step",
@@ -30,4 +31,5 @@ __all__ = [
     "time_mixing4_step",
     "untile",
     "wkv4",
+    "wkv7",
 ]

@@ -1,0 +1,170 @@
+"""RWKV-7: time mixing and channel mixing (Peng et al. 2025, arXiv:2503.14456, section 4).
+
+Shapes: B sequences, T tokens, C = n_embd, H heads of N channels, A = H N, F = n_ffn. `...` is (B, T), or (B) in the
+step of one token, whose products take the kernels for few rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rwkv_engine.core.rwkv7 import Rwkv7Config
+from rwkv_engine.core.state import LayerState
+from rwkv_engine.models.block import Block, float32_norm, float32_parameter
+from rwkv_engine.models.model import Model
+from rwkv_engine.models.weights import Dense
+from rwkv_engine.ops import ln_shift, squared_relu_, wkv7
+from rwkv_engine.ops.slots import replace_rows, rows_of
+
+# The published models divide the outputs by 8 before a normalisation with 1e-5, which is the same as 64e-5.
+GROUP_NORM_EPS = 64e-5
+MIXES = "rwkvag"
+
+
+class Recurrent(NamedTuple):
+    """The first six arguments of `wkv7`, (..., H, N)."""
+
+    r: Tensor
+    w: Tensor
+    k: Tensor
+    v: Tensor
+    kappa: Tensor
+    a: Tensor
+
+
+class TimeMixing(nn.Module):
+    """Time mixing: six mixes of this token and the last, the delta rule, GroupNorm, a bonus, and the gated output."""
+
+    w0: Tensor
+    a0: Tensor
+    v0: Tensor
+
+    def __init__(self, config: Rwkv7Config, index: int):
+        super().__init__()
+        c, a = config.n_embd, config.n_att
+        self.heads = config.n_head, config.head_size
+        for name in MIXES:
+            setattr(self, f"x_{name}", float32_parameter(c))
+        self.mixes_values = index > 0
+        ranks = {"w": config.rank_w, "a": config.rank_a, "g": config.rank_g}
+        if self.mixes_values:
+            ranks["v"] = config.rank_v
+        for name, rank in ranks.items():
+            if name != "g":
+                setattr(self, f"{name}0", float32_parameter(a))
+            setattr(self, f"{name}1", float32_parameter(c, rank))
+            setattr(self, f"{name}2", float32_parameter(rank, a))
+        self.k_k, self.k_a = float32_parameter(a), float32_parameter(a)
+        self.r_k = float32_parameter(*self.heads)
+        self.receptance, self.key, self.value = (Dense(c, a) for _ in range(3))
+        self.output = Dense(a, c)
+        self.ln_x = float32_norm(a, GROUP_NORM_EPS)
+
+    def shifted(
+        self, x: Tensor, norm: nn.LayerNorm, shift: Tensor, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """LayerNorm and the six mixes: x (B, T, C) -> (6, B, T, C), and the new shift (B, C)."""
+        mixes = 1 - torch.stack([getattr(self, f"x_{name}") for name in MIXES])  # x_ are weights of the last token
+        return ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, shift, lengths)
+
+    def recurrent(self, mixed: Tensor, first: Tensor | None) -> tuple[Recurrent, Tensor, Tensor]:
+        """The inputs of the recurrence from the mixes (6, ..., C); the gate (..., A); and layer 0's values."""
+        r_in, w_in, k_in, v_in, a_in, g_in = mixed.unbind(0)
+        r, k, v = self.receptance(r_in), self.key(k_in), self.value(v_in)
+        w = torch.exp(-math.exp(-0.5) * torch.sigmoid(self.w0 + self._low_rank("w", w_in, torch.tanh)))
+        a = torch.sigmoid(self.a0 + self._low_rank("a", a_in))
+        gate = self._low_rank("g", g_in, torch.sigmoid)
+        if self.mixes_values:
+            assert first is not None
+            v = torch.lerp(v, first, torch.sigmoid(self.v0 + self._low_rank("v", v_in)))
+        else:
+            first = v
+        kappa = F.normalize(self._by_head(k * self.k_k), dim=-1, eps=1e-12)
+        k = k * (1 + (a - 1) * self.k_a)
+        r, w, k, v, a = (self._by_head(x) for x in (r, w, k, v, a))
+        return Recurrent(r, w, k, v, kappa, a), gate, first
+
+    def gated(self, y: Tensor, inputs: Recurrent, gate: Tensor) -> Tensor:
+        """What time mixing adds to the residual stream, (..., C): y (..., H, N) is the output of `wkv7`."""
+        heads, _ = self.heads
+        bonus = (inputs.r * inputs.k * self.r_k).sum(-1, keepdim=True) * inputs.v
+        norm = F.group_norm(y.reshape(-1, gate.shape[-1]), heads, self.ln_x.weight, self.ln_x.bias, GROUP_NORM_EPS)
+        return self.output((norm.view_as(gate) + bonus.flatten(-2)) * gate)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, self.heads)
+
+    def _low_rank(self, name: str, x: Tensor, activation=None) -> Tensor:  # type: ignore[no-untyped-def]
+        """activation(x W1) W2, in the dtype of x."""
+        hidden = x @ getattr(self, f"{name}1").to(x.dtype)
+        return (hidden if activation is None else activation(hidden)) @ getattr(self, f"{name}2").to(x.dtype)
+
+
+class ChannelMixing(nn.Module):
+    """Channel mixing: V relu(K x)^2, where x is a mix of this token and the last."""
+
+    def __init__(self, config: Rwkv7Config):
+        super().__init__()
+        self.x_k = float32_parameter(config.n_embd)
+        self.key = Dense(config.n_embd, config.n_ffn)
+        self.value = Dense(config.n_ffn, config.n_embd)
+
+    def shifted(
+        self, x: Tensor, norm: nn.LayerNorm, shift: Tensor, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """LayerNorm and the mix: x (B, T, C) -> (B, T, C), and the new shift (B, C)."""
+        mixed, shift = ln_shift(x, norm.weight, norm.bias, norm.eps, 1 - self.x_k.unsqueeze(0), shift, lengths)
+        return mixed[0], shift
+
+    def forward(self, mixed: Tensor) -> Tensor:
+        """What channel mixing adds to the residual stream: (..., C) -> (..., C)."""
+        return self.value(squared_relu_(self.key(mixed)))
+
+
+class Rwkv7Block(Block):
+    """One layer of an RWKV-7. Layer 0 passes its values to the later layers, which mix them into their own."""
+
+    watched = MappingProxyType({"att k": "att.key", "ffn k": "ffn.key"})
+
+    def __init__(self, config: Rwkv7Config, index: int):
+        super().__init__(config, index)
+        self.att = TimeMixing(config, index)
+        self.ffn = ChannelMixing(config)
+
+    def forward(
+        self, x: Tensor, state: LayerState, first: Tensor | None = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, LayerState, Tensor | None]:
+        """Processes many tokens, see `Block.forward`."""
+        mixed, att_shift = self.att.shifted(x, self.ln1, state["att_shift"], lengths)
+        inputs, gate, first = self.att.recurrent(mixed, first)
+        y, wkv = wkv7(*inputs, state["wkv"], lengths=lengths)
+        x = x + self.att.gated(y, inputs, gate)
+        mixed, ffn_shift = self.ffn.shifted(x, self.ln2, state["ffn_shift"], lengths)
+        return x + self.ffn(mixed), {"att_shift": att_shift, "ffn_shift": ffn_shift, "wkv": wkv}, first
+
+    def step(
+        self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Processes one token of each sequence, see `Block.step`; matrices use the kernels for few rows."""
+        before = {name: rows_of(field, slots) for name, field in state.items()}
+        mixed, att_shift = self.att.shifted(x.unsqueeze(1), self.ln1, before["att_shift"])
+        inputs, gate, first = self.att.recurrent(mixed.squeeze(2), first)
+        y, wkv = wkv7(*Recurrent(*(tensor.unsqueeze(1) for tensor in inputs)), before["wkv"])
+        x = x + self.att.gated(y.squeeze(1), inputs, gate)
+        mixed, ffn_shift = self.ffn.shifted(x.unsqueeze(1), self.ln2, before["ffn_shift"])
+        for name, after in {"att_shift": att_shift, "ffn_shift": ffn_shift, "wkv": wkv}.items():
+            replace_rows(state[name], slots, after)
+        return x + self.ffn(mixed.squeeze(1)), first
+
+
+class Rwkv7(Model):
+    """An RWKV-7 model."""
+
+    block = Rwkv7Block
