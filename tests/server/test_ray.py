@@ -34,11 +34,13 @@ ENDLESS = {"prompt": "The king", "max_tokens": 10**6, "seed": 1, "logit_bias": {
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster):
+def client(ray_cluster, tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(app(ARGS), name="rwkv")
+    keys = tmp_path_factory.mktemp("keys") / "state.keys"
+    keys.write_text("QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY=\n")
+    serve.run(app(ARGS.model_copy(update={"state_keys": keys})), name="rwkv")
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         yield client
     serve.shutdown()
@@ -74,7 +76,7 @@ def test_responses_are_those_of_one_server(client, tales):
     refused = client.post("/v1/completions", json={"prompt": "x", "suffix": "y"})
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "suffix"
-    assert client.post("/v1/completions", content=b"x" * 20_000).status_code == 413
+    assert client.post("/v1/completions", content=b"x" * 2_000_000).status_code == 413
     assert client.get("/nothing").status_code == 404
 
 
@@ -112,6 +114,20 @@ def test_requests_that_begin_alike_are_on_all_replicas_when_there_are_many(clien
     after = metrics(client, name)
     assert sum(after) - sum(before) == 30
     assert min(after) - max(before) >= 3 or min(y - x for x, y in zip(before, after, strict=True)) >= 3
+
+
+def test_a_state_goes_on_on_any_replica(client, tales):
+    options = {"max_tokens": 12, "temperature": 0.8, "seed": 3}
+    body = {"prompt": "The king said", "return_state": True, **options}
+    choice = client.post("/v1/completions", json=body).json()["choices"][0]
+    expected = tales.generate(f"The king said{choice['text']} And then", max_new_tokens=12, temperature=0.8, seed=3)
+    body = {"prompt": " And then", "state": choice["state"], **options}
+    name = 'rwkv_requests_total{route="/v1/completions",status="200"}'
+    before = metrics(client, name)
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(lambda _: client.post("/v1/completions", json=body), range(12)))
+    assert {answer.json()["choices"][0]["text"] for answer in answers} == {expected}
+    assert sum(metrics(client, name)) == sum(before) + 12
 
 
 def test_a_client_that_leaves_ends_its_text(client):
