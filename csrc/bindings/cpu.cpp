@@ -7,3 +7,4 @@
 #include "bindings/prefill_cpu.h"
 #include "bindings/ways_cpu.h"
 #include "bindings/wkv4_cpu.h"
+#include "bindings/wkv7_cpu.h"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
-from rwkv_engine.core import ModelConfig, Rwkv4Config, Strategy
+from rwkv_engine.core import ModelConfig, Rwkv4Config, Rwkv7Config, Strategy
 from rwkv_engine.core.config import Role
 from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError, RequestError
@@ -35,17 +35,25 @@ def _plain(n_layer: int, n_embd: int, n_vocab: int) -> Rwkv4Config:
     return Rwkv4Config(n_layer, n_embd, n_embd, 4 * n_embd, n_vocab)
 
 
-SHAPES = {
+def _goose(n_layer: int, n_embd: int, n_vocab: int, ranks: tuple[int, int, int, int]) -> Rwkv7Config:
+    return Rwkv7Config(n_layer, n_embd, n_embd // 64, 64, 4 * n_embd, n_vocab, *ranks)
+
+
+SHAPES: dict[str, ModelConfig] = {
     "169m": _plain(12, 768, 50277),
     "430m": _plain(24, 1024, 50277),
     "1b5": _plain(24, 2048, 50277),
     "3b": _plain(32, 2560, 50277),
     "tales": Rwkv4Config(5, 224, 224, 768, 2048),
+    "rwkv7-0.1b": _goose(12, 768, 65536, (64, 64, 32, 128)),
+    "rwkv7-0.4b": _goose(24, 1024, 65536, (64, 64, 32, 128)),
+    "rwkv7-1.5b": _goose(24, 2048, 65536, (96, 96, 64, 256)),
+    "rwkv7-2.9b": _goose(32, 2560, 65536, (96, 96, 64, 320)),
 }
 
 
-def parse_shape(text: str) -> Rwkv4Config:
-    """A name of `SHAPES`, or `L,C,V`: layers, width and vocabulary; channel mixing is four times as wide.
+def parse_shape(text: str) -> ModelConfig:
+    """A name of `SHAPES`, or `L,C,V`: layers, width and vocabulary of an RWKV-4; channel mixing is four times as wide.
 
     Raises:
         RequestError: it is neither.
@@ -169,7 +177,7 @@ def synthetic_tensors(config: ModelConfig, dtype: torch.dtype, zeros: float, dev
         shape = spec.shape
         if spec.role is not Role.VECTOR:
             matrix = torch.randn(shape, generator=random, dtype=torch.float32, device=device)
-            matrix /= math.sqrt(shape[1])
+            matrix /= math.sqrt(shape[0 if spec.role is Role.LOW_RANK else 1])  # the inputs of x W, of W x
             if name.endswith("ffn.key.weight"):
                 matrix[:, 0] = m
             elif name.endswith("ffn.value.weight"):
@@ -188,9 +196,13 @@ def offset(zeros: float) -> float:
 
 
 def _vector(name: str, shape: tuple[int, ...], random: torch.Generator, device: str) -> Tensor:
+    if name.endswith("ffn.x_k"):  # in RWKV-7 the weight of the last token
+        return torch.zeros(1, 1, *shape, dtype=torch.float32)
+    if name.endswith(".k_k"):  # a removed key of zeros would not be a key
+        return torch.ones(1, 1, *shape, dtype=torch.float32)
     if name.endswith("ffn.time_mix_k"):
         return torch.ones(1, 1, *shape, dtype=torch.float32)  # the current token only, or the variance would not be 1
-    if "time_mix" in name:
+    if "time_mix" in name or ".x_" in name:
         return torch.rand(1, 1, *shape, generator=random, dtype=torch.float32, device=device)
     if name.endswith("time_decay"):
         return torch.rand(shape, generator=random, dtype=torch.float32, device=device) * 6 - 5

@@ -17,15 +17,18 @@ from torch.nn import functional as F
 
 from rwkv_engine.core.rwkv7 import Rwkv7Config
 from rwkv_engine.core.state import LayerState
+from rwkv_engine.core.weight_format import float_format
+from rwkv_engine.models.arrange import arrange
 from rwkv_engine.models.block import Block, float32_norm, float32_parameter
 from rwkv_engine.models.model import Model
-from rwkv_engine.models.weights import Dense
+from rwkv_engine.models.weights import Dense, Tiled
 from rwkv_engine.ops import ln_shift, squared_relu_, wkv7
 from rwkv_engine.ops.slots import replace_rows, rows_of
 
 # The published models divide the outputs by 8 before a normalisation with 1e-5, which is the same as 64e-5.
 GROUP_NORM_EPS = 64e-5
 MIXES = "rwkvag"
+ALIGNED_RANK = 32  # a multiple of two vector registers
 
 
 class Recurrent(NamedTuple):
@@ -66,6 +69,7 @@ class TimeMixing(nn.Module):
         self.receptance, self.key, self.value = (Dense(c, a) for _ in range(3))
         self.output = Dense(a, c)
         self.ln_x = float32_norm(a, GROUP_NORM_EPS)
+        self.factors: dict[str, Tiled] = {}  # copies of the low-rank factors in tiles, made at first use
 
     def shifted(
         self, x: Tensor, norm: nn.LayerNorm, shift: Tensor, lengths: Sequence[int] | None = None
@@ -103,8 +107,22 @@ class TimeMixing(nn.Module):
 
     def _low_rank(self, name: str, x: Tensor, activation=None) -> Tensor:  # type: ignore[no-untyped-def]
         """activation(x W1) W2, in the dtype of x."""
-        hidden = x @ getattr(self, f"{name}1").to(x.dtype)
-        return (hidden if activation is None else activation(hidden)) @ getattr(self, f"{name}2").to(x.dtype)
+        hidden = self._factor(f"{name}1", x)
+        return self._factor(f"{name}2", hidden if activation is None else activation(hidden))
+
+    def _factor(self, name: str, x: Tensor) -> Tensor:
+        """x W, by the kernels where the matrices are packed: their sums do not depend on the number of rows."""
+        weight = getattr(self, name)
+        if not isinstance(self.key, Tiled):
+            return x @ weight.to(x.dtype)
+        if name not in self.factors:
+            # Ranks are padded with zeros, or torch's activations would compute the last ones of a batch differently.
+            padding = -weight.shape[name.endswith("1")] % ALIGNED_RANK
+            weight = F.pad(weight.detach(), (0, padding) if name.endswith("1") else (0, 0, 0, padding))
+            inputs, outputs = weight.shape
+            tiles, _ = arrange(weight.t(), "tiles", float_format(weight.dtype))
+            self.factors[name] = Tiled(tiles, outputs, inputs)
+        return self.factors[name](x)
 
 
 class ChannelMixing(nn.Module):
@@ -162,6 +180,10 @@ class Rwkv7Block(Block):
         for name, after in {"att_shift": att_shift, "ffn_shift": ffn_shift, "wkv": wkv}.items():
             replace_rows(state[name], slots, after)
         return x + self.ffn(mixed.squeeze(1)), first
+
+    def forget(self) -> None:
+        """Drops tensors that were computed from parameters."""
+        self.att.factors.clear()
 
 
 class Rwkv7(Model):

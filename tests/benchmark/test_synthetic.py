@@ -12,9 +12,11 @@ from rwkv_engine.benchmark import models
 from rwkv_engine.benchmark.instruments import ReadBandwidth
 from rwkv_engine.benchmark.models import synthetic_tensors, write_synthetic
 from rwkv_engine.benchmark.subject import Ours, random_ids
+from rwkv_engine.core import Rwkv7Config
 from rwkv_engine.verification.activations import watched
 
 CONFIG = Rwkv4Config(3, 64, 64, 1024, 300)
+GOOSE = Rwkv7Config(3, 64, 2, 32, 1024, 300, 8, 8, 8, 8)
 
 
 @pytest.fixture
@@ -24,26 +26,28 @@ def default_dtype():
     torch.set_default_dtype(before)
 
 
+@pytest.mark.parametrize("config", [CONFIG, GOOSE], ids=["rwkv4", "rwkv7"])
 @pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9, 1.0])
-def test_the_squared_relu_has_the_share_of_zeros_that_was_asked_for(zeros, tmp_path):
-    write_synthetic(tmp_path / "m.pth", CONFIG, torch.float32, zeros)
+def test_the_squared_relu_has_the_share_of_zeros_that_was_asked_for(zeros, config, tmp_path):
+    write_synthetic(tmp_path / "m.pth", config, torch.float32, zeros)
     ours = Ours(tmp_path / "m.pth", "cpu fp32")
     found = ours.zeros(random_ids(300, 64))
     # A layer's key matrix has F random rows, so its share varies like that of F samples: allow four standard errors.
-    error = 4 * (zeros * (1 - zeros) / CONFIG.n_ffn) ** 0.5
+    error = 4 * (zeros * (1 - zeros) / config.n_ffn) ** 0.5
     assert found == pytest.approx([zeros] * 3, abs=error + 1e-12)
 
 
-def test_activations_stay_small_over_thousands_of_tokens_in_every_layer(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, GOOSE], ids=["rwkv4", "rwkv7"])
+def test_activations_stay_small_over_thousands_of_tokens_in_every_layer(config, tmp_path):
     """In float16 too, which ends at 65504."""
     for zeros in (0.0, 0.9):
-        write_synthetic(tmp_path / "m.pth", CONFIG, torch.float16, zeros)
+        write_synthetic(tmp_path / "m.pth", config, torch.float16, zeros)
         ours = Ours(tmp_path / "m.pth", "cpu fp16")
         with watched(ours.model.engine.model) as seen:
             logits, state = ours.model.forward(random_ids(300, 4000))
         assert max(max(layers) for layers in seen.largest.values()) < 50
         assert logits.abs().max() < 50
-        assert state.wkv_num.abs().max() < 1e4
+        assert max(field.abs().max() for name, field in state.fields.items() if name != "wkv_max") < 1e4
         assert 0.5 < logits.std() < 2
 
 

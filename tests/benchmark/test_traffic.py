@@ -51,6 +51,7 @@ def test_int8_weights_are_one_byte_and_their_scales_are_always_read():
 def test_named_shapes_have_the_parameters_of_the_models_of_that_name():
     parameters = {name: config.n_params / 1e6 for name, config in SHAPES.items()}
     expected = {"169m": 169.3, "430m": 430.4, "1b5": 1515.1, "3b": 2984.6, "tales": 3.9}
+    expected |= {"rwkv7-0.1b": 191.0, "rwkv7-0.4b": 450.8, "rwkv7-1.5b": 1527.4, "rwkv7-2.9b": 2947.7}
     assert parameters == pytest.approx(expected, abs=0.06)
     config = SHAPES["169m"]
     assert bytes_per_token(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import oracle7
@@ -15,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import rwkv_engine
 from rwkv_engine import RWKV, Checkpoint, CheckpointError, RequestError, State, Strategy
+from rwkv_engine.caching import StateCache
 from rwkv_engine.convert import to_hugging_face, to_pth
 from rwkv_engine.convert.pack import pack, quantize
 from rwkv_engine.models.weights import InputMajor, Tiled
@@ -168,6 +171,46 @@ def test_rows_of_a_step_begin_from_the_slots_they_are_told(path):
     for name in ("att_shift", "ffn_shift", "wkv"):
         torch.testing.assert_close(layers[1][name][[3, 2]], after.fields[name][:, 1], atol=1e-5, rtol=1e-5)
         assert torch.equal(layers[1][name][:2], states.fields[name][:2, 1])
+
+
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32i8"])
+def test_a_row_has_the_same_bits_in_every_batch(path, strategy):
+    engine = RWKV.from_pretrained(path, strategy).engine
+    ids = torch.arange(16) % SHAPE.n_vocab
+    _, states = engine.model(ids.unsqueeze(1).repeat(1, 5), State.initial(engine.model.config, 16))
+    logits, after = engine.model(ids.unsqueeze(1), states)
+    for rows in (slice(3, 4), slice(3, 6), slice(0, 7)):
+        own, end = engine.model(ids[rows].unsqueeze(1), states.rows(rows))
+        assert torch.equal(own, logits[rows])
+        assert torch.equal(end.wkv, after.wkv[rows])
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+    """A model with random weights and the vocabulary of `tales`."""
+    weights = oracle7.random_weights(oracle7.Shape(2, 2, 32, 100, 2048))
+    vocabulary = Path(rwkv_engine.__file__).parent / "assets" / "tales" / "tokenizer.json"
+    return RWKV.from_pretrained(saved(weights, tmp_path_factory.mktemp("m") / "m.pth"), tokenizer=vocabulary)
+
+
+def test_texts_are_the_same_together_alone_and_from_a_cache(talker):
+    prompts = ["Once upon a time", "The king", "Once upon a time there was", "A", "The king said"]
+    alone = [talker.generate(prompt, 12, seed=3) for prompt in prompts]
+    assert talker.generate(prompts, 12, seed=3) == alone
+    talker.state_cache = StateCache()
+    for _ in range(2):
+        assert [talker.generate(prompt, 12, seed=3) for prompt in prompts] == alone
+    assert talker.generate(prompts[0], 12, seed=3, drafts=4) == alone[0]
+    talker.state_cache = None
+
+
+def test_texts_are_embedded_by_the_mean_and_not_by_the_state(talker):
+    vectors = talker.embed(["The king", "A longer text about a king"], pooling="mean")
+    torch.testing.assert_close(
+        torch.as_tensor(vectors[0]), torch.as_tensor(talker.embed(["The king"], pooling="mean")[0])
+    )
+    with pytest.raises(RequestError, match="RWKV-7"):
+        talker.embed(["The king"], pooling="state")
 
 
 def test_states_of_another_version_are_refused(path, tales):
