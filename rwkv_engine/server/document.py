@@ -13,6 +13,8 @@ _ERROR = {
     "required": ["error"],
     "properties": {"error": {"type": "object", "required": list(_FIELDS), "properties": _FIELDS}},
 }
+# Of an event, whose data is a JSON object in the form of OpenAI's chunks, or [DONE].
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 _RETRY = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
 _CHALLENGE = {"WWW-Authenticate": {"description": "How to give a key.", "schema": {"type": "string"}}}
 _ID = {"X-Request-Id": {"description": "The id of the request in the log.", "schema": {"type": "string"}}}
@@ -43,6 +45,6 @@ STREAM: Responses = {
     200: {
         "description": "The texts; piece by piece if the request has `stream`.",
         "headers": _ID,
-        "content": {"text/event-stream": {}},  # the schema of events would be one of OpenAPI 3.2
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 }

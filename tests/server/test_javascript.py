@@ -1,4 +1,4 @@
-"""OpenAI's client for JavaScript, where node finds it: `npm install openai`, and its folder in NODE_PATH."""
+"""OpenAI's client for JavaScript, where there is node, and `require` finds the package openai in NODE_PATH."""
 
 from __future__ import annotations
 
