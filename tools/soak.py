@@ -137,7 +137,8 @@ class Soak:
 
     async def _leaves(self, client: httpx.AsyncClient) -> int:
         with contextlib.suppress(httpx.ReadTimeout):
-            await client.post("/v1/completions", json=self._asked(max_tokens=2000, logit_bias={"0": -100}), timeout=0.1)
+            body = self._asked(max_tokens=2000, logit_bias={"0": -100})
+            await client.post("/v1/completions", json=body, timeout=httpx.Timeout(60, read=0.1))
             return 200
         return 0
 
