@@ -96,6 +96,11 @@ class Page:
         expect(self.tab.locator("#model")).to_have_text("tales")
         return self
 
+    def reload(self):
+        """Loads the page again, and waits until its modules have run, which the load event does not wait for."""
+        self.tab.reload()
+        expect(self.find("#starters button").first).to_be_attached()
+
     def find(self, selector, **options):
         return self.tab.locator(selector, **options)
 

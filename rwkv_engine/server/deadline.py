@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+import anyio
 from fastapi import Request
 
 from rwkv_engine.generation.text_request import TextRequest
@@ -55,8 +56,9 @@ async def in_time(service: Service, request: Request, work: Coroutine[Any, Any, 
         ApiError: it is (503).
     """
     try:
-        return await asyncio.wait_for(work, _left(service, request))
-    except asyncio.TimeoutError:
+        with anyio.fail_after(_left(service, request)):
+            return await work
+    except TimeoutError:
         raise _too_late(service) from None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from http import HTTPStatus
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,8 +71,9 @@ class Gate:
             if is_whole:  # what comes now is that the client disconnects
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), until - time.monotonic())
-            except asyncio.TimeoutError:
+                with anyio.fail_after(until - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
                 raise HTTPException(
                     HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time", {"Connection": "close"}
                 ) from None

@@ -84,7 +84,7 @@ def test_keys_of_the_server(tales, chromium):
         page.open()
         expect(page.find("#key-dialog")).to_be_hidden()
         page.tab.evaluate("sessionStorage.clear()")
-        page.tab.reload()
+        page.reload()
         page.find("#remember-key").check()
         field.fill("one")
         page.press("Use this key")
@@ -226,7 +226,7 @@ def test_keyboard_and_composition(new):
     page.tab.keyboard.press("Alt+/")
     expect(page.find("#help")).to_be_visible()
     page.tab.keyboard.press("Escape")
-    page.tab.reload()
+    page.reload()
     page.tab.keyboard.press("Shift+Tab")
     assert page.tab.evaluate("document.activeElement !== document.body")
 
@@ -240,7 +240,7 @@ def test_light_and_dark(new):
     page.press("Light or dark")
     dark = ground()
     assert dark != light
-    page.tab.reload()
+    page.reload()
     assert ground() == dark
     page.press("Light or dark")
     assert ground() == light

@@ -172,7 +172,7 @@ def test_conversations_survive_a_reload(page):
     expect(page.find("#welcome")).to_be_visible()
     page.send("Tell me of the fox.")
     assert page.titles == ["Tell me of the fox.", "The sea"]
-    page.tab.reload()
+    page.reload()
     assert page.titles == ["Tell me of the fox.", "The sea"]
     page.press("The sea", "#sidebar")
     assert page.texts == texts
@@ -203,7 +203,7 @@ def test_export_and_import(page, chromium, server, tmp_path):
     page.press("Try again")
     page.wait()
     page.tab.evaluate("localStorage.setItem('rwkv:/model/:conversation:x', '{\"id\":')")
-    page.tab.reload()
+    page.reload()
     expect(page.find("#damaged")).to_contain_text("1 saved conversation cannot be read")
     with page.tab.expect_download() as download:
         page.press("Export")
