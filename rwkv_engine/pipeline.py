@@ -17,6 +17,7 @@ from rwkv_engine.errors import RequestError, TokenizerError
 from rwkv_engine.generation.asynchronous import AsyncTextGenerator
 from rwkv_engine.locate import EMBEDDED as EMBEDDED
 from rwkv_engine.locate import locate as locate
+from rwkv_engine.native.workers import end_workers
 from rwkv_engine.progress import Progress
 from rwkv_engine.runtime import Engine, load_model
 from rwkv_engine.runtime.engine import as_ids
@@ -98,7 +99,9 @@ class RWKV(AsyncTextGenerator):
         checkpoint = Checkpoint.open(path)
         parsed = parsed.resolve(checkpoint.config)
         found = tokenizer_for(path, checkpoint.config.n_vocab, tokenizer)
-        return cls(Engine(load_model(checkpoint, parsed, progress)), parsed, found, path)
+        engine = Engine(load_model(checkpoint, parsed, progress))
+        end_workers()  # another thread may run the model
+        return cls(engine, parsed, found, path)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from rwkv_engine.generation.text_request import TextRequest
+from rwkv_engine.native.workers import end_workers
 
 
 class News(NamedTuple):
@@ -26,13 +30,16 @@ Wait = Callable[[Callable[[], object]], None]
 class Background:
     """The requests that are watched, and the thread that performs their steps.
 
-    The thread is started when there is something to watch, and ends with the last request.
+    The thread rests when none are left, and ends with this object. It is not ended sooner, because a thread's first
+    passes are slow: the system begins with OpenMP's new workers on the processor of the thread that they share work
+    with.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # of what follows
         self._receivers: dict[TextRequest, tuple[Receive, bool]] = {}
-        self._is_running = False
+        self._is_running = self._has_workers = False
+        self._orders: SimpleQueue[Callable[[], object] | None] | None = None  # of the thread, once there is one
 
     def watch(self, request: TextRequest, receive: Receive, pieces: bool, wait: Wait) -> None:
         """Reports on a request until it has ended.
@@ -44,11 +51,23 @@ class Background:
             pieces: whether to report pieces as they come, and not only the end.
             wait: that scheduler's method.
         """
+        end_workers()  # those of the calling thread, which leaves the steps to another one
         with self._lock:
             self._receivers[request] = receive, pieces
+            if not self._orders:
+                self._orders = SimpleQueue()
+                threading.Thread(target=_obey, args=[self._orders], name="rwkv_engine-steps", daemon=True).start()
+                weakref.finalize(self, self._orders.put, None)
             if not self._is_running:
-                threading.Thread(target=self._run, args=[wait], name="rwkv_engine-steps", daemon=True).start()
-                self._is_running = True
+                self._is_running = self._has_workers = True
+                self._orders.put(partial(self._run, wait))
+
+    def make_room(self) -> None:
+        """Ends the OpenMP workers of the thread if it rests: another one is about to compute."""
+        with self._lock:
+            if self._orders and self._has_workers and not self._is_running:
+                self._has_workers = False
+                self._orders.put(end_workers)
 
     def _run(self, wait: Wait) -> None:
         try:
@@ -81,6 +100,13 @@ class Background:
                 _tell(receive, request, True)
             self._receivers.clear()
             self._is_running = False
+
+
+def _obey(orders: SimpleQueue[Callable[[], object] | None]) -> None:
+    """What the thread does, which keeps neither a model nor a request alive while it rests."""
+    while order := orders.get():
+        order()
+        del order
 
 
 def _tell(receive: Receive, request: TextRequest, ended: bool) -> None:

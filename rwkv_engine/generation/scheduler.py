@@ -138,6 +138,7 @@ class Scheduler:
                 become true once these requests have ended or paused.
         """
         self._require_outside()
+        self.background.make_room()
         while not is_enough():
             if self._stepping.acquire(blocking=False):
                 try:

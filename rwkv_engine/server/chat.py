@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -21,6 +20,7 @@ from rwkv_engine.server.schemas import ChatRequest, Message
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import origin_of
 from rwkv_engine.server.texts import ServedText, texts_of
+from rwkv_engine.server.threads import in_thread
 from rwkv_engine.text.templates import Template
 
 SYSTEM = ("system", "developer")
@@ -88,8 +88,8 @@ def chat(service: Service) -> APIRouter:
             is_begun = bool(body.continue_final_message)
             is_rest = origin.snapshot is not None
             # In a thread, because a template of somebody else's may take a while.
-            prompts = [await asyncio.to_thread(_prompt, service, body.messages, is_rest, is_begun)]
-            texts = await asyncio.to_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
+            prompts = [await in_thread(_prompt, service, body.messages, is_rest, is_begun)]
+            texts = await in_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
             return await respond(service, request, ChatAnswer(service, request, body, texts), origin, held)
 
     return router

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, cast
@@ -19,6 +18,7 @@ from rwkv_engine.server.schemas import CompletionRequest
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import origin_of
 from rwkv_engine.server.texts import ServedText, texts_of
+from rwkv_engine.server.threads import in_thread
 
 DEFAULT_TOKENS = 16  # OpenAI's
 
@@ -99,7 +99,7 @@ def completions(service: Service) -> APIRouter:
         with ExitStack() as held:
             origin = await origin_of(service, body, owner, held)
             # In a thread, because it takes a while to encode a long prompt.
-            texts = await asyncio.to_thread(
+            texts = await in_thread(
                 texts_of,
                 service,
                 body,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from http import HTTPStatus
 from threading import Event
@@ -22,6 +21,7 @@ from rwkv_engine.server.errors import ApiError, Json, of_model
 from rwkv_engine.server.schemas import EmbeddingRequest
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.texts import require_short
+from rwkv_engine.server.threads import in_thread
 
 
 def embeddings(service: Service) -> APIRouter:
@@ -36,9 +36,9 @@ def embeddings(service: Service) -> APIRouter:
         async def work() -> tuple[list[Tensor], Tensor]:
             async with service.alone:
                 has_ended = Event()
-                ids = await asyncio.to_thread(_ids, service, body)
+                ids = await in_thread(_ids, service, body)
                 try:
-                    return ids, await asyncio.to_thread(_compute, service, ids, body.pooling, has_ended)
+                    return ids, await in_thread(_compute, service, ids, body.pooling, has_ended)
                 except Exception as error:  # the texts are sound
                     raise of_model(error, request.state.id) from error
                 finally:

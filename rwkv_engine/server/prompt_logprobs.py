@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -17,6 +16,7 @@ from rwkv_engine.runtime.engine import Engine
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.texts import ServedText
+from rwkv_engine.server.threads import in_thread
 
 # Tokens whose logits are in memory at a time; with a vocabulary of 65536 they take 34 MB.
 ROWS = 128
@@ -55,7 +55,7 @@ class PromptLogprobs:
         engine = self._service.model.engine
         try:
             async with self._service.alone:
-                return [await asyncio.to_thread(logprobs_of, engine, p, self._n_top, has_ended) for p in self._prompts]
+                return [await in_thread(logprobs_of, engine, p, self._n_top, has_ended) for p in self._prompts]
         finally:
             has_ended.set()
 

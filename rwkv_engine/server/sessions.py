@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from http import HTTPStatus
 
 from fastapi import APIRouter, Request
@@ -12,6 +11,7 @@ from rwkv_engine.portable import Sessions
 from rwkv_engine.server.errors import ApiError, Json
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import session_errors
+from rwkv_engine.server.threads import in_thread
 
 
 def sessions(service: Service) -> APIRouter:
@@ -27,7 +27,7 @@ def sessions(service: Service) -> APIRouter:
     @router.get("/v1/sessions")
     async def names(request: Request) -> Response:
         """The client's sessions."""
-        found = await asyncio.to_thread(kept().all, request.state.owner)
+        found = await in_thread(kept().all, request.state.owner)
         seconds = service.settings.session_seconds
         data = [
             {
@@ -45,7 +45,7 @@ def sessions(service: Service) -> APIRouter:
     async def delete(request: Request, name: str) -> Response:
         """Removes one of the client's sessions."""
         with session_errors():
-            await asyncio.to_thread(kept().delete, name, request.state.owner)
+            await in_thread(kept().delete, name, request.state.owner)
         return Json({"id": name, "object": "session.deleted", "deleted": True})
 
     return router

@@ -22,6 +22,7 @@ from rwkv_engine.portable.sealer import in_base64
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
+from rwkv_engine.server.threads import in_thread
 
 
 class Origin(NamedTuple):
@@ -44,7 +45,7 @@ async def origin_of(service: Service, body: Sampled, owner: str, held: ExitStack
             room for another one (429), or this server has none (400).
     """
     lease = ExitStack()
-    opening = asyncio.ensure_future(asyncio.to_thread(_origin, service, body, owner, lease))
+    opening = asyncio.ensure_future(in_thread(_origin, service, body, owner, lease))
     try:
         origin = await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -120,7 +121,7 @@ async def state_of(service: Service, body: Sampled, text: TextRequest, session: 
         ApiError: the session cannot be saved (500).
     """
     try:
-        return await asyncio.to_thread(_state_of, service, body, text, session)
+        return await in_thread(_state_of, service, body, text, session)
     except OSError as error:
         log.error("a session cannot be saved: %s", error)
         message = "the session cannot be saved, and is what it was before; the server's log has the reason"

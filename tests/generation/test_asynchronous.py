@@ -7,10 +7,12 @@ import gc
 import random
 import threading
 import time
+import weakref
 
 import pytest
+from served import wait_until
 
-from rwkv_engine import RequestError
+from rwkv_engine import RWKV, RequestError
 from rwkv_engine.generation import AsyncTextStream
 from rwkv_engine.generation.many import request_of
 from rwkv_engine.generation.scheduler import Scheduler, scheduler_of
@@ -22,14 +24,17 @@ PROMPTS = ["Once upon a time", "The king", "", "Hänsel", {"prompt": "The fox", 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(tales):
     yield
-    until = time.monotonic() + 10
-    while left := [t for t in threading.enumerate() if t.name == "rwkv_engine-steps"]:
-        assert time.monotonic() < until, left
-        time.sleep(0.01)
     scheduler = scheduler_of(tales.engine)
+    gc.collect()  # other schedulers, with which their threads end
+    wait_until(lambda: len(step_threads()) <= bool(scheduler.background._orders))
+    assert not scheduler.background._is_running
     pool = scheduler._steps._running._decoder.pool
     assert sorted(pool._free) == list(range(pool.dummy))
     assert not scheduler._steps.waiting
+
+
+def step_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "rwkv_engine-steps"]
 
 
 async def read(stream):
@@ -252,3 +257,15 @@ def test_several_loops_and_threads_at_once(tales):
         thread.join()
     assert len(found) == 16
     assert found == {seed: tales.generate("The king", 25, seed=seed) for seed in found}
+
+
+def test_a_resting_thread_keeps_no_model_alive():
+    model = RWKV.from_pretrained("tales")
+    before = len(step_threads())
+    assert asyncio.run(model.agenerate("The king", 4))
+    assert len(step_threads()) == before + 1
+    engine = weakref.ref(model.engine)
+    del model
+    gc.collect()
+    assert engine() is None
+    wait_until(lambda: len(step_threads()) == before)
