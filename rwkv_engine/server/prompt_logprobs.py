@@ -34,8 +34,17 @@ class PromptLogprobs:
             n_top: how many of the most likely tokens to report.
 
         Raises:
-            ApiError: the prompts are too long together (400).
+            ApiError: the prompts are too long together, or a text goes on from a state, after which the first token's
+                is not known (400).
         """
+        if any(text.state is not None for text in texts):
+            raise ApiError(
+                HTTPStatus.BAD_REQUEST,
+                "echo: with logprobs, got a text that goes on from a state or a session; leave out echo, so that the"
+                " log-probabilities of new tokens are reported only",
+                "echo",
+                "unsupported_parameter",
+            )
         self._service, self._n_top = service, n_top
         self._prompts = [text.prompt for text in texts]
         total, most = sum(map(len, self._prompts)), service.settings.most_prompt_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -52,7 +53,8 @@ class Matcher:
             FormatError: it does not: the format is too complex at this place.
         """
         if self.inner.is_error():
-            reason = " ".join(self.inner.get_error().split("<state>")[0].split())
+            reason = " ".join(re.split("<state>|<non-verbose/>", self.inner.get_error())[0].split())
+            reason = reason.replace("NoExtensionBias", "no token may follow there, and the text may not end")
             raise FormatError(f"the text cannot follow its format beyond {self._n_read} tokens: {reason[:200]}")
 
 

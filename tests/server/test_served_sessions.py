@@ -147,6 +147,13 @@ def test_sessions_outlive_the_server(client, tales, tmp_path):
     client.service.sessions = later.sessions
 
 
+def test_log_probabilities_of_a_prompt_after_a_session_are_refused(client):
+    body = {"prompt": "The king", "max_tokens": 2, "session": "a", "echo": True, "logprobs": 1}
+    assert call(client, **body).status_code == 200  # it is new: nothing is before the prompt
+    assert refusal(call(client, **body)) == (400, "unsupported_parameter", "echo")
+    assert call(client, **{**body, "logprobs": None}).status_code == 200
+
+
 def test_without_sessions(tales, tmp_path):
     client = Client(begun(tales, state_keys=SEALED))
     assert refusal(client.post(COMPLETIONS, {"prompt": "a", "session": "a"})) == (

@@ -336,3 +336,8 @@ def test_any_schema_is_refused_or_met(schema, seed, small):
         return  # a schema of an older draft, such as a list as `items`, which the library reads as well
     if stream.finish_reason == "stop":
         assert is_met(schema, text)
+
+
+def test_a_schema_of_which_nothing_is_an_example(tales):
+    with pytest.raises(RequestError, match="beyond 0 tokens: no token may follow there, and the text may not end"):
+        tales.generate("The king", 4, allowed_tokens=JsonSchema({"$ref": "#"}))
