@@ -41,7 +41,7 @@ async def arriving(
                 scheduler.add(request)
                 live.add(request)
                 scheduler.background.watch(
-                    request, lambda item: loop.call_soon_threadsafe(news.put_nowait, item), pieces, scheduler.wait
+                    request, lambda item: loop.call_soon_threadsafe(news.put_nowait, item), pieces, scheduler.perform
                 )
             if not live:
                 return

@@ -1,4 +1,4 @@
-"""Performs a scheduler's steps in a thread of its own, for callers that must not wait, such as event loops."""
+"""Performs a scheduler's steps in a thread of its own, for event loops and for several threads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,29 @@ class News(NamedTuple):
 
 
 Receive = Callable[[News], object]
-# `Scheduler.wait`: performs steps until a condition is met.
-Wait = Callable[[Callable[[], object]], None]
+# Performs a scheduler's steps until a condition is met.
+Perform = Callable[[Callable[[], object]], None]
+
+
+class Waiter:
+    """A thread that waits for a condition.
+
+    Attributes:
+        is_enough: whether it is met.
+        is_over: set when it is, or when the thread that performs the steps has failed.
+        error: with which that one failed.
+    """
+
+    def __init__(self, is_enough: Callable[[], object]):
+        self.is_enough = is_enough
+        self.is_over = threading.Event()
+        self.error: BaseException | None = None
 
 
 class Background:
-    """The requests that are watched, and the thread that performs their steps.
+    """The requests that are watched, the threads that wait, and the thread that performs the steps.
 
-    The thread rests when none are left, and ends with this object. It is not ended sooner, because a thread's first
+    That thread rests when nobody waits, and ends with this object. It is not ended sooner, because a thread's first
     passes are slow: the system begins with OpenMP's new workers on the processor of the thread that they share work
     with.
     """
@@ -38,10 +53,11 @@ class Background:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # of what follows
         self._receivers: dict[TextRequest, tuple[Receive, bool]] = {}
+        self._waiters: set[Waiter] = set()
         self._is_running = self._has_workers = False
         self._orders: SimpleQueue[Callable[[], object] | None] | None = None  # of the thread, once there is one
 
-    def watch(self, request: TextRequest, receive: Receive, pieces: bool, wait: Wait) -> None:
+    def watch(self, request: TextRequest, receive: Receive, pieces: bool, perform: Perform) -> None:
         """Reports on a request until it has ended.
 
         Args:
@@ -49,18 +65,41 @@ class Background:
             receive: is called in the thread, and must return at once; a RuntimeError, which a closed event loop raises,
                 is ignored.
             pieces: whether to report pieces as they come, and not only the end.
-            wait: that scheduler's method.
+            perform: performs that scheduler's steps.
         """
         end_workers()  # those of the calling thread, which leaves the steps to another one
         with self._lock:
             self._receivers[request] = receive, pieces
-            if not self._orders:
-                self._orders = SimpleQueue()
-                threading.Thread(target=_obey, args=[self._orders], name="rwkv_engine-steps", daemon=True).start()
-                weakref.finalize(self, self._orders.put, None)
-            if not self._is_running:
-                self._is_running = self._has_workers = True
-                self._orders.put(partial(self._run, wait))
+            self._begin(perform)
+
+    def wait(self, is_enough: Callable[[], object], perform: Perform) -> None:
+        """Returns when a condition is met, which is checked after every step, in the thread that performs them.
+
+        Raises:
+            BaseException: that with which the thread failed.
+        """
+        end_workers()
+        waiter = Waiter(is_enough)
+        try:
+            with self._lock:
+                self._waiters.add(waiter)
+                self._begin(perform)
+            waiter.is_over.wait()
+        finally:
+            with self._lock:
+                self._waiters.discard(waiter)  # if Ctrl-C ended the wait
+        if waiter.error:
+            raise waiter.error
+
+    def _begin(self, perform: Perform) -> None:
+        """Has the thread work, unless it does so; with the lock."""
+        if not self._orders:
+            self._orders = SimpleQueue()
+            threading.Thread(target=_obey, args=[self._orders], name="rwkv_engine-steps", daemon=True).start()
+            weakref.finalize(self, self._orders.put, None)
+        if not self._is_running:
+            self._is_running = self._has_workers = True
+            self._orders.put(partial(self._run, perform))
 
     def make_room(self) -> None:
         """Ends the OpenMP workers of the thread if it rests: another one is about to compute."""
@@ -69,19 +108,23 @@ class Background:
                 self._has_workers = False
                 self._orders.put(end_workers)
 
-    def _run(self, wait: Wait) -> None:
+    def _run(self, perform: Perform) -> None:
         try:
             while self._report():
-                wait(self._has_news)
+                perform(self._has_news)
         except BaseException as error:  # in this thread nobody else would see it
             self._fail(error)
 
     def _has_news(self) -> bool:
         with self._lock:
-            return any(r.finish_reason or (pieces and r.pieces) for r, (_, pieces) in self._receivers.items())
+            return (
+                any(r.finish_reason or (pieces and r.pieces) for r, (_, pieces) in self._receivers.items())
+                or any(waiter.is_enough() for waiter in self._waiters)
+                or not (self._receivers or self._waiters)  # Ctrl-C ended the last wait
+            )
 
     def _report(self) -> bool:
-        """Passes on what there is, and returns whether requests are left."""
+        """Passes on what there is, and returns whether somebody still waits."""
         with self._lock:
             for request, (receive, pieces) in list(self._receivers.items()):
                 ended = request.finish_reason is not None  # before its pieces are looked at
@@ -89,16 +132,23 @@ class Background:
                     _tell(receive, request, ended)
                 if ended:
                     del self._receivers[request]
-            self._is_running = bool(self._receivers)
+            for waiter in [waiter for waiter in self._waiters if waiter.is_enough()]:
+                self._waiters.remove(waiter)
+                waiter.is_over.set()
+            self._is_running = bool(self._receivers or self._waiters)
             return self._is_running
 
     def _fail(self, error: BaseException) -> None:
-        """Ends all requests with the error that ended the thread."""
+        """Ends all requests and waits with the error that ended the work."""
         with self._lock:
             for request, (receive, _) in self._receivers.items():
                 request.error = request.error or error
                 _tell(receive, request, True)
+            for waiter in self._waiters:
+                waiter.error = error
+                waiter.is_over.set()
             self._receivers.clear()
+            self._waiters.clear()
             self._is_running = False
 
 

@@ -33,12 +33,12 @@ TURN = 64
 class Scheduler:
     """Runs requests on the slots of one pool of states.
 
-    Its methods may be called from any thread. Whichever thread waits performs the steps, one at a time, for the
-    requests of all threads. Further requests than there are slots wait; if they wait for long, the states of running
-    texts are put aside in their favour.
+    Its methods may be called from any thread. The thread that waits performs the steps, one at a time; once a second
+    one has waited, `background` does, for all of them, so that only one thread has OpenMP workers. Further requests
+    than there are slots wait; if they wait for long, the states of running texts are put aside in their favour.
 
     Attributes:
-        background: performs the steps of requests for which no thread waits.
+        background: performs the steps of requests for which no thread waits, or more than one.
     """
 
     @torch.inference_mode(False)  # the pool is later modified in place, perhaps outside of that mode
@@ -75,7 +75,9 @@ class Scheduler:
         self._stepping = threading.Lock()
         self._stepped = threading.Condition()
         self._stepper: int | None = None  # the thread that performs a step
-        self._lock = threading.Lock()  # of the next one
+        self._lock = threading.Lock()  # of what follows
+        self._waiter: int | None = None  # the first thread that has waited
+        self._is_shared = False  # whether others have, too
         self._added: deque[Request] = deque()
         self._aborted: deque[Request] = deque()
 
@@ -138,7 +140,17 @@ class Scheduler:
                 become true once these requests have ended or paused.
         """
         self._require_outside()
-        self.background.make_room()
+        with self._lock:
+            self._waiter = self._waiter or threading.get_ident()
+            self._is_shared |= self._waiter != threading.get_ident()
+        if not self._is_shared:
+            self.background.make_room()
+            self.perform(lambda: self._is_shared or is_enough())
+        if not is_enough():
+            self.background.wait(is_enough, self.perform)
+
+    def perform(self, is_enough: Callable[[], object]) -> None:
+        """As `wait`, in the one thread that performs the steps."""
         while not is_enough():
             if self._stepping.acquire(blocking=False):
                 try:
