@@ -3,6 +3,7 @@
 #include "bindings/draw_tokens_cpu.h"
 #include "bindings/linear_cpu.h"
 #include "bindings/mixing4_steps_cpu.h"
+#include "bindings/mixing7_steps_cpu.h"
 #include "bindings/philox_cpu.h"
 #include "bindings/prefill_cpu.h"
 #include "bindings/ways_cpu.h"

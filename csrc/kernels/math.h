@@ -75,4 +75,18 @@ RWKV_HOST_DEVICE inline float sigmoid(float x) {
   return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
+// tanh x, without branches. Below 0.625 it is an odd polynomial (the coefficients of Cephes, as above), because the
+// difference of exponentials would lose the digits of small numbers. Error below 2 ulp, see tests/cpp/test_math.cpp.
+RWKV_HOST_DEVICE inline float hyperbolic_tangent(float x) {
+  const float square = x * x, size = x < 0 ? -x : x;
+  float p = -5.70498872745e-3f;
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const float small = x + x * square * p;
+  const float e = exp_nonpositive(-2 * size), large = (1.0f - e) / (1.0f + e);
+  return size < 0.625f ? small : (x < 0 ? -large : large);
+}
+
 }  // namespace rwkv

@@ -1,15 +1,18 @@
 """RWKV-7: time mixing and channel mixing (Peng et al. 2025, arXiv:2503.14456, section 4).
 
-Shapes: B sequences, T tokens, C = n_embd, H heads of N channels, A = H N, F = n_ffn. `...` is (B, T), or (B) in the
-step of one token, whose products take the kernels for few rows.
+Many tokens are processed by unfused operators, with gradients; one token of each sequence, with packed weights, by the
+fused step, one call for all layers of a device.
+
+Shapes: B sequences, T tokens, C = n_embd, H heads of N channels, A = H N, F = n_ffn. `...` is (B, T).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +24,11 @@ from rwkv_engine.core.weight_format import float_format
 from rwkv_engine.models.arrange import arrange
 from rwkv_engine.models.block import Block, float32_norm, float32_parameter
 from rwkv_engine.models.model import Model
-from rwkv_engine.models.weights import Dense, Tiled
-from rwkv_engine.ops import ln_shift, squared_relu_, wkv7
-from rwkv_engine.ops.slots import replace_rows, rows_of
+from rwkv_engine.models.rwkv7_fixed import STATE, Fixed, fixed
+from rwkv_engine.models.weights import Dense, InputMajor, Tiled
+from rwkv_engine.ops import Blocks7Step, blocks7_step, ln_shift, squared_relu_, wkv7
+from rwkv_engine.ops.blocks7_step import GROUP_NORM_EPS
 
-# The published models divide the outputs by 8 before a normalisation with 1e-5, which is the same as 64e-5.
-GROUP_NORM_EPS = 64e-5
 MIXES = "rwkvag"
 ALIGNED_RANK = 32  # a multiple of two vector registers
 
@@ -75,8 +77,11 @@ class TimeMixing(nn.Module):
         self, x: Tensor, norm: nn.LayerNorm, shift: Tensor, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """LayerNorm and the six mixes: x (B, T, C) -> (6, B, T, C), and the new shift (B, C)."""
-        mixes = 1 - torch.stack([getattr(self, f"x_{name}") for name in MIXES])  # x_ are weights of the last token
-        return ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, shift, lengths)
+        return ln_shift(x, norm.weight, norm.bias, norm.eps, self.mixes(), shift, lengths)
+
+    def mixes(self) -> Tensor:
+        """The weights of this token in the six mixes, (6, C); x_ are those of the last token."""
+        return 1 - torch.stack([getattr(self, f"x_{name}") for name in MIXES])
 
     def recurrent(self, mixed: Tensor, first: Tensor | None) -> tuple[Recurrent, Tensor, Tensor]:
         """The inputs of the recurrence from the mixes (6, ..., C); the gate (..., A); and layer 0's values."""
@@ -112,17 +117,22 @@ class TimeMixing(nn.Module):
 
     def _factor(self, name: str, x: Tensor) -> Tensor:
         """x W, by the kernels where the matrices are packed: their sums do not depend on the number of rows."""
-        weight = getattr(self, name)
         if not isinstance(self.key, Tiled):
+            weight = getattr(self, name)
             return x @ weight.to(x.dtype)
+        return self.tiled(name)(x)
+
+    def tiled(self, name: str) -> Tiled:
+        """A low-rank factor in tiles, in which the kernels read it."""
         if name not in self.factors:
+            weight = getattr(self, name)
             # Ranks are padded with zeros, or torch's activations would compute the last ones of a batch differently.
             padding = -weight.shape[name.endswith("1")] % ALIGNED_RANK
             weight = F.pad(weight.detach(), (0, padding) if name.endswith("1") else (0, 0, 0, padding))
             inputs, outputs = weight.shape
             tiles, _ = arrange(weight.t(), "tiles", float_format(weight.dtype))
             self.factors[name] = Tiled(tiles, outputs, inputs)
-        return self.factors[name](x)
+        return self.factors[name]
 
 
 class ChannelMixing(nn.Module):
@@ -150,6 +160,7 @@ class Rwkv7Block(Block):
     """One layer of an RWKV-7. Layer 0 passes its values to the later layers, which mix them into their own."""
 
     watched = MappingProxyType({"att k": "att.key", "ffn k": "ffn.key"})
+    chains = True
 
     def __init__(self, config: Rwkv7Config, index: int):
         super().__init__(config, index)
@@ -167,23 +178,51 @@ class Rwkv7Block(Block):
         mixed, ffn_shift = self.ffn.shifted(x, self.ln2, state["ffn_shift"], lengths)
         return x + self.ffn(mixed), {"att_shift": att_shift, "ffn_shift": ffn_shift, "wkv": wkv}, first
 
+    @classmethod
+    def steps(
+        cls,
+        blocks: Sequence[Block],
+        x: Tensor,
+        states: Sequence[LayerState],
+        slots: Tensor | None,
+        first: Tensor | None = None,
+        before: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Processes one token of each sequence, see `Block.steps`; layers with packed weights by one fused operator."""
+        fixed = [cast(Rwkv7Block, block)._fixed for block in blocks]
+        if any(layer is None for layer in fixed):
+            return super().steps(blocks, x, states, slots, first, before)
+        packed = cast("list[Fixed]", fixed)
+        if first is None:  # layer 0 writes it
+            first = torch.empty(len(x), packed[0].layer.r_k.numel(), dtype=x.dtype, device=x.device)
+        parameters = [tensor for layer in packed for tensor in layer.layer]
+        scales = [tensor for layer in packed for tensor in layer.scales]
+        state = [layer[name] for layer in states for name in STATE]
+        step = Blocks7Step(x, first, blocks[0].ln1.eps, parameters, scales, state, slots, before)
+        return blocks7_step(step), first
+
     def step(
         self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Processes one token of each sequence, see `Block.step`; matrices use the kernels for few rows."""
-        before = {name: rows_of(field, slots) for name, field in state.items()}
-        mixed, att_shift = self.att.shifted(x.unsqueeze(1), self.ln1, before["att_shift"])
-        inputs, gate, first = self.att.recurrent(mixed.squeeze(2), first)
-        y, wkv = wkv7(*Recurrent(*(tensor.unsqueeze(1) for tensor in inputs)), before["wkv"])
-        x = x + self.att.gated(y.squeeze(1), inputs, gate)
-        mixed, ffn_shift = self.ffn.shifted(x.unsqueeze(1), self.ln2, before["ffn_shift"])
-        for name, after in {"att_shift": att_shift, "ffn_shift": ffn_shift, "wkv": wkv}.items():
-            replace_rows(state[name], slots, after)
-        return x + self.ffn(mixed.squeeze(1)), first
+        """Processes one token of each sequence, see `Block.step`."""
+        if self._fixed is None:
+            return super().step(x, state, slots, first)
+        return self.steps([self], x, [state], slots, first)
+
+    @cached_property
+    def _fixed(self) -> Fixed | None:
+        """What a fused step needs besides x and the state; None if nothing is packed. Cached, see `Rwkv4Block`."""
+        return fixed(self.ln1, self.att, self.ln2, self.ffn) if self.is_packed else None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the matrices have the memory layouts that the kernels of `step` read."""
+        return isinstance(self.ffn.value, InputMajor)
 
     def forget(self) -> None:
         """Drops tensors that were computed from parameters."""
         self.att.factors.clear()
+        self.__dict__.pop("_fixed", None)
 
 
 class Rwkv7(Model):

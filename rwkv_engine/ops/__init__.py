@@ -1,6 +1,7 @@
 """The operators: schema, equation, torch reference and public function of each. Compiled kernels replace references."""
 
 from rwkv_engine.ops.blocks4_step import Blocks4Step, blocks4_step
+from rwkv_engine.ops.blocks7_step import Blocks7Step, Layer7, blocks7_step
 from rwkv_engine.ops.channel_mixing4_step import ChannelMixing4Step, channel_mixing4_step
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.gate_residual import gate_residual
@@ -16,9 +17,12 @@ from rwkv_engine.ops.wkv7 import wkv7
 
 __all__ = [
     "Blocks4Step",
+    "Blocks7Step",
     "ChannelMixing4Step",
+    "Layer7",
     "TimeMixing4Step",
     "blocks4_step",
+    "blocks7_step",
     "channel_mixing4_step",
     "draw_tokens",
     "gate_residual",

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/wkv7_row.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -10,59 +10,6 @@ namespace {
 // Rows of S are independent. A few of them are one unit of work for all T tokens, so that their numbers stay in the
 // first-level cache, and share what a token's keys are loaded for.
 constexpr int kRows = 8;
-// Partial sums over the keys. They are added in a fixed order, which no loop length nor thread changes.
-constexpr int kLanes = kTileRows;
-
-template <class Real>
-using Sums = Real[kLanes];
-
-template <class Real>
-RWKV_INLINE Real total(const Sums<Real>& sums) {
-  Real halves[kLanes];
-  std::copy_n(sums, kLanes, halves);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) halves[i] += halves[i + width];
-  return halves[0];
-}
-
-// sum of row * kappa
-template <class Real>
-RWKV_INLINE Real removed(const Real* __restrict row, const Real* __restrict kappa, int64_t N) {
-  Sums<Real> sums{};
-  int64_t j = 0;
-  for (; j + kLanes <= N; j += kLanes) {
-#pragma omp simd
-    for (int i = 0; i < kLanes; ++i) sums[i] += row[j + i] * kappa[j + i];
-  }
-  for (int i = 0; j + i < N; ++i) sums[i] += row[j + i] * kappa[j + i];
-  return total(sums);
-}
-
-// row' = row * w - removed * kappa * a + v * k; returns the sum of row' * r
-template <class Real>
-RWKV_INLINE Real updated(Real* __restrict row, const Wkv7Inputs<Real>& at, Real removed, Real v, int64_t N) {
-  const Real* const __restrict r = at.r;
-  const Real* const __restrict w = at.w;
-  const Real* const __restrict k = at.k;
-  const Real* const __restrict kappa = at.kappa;
-  const Real* const __restrict a = at.a;
-  Sums<Real> sums{};
-  int64_t j = 0;
-  for (; j + kLanes <= N; j += kLanes) {
-#pragma omp simd
-    for (int i = 0; i < kLanes; ++i) {
-      const Real next = row[j + i] * w[j + i] - removed * (kappa[j + i] * a[j + i]) + v * k[j + i];
-      row[j + i] = next;
-      sums[i] += next * r[j + i];
-    }
-  }
-  for (int i = 0; j + i < N; ++i) {
-    const Real next = row[j + i] * w[j + i] - removed * (kappa[j + i] * a[j + i]) + v * k[j + i];
-    row[j + i] = next;
-    sums[i] += next * r[j + i];
-  }
-  return total(sums);
-}
 
 }  // namespace
 
