@@ -168,6 +168,11 @@ class ModelConfig(ABC):
         return False
 
     @classmethod
+    def hugging_face_shape(cls, name: str, spec: TensorSpec) -> tuple[int, ...]:
+        """The shape that a tensor has in files with Hugging Face names, given its original name."""
+        return spec.file_shape
+
+    @classmethod
     def to_original(cls, name: str) -> str:
         """The inverse of `to_hugging_face`; the prefix may be missing. An original name is returned unchanged."""
         name = name.removeprefix(cls.prefix)

@@ -84,6 +84,13 @@ class Rwkv7Config(ModelConfig):
         return re.search(r"\.att\.[wavg][12]$", name) is not None
 
     @classmethod
+    def hugging_face_shape(cls, name: str, spec: TensorSpec) -> tuple[int, ...]:
+        """Only time mixing's weights of the last token have axes for sequences and tokens there."""
+        if cls.transposes(name):
+            return spec.shape[::-1]
+        return spec.file_shape if ".att.x_" in name else spec.shape
+
+    @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Self:
         """The sizes of a checkpoint, see `ModelConfig.of`."""
         blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
