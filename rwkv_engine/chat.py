@@ -14,6 +14,7 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.generation import SamplingParams, TextStream
 from rwkv_engine.generation.params import SamplingOptions
 from rwkv_engine.pipeline import RWKV
+from rwkv_engine.text.reply_text import ReplyText
 from rwkv_engine.text.templates import TEMPLATES, Template
 
 
@@ -42,14 +43,14 @@ class Reply(Iterator[str]):
     may end at any time.
     """
 
-    def __init__(self, before: list[Turn], prompt: str, stream: TextStream):
+    def __init__(self, before: list[Turn], prompt: str, stream: TextStream, opening: str = ""):
         self._before = before
         self._prompt = prompt
         self._stream = stream
         self._turn: Turn | None = None
         self._begun = False
         self._ended = False
-        self._has_text = False
+        self._text = ReplyText(opening)
 
     def __next__(self) -> str:
         while not self._ended:
@@ -62,9 +63,7 @@ class Reply(Iterator[str]):
                 self._begun, self._ended = False, True
                 raise
             self._begun = True
-            shown = piece if self._has_text else piece.lstrip()
-            if shown:
-                self._has_text = True
+            if shown := self._text.add(piece):
                 return shown
         raise StopIteration
 
@@ -190,7 +189,7 @@ class Chat:
         state = before[-1].state if before else self._loaded
         stream = self.model.stream(prompt, self._max_new_tokens, state, sample, **options)
         self._settle(self.turns)
-        self._reply = Reply(before, prompt, stream)
+        self._reply = Reply(before, prompt, stream, self.template.opening)
         return self._reply
 
     def save(self, path: str | Path) -> None:

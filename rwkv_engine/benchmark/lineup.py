@@ -96,9 +96,11 @@ def _check_baseline(name: str, strategy: Strategy, config: ModelConfig) -> None:
     segments, shown = strategy.segments, str(strategy)
     if name == "rwkv" and not segments:
         raise RequestError(f"compare: the rwkv package knows no strategy {shown!r}; give --compare-strategy")
-    if name == "transformers" and (len(segments) != 1 or segments[0].weight_format != "dense" or segments[0].streams):
+    is_plain = len(segments) == 1 and segments[0].weight_format == "dense" and not segments[0].streams
+    if not is_plain and (name == "transformers" or config.version == 7):
+        program = name if name == "transformers" else "the rwkv package's RWKV-7"
         raise RequestError(
-            f"compare: transformers runs on one device in fp32, bf16 or fp16, got {shown!r}; give --compare-strategy"
+            f"compare: {program} runs on one device in fp32, bf16 or fp16, got {shown!r}; give --compare-strategy"
         )
 
 

@@ -37,7 +37,7 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/"
 @click.option(
     "--template",
     type=click.Choice(list(TEMPLATES)),
-    help="Prompt format the model was trained on; default world for World models, else bob-alice.",
+    help="Prompt format the model was trained on; default world for World models (RWKV-7: g1), else bob-alice.",
 )
 @sampling_options(
     max_new_tokens=500, top_p=0.5, presence_penalty=0.4, frequency_penalty=0.4, penalty_decay=0.996
@@ -59,7 +59,7 @@ def chat(
     console = stderr()
     loaded = load(console, model, revision, offline, strategy, tokenizer)
     _ = loaded.tokenizer  # without one, the error comes now and not after the first message
-    chosen = TEMPLATES[template] if template else template_for(loaded.config.n_vocab)
+    chosen = TEMPLATES[template] if template else template_for(loaded.config.n_vocab, loaded.config.version)
     conversation = Chat(loaded, chosen, max_new_tokens, **sampling)
     console.print(f"{loaded.source.name}, template {chosen.name}. /help for help, Ctrl-D to leave.")
     terminal = _Terminal(conversation)

@@ -29,7 +29,7 @@ AT_LEAST_ONE = click.IntRange(min=1)
     "--template",
     metavar="NAME|FILE.jinja",
     help=f"Prompt format the model was trained on: one of {', '.join(TEMPLATES)}, or a file with a Jinja template;"
-    " default world for World models, else bob-alice.",
+    " default world for World models (RWKV-7: g1), else bob-alice.",
 )
 @click.option(
     "--stop",

@@ -1,4 +1,4 @@
-"""The classes of the `rwkv` package (0.8) for RWKV-4. Programs need only a change of their imports.
+"""The classes of the `rwkv` package (0.8) for RWKV-4 and RWKV-7. Programs need only a change of their imports.
 
 Modules have the same names: `from rwkv.utils import PIPELINE` becomes `from rwkv_engine.compat.utils import PIPELINE`.
 """

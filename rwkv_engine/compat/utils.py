@@ -68,8 +68,8 @@ class PIPELINE:
       temperature or a `top_p` of 0, the most likely token with the lowest id is taken, without a random number.
     - A text that ends within a multi-byte character ends in U+FFFD, and bytes that are not UTF-8 do not delay the text
       after them. In the package the incomplete character, or everything after such a byte, is lost.
-    - A state passed to `generate` is the one after the whole text. In the package it is the one before the last token
-      if `token_count` ended the text.
+    - A state of RWKV-4 passed to `generate` is the one after the whole text. In the package it is the one before the
+      last token if `token_count` ended the text. A state of RWKV-7 stays as it is, here and in the package.
     - World text is decoded as far as it is UTF-8, and id 0 is not an error.
 
     With `exact`, all of this except for id 0 is as in the package: the same logits and the same seed (of NumPy for a
@@ -153,8 +153,8 @@ class PIPELINE:
             token_count: the maximum number of tokens to generate.
             args: the options; by default `PIPELINE_ARGS()`.
             callback: called with each piece of text, which consists of complete characters.
-            state: the state after the text before `ctx`; its items are replaced by the state after the generated text.
-                None if there is no text before.
+            state: the state after the text before `ctx`; for RWKV-4 its items are replaced by the state after the
+                generated text. None if there is no text before.
 
         Raises:
             RequestError: `ctx` has no tokens, or an argument is out of range.
@@ -194,7 +194,8 @@ class PIPELINE:
         if not self.exact:
             if held:
                 release(self.decode(held))
-            if unread and given is not None and token_count:
+            # Only a list whose items the model replaces can be brought up to date.
+            if unread and given is not None and given is state and token_count:
                 self.model.forward(unread, given)
         return "".join(pieces)
 

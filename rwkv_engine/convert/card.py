@@ -22,7 +22,7 @@ tags:
 # {name}
 
 RWKV-{config.version}{size}, converted from `{source}`. The weights are those of that file, their names are those of
-transformers.
+{library}.
 
 | | |
 |---|---|
@@ -37,16 +37,27 @@ transformers.
 rwkv-engine generate "Once upon a time" --model PATH
 ```
 ```python
+{program}
+```
+PATH is this directory, or the name of its repository.
+"""
+
+_PROGRAMS = {
+    4: """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 inputs = tokenizer("Once upon a time", return_tensors="pt")
 output = model.generate(inputs["input_ids"], max_new_tokens=40)
-print(tokenizer.decode(output[0].tolist(), skip_special_tokens=True))
-```
-PATH is this directory, or the name of its repository.
-"""
+print(tokenizer.decode(output[0].tolist(), skip_special_tokens=True))""",
+    7: """\
+# transformers has no class for RWKV-7; these packages have one: rwkv7-hf, and flash-linear-attention for GPUs.
+from rwkv7_hf import RWKV7ForCausalLM
+
+model = RWKV7ForCausalLM.from_pretrained("PATH")""",
+}
+_LIBRARIES = {4: "transformers", 7: "flash-linear-attention and rwkv7-hf"}
 
 _CHAT = """
 ## Talk to it
@@ -80,6 +91,8 @@ def model_card(name: str, source: Path, config: ModelConfig, dtype: str, is_chat
         mark=MARK,
         name=name,
         size=f" {size}" if size else "",
+        library=_LIBRARIES[config.version],
+        program=_PROGRAMS[config.version],
         source=source.name,
         params=config.n_params,
         config=config,

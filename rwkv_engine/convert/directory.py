@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from rwkv_engine.checkpoints.safetensors import write_shards
+from rwkv_engine.convert.other_programs import class_limit, class_settings
 from rwkv_engine.core import ModelConfig
+from rwkv_engine.core.config import TensorSpec
 from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.errors import CheckpointError
 from rwkv_engine.notices import log
@@ -41,7 +43,7 @@ def save_hugging_face(
     """Writes `config.json`, `generation_config.json` and the weights; holds one tensor at a time.
 
     An existing directory is replaced in one step, and stays as it was if there is an error. Its files that are not part
-    of a model are kept. A notice is logged if transformers' own class cannot run the model.
+    of a model are kept. A notice is logged if the class that config.json names cannot run the model.
 
     Args:
         output: the directory.
@@ -59,30 +61,24 @@ def save_hugging_face(
         The names of all files that belong to the model.
 
     Raises:
-        CheckpointError: `output` is not a directory, cannot be replaced, or cannot be written; or directories of the
-            model's version store transposed tensors, which are only read.
+        CheckpointError: `output` is not a directory, cannot be replaced, or cannot be written.
         ValueError: the tensors are not those of the model, or do not have the announced dtypes.
     """
     check_directory(output)
     expected = config.tensors()
-    if any(config.transposes(name) for name in expected):
-        raise CheckpointError(
-            f"{output}: RWKV-{config.version} cannot be written as a Hugging Face directory, expected RWKV-4; such"
-            " directories are read, and convert writes a .pth (--output FILE.pth)"
-        )
     if dtypes is None:
         tensors = list(tensors)
         dtypes = {name: tensor.dtype for name, tensor in tensors}
     typed = dict.fromkeys(expected, dtypes) if isinstance(dtypes, torch.dtype) else dtypes
     rename = config.to_hugging_face
-    shapes = {rename(name): (typed[name], spec.file_shape) for name, spec in expected.items()}
+    shapes = {rename(name): (typed[name], config.hugging_face_shape(name, spec)) for name, spec in expected.items()}
     written = _settings(config, typed["head.weight"]) | dict(settings or {})
     if generation is None:
         generation = {name: written[name] for name in ("bos_token_id", "eos_token_id")}
     gone = set(replaced)
     try:
         with replace_directory_atomically(output, lambda name: name in gone or bool(_WEIGHTS.fullmatch(name))) as new:
-            renamed = ((rename(name), tensor.reshape(expected[name].file_shape)) for name, tensor in tensors)
+            renamed = ((rename(name), _hugging_face(config, name, expected[name], tensor)) for name, tensor in tensors)
             write_shards(new, shapes, shard_size, renamed)
             for name, content in {
                 "config.json": _json(written),
@@ -96,11 +92,8 @@ def save_hugging_face(
             names = {path.name for path in new.iterdir()}
     except OSError as error:
         raise CheckpointError(f"{output}: cannot be written: {error.strerror or error}") from error
-    if config.n_att != config.n_embd:
-        log.warning(
-            f"{output}: time mixing is {config.n_att} wide and the model {config.n_embd}, so the RwkvForCausalLM of"
-            " transformers fails on it as soon as it uses a state, as generate does; rwkv_engine runs it"
-        )
+    if limit := class_limit(config):
+        log.warning(f"{output}: {limit}; rwkv_engine runs it")
     return tuple(sorted(names | ({"README.md"} if (output / "README.md").is_file() else set())))
 
 
@@ -124,17 +117,19 @@ def check_directory(output: Path) -> None:
         raise CheckpointError(f"{output}: {problem} and cannot be replaced in one step; choose a directory inside it")
 
 
+def _hugging_face(config: ModelConfig, name: str, spec: TensorSpec, tensor: Tensor) -> Tensor:
+    """A tensor as files with Hugging Face names have it, given as files with original names have it."""
+    tensor = tensor.reshape(spec.shape)
+    return (tensor.t() if config.transposes(name) else tensor).reshape(config.hugging_face_shape(name, spec))
+
+
 def _settings(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     word = word_of(dtype)
     return {
-        "architectures": ["RwkvForCausalLM"],
+        **class_settings(config),
         **config.settings(),
-        "context_length": 1024,
         "bos_token_id": 0,
         "eos_token_id": 0,
-        # By default transformers halves the residual stream every few layers. That changes the effect of every later
-        # LayerNorm's epsilon, and divides weights in place; see `checkpoints.rescaled`.
-        "rescale_every": 0,
         "tie_word_embeddings": False,
         "use_cache": True,
         "dtype": word,

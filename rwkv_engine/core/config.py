@@ -8,13 +8,16 @@ do not depend on the version.
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
 from typing_extensions import Self
+
+from rwkv_engine.errors import CheckpointError
 
 
 class Role(Enum):
@@ -61,6 +64,45 @@ class StateField:
     name: str
     shape: tuple[int, ...]
     empty: float = 0.0
+
+
+def read_sizes(
+    shapes: Mapping[str, tuple[int, ...]],
+    settings: Mapping[str, Any],
+    kind: str,
+    matrices: Sequence[str],
+    per_layer: int,
+    epsilon: str,
+) -> tuple[int, list[tuple[int, int]], float]:
+    """What every version reads from a checkpoint, see `ModelConfig.of`.
+
+    Args:
+        shapes: the shape of each tensor by its original name.
+        settings: the content of config.json.
+        kind: the version's name, for messages.
+        matrices: the names of matrices whose shapes determine the sizes.
+        per_layer: the number of tensors of a layer; some layers may have more.
+        epsilon: the name in `settings` of the epsilon of LayerNorm.
+
+    Returns:
+        The number of layers, the shapes of the matrices, and the epsilon.
+
+    Raises:
+        CheckpointError: a matrix is missing, there are too few tensors, or the epsilon is not a small positive number.
+    """
+    for name in matrices:
+        if len(shapes.get(name, ())) != 2:
+            got = f"shape {shapes[name]}" if name in shapes else f"{len(shapes)} other tensors"
+            raise CheckpointError(f"not {kind} checkpoint: expected a matrix {name}, got {got}")
+    n_layer = len({found[1] for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))})
+    if n_layer * per_layer > len(shapes):  # listing all that is missing could take gigabytes
+        raise CheckpointError(
+            f"tensors are missing: {len(shapes)} are too few for {n_layer} layers; download or export it again"
+        )
+    eps = settings.get(epsilon, 1e-5)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise CheckpointError(f"its config's {epsilon}: got {eps!r:.100}, expected a small positive number")
+    return n_layer, [(shapes[name][0], shapes[name][1]) for name in matrices], eps
 
 
 class ModelConfig(ABC):
@@ -166,6 +208,11 @@ class ModelConfig(ABC):
     def transposes(cls, name: str) -> bool:
         """Whether files with Hugging Face names have the transpose of the tensor of this original name."""
         return False
+
+    @classmethod
+    def hugging_face_shape(cls, name: str, spec: TensorSpec) -> tuple[int, ...]:
+        """The shape that a tensor has in files with Hugging Face names, given its original name."""
+        return spec.file_shape
 
     @classmethod
     def to_original(cls, name: str) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from rwkv_engine.core.config import ModelConfig, Role, StateField, TensorSpec
-from rwkv_engine.errors import CheckpointError
+from rwkv_engine.core.config import ModelConfig, Role, StateField, TensorSpec, read_sizes
 
 # At the first token the past has the weight e^max and the token itself e^(u + k). With max = -1e30 the former is
 # exactly zero.
@@ -60,22 +58,11 @@ class Rwkv4Config(ModelConfig, default=True):
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Self:
         """The sizes of a checkpoint, see `ModelConfig.of`."""
-        blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
-        for name in _TELLING:
-            if len(shapes.get(name, ())) != 2:
-                got = f"shape {shapes[name]}" if name in shapes else f"{len(shapes)} other tensors"
-                raise CheckpointError(f"not an RWKV-4 checkpoint: expected a matrix {name}, got {got}")
-        if len(blocks) * TENSORS_PER_LAYER > len(shapes):  # listing all that is missing could take gigabytes
-            raise CheckpointError(
-                f"tensors are missing: {len(shapes)} are too few for {len(blocks)} layers; download or export it again"
-            )
-        (n_vocab, n_embd), (n_att, _), (n_ffn, _) = (shapes[name] for name in _TELLING)
-        eps = settings.get("layer_norm_epsilon", 1e-5)
-        if not isinstance(eps, float) or not 0 < eps < 1:
-            raise CheckpointError(
-                f"its config's layer_norm_epsilon: got {eps!r:.100}, expected a small positive number"
-            )
-        return cls(len(blocks), n_embd, n_att, n_ffn, n_vocab, eps)
+        n_layer, found, eps = read_sizes(
+            shapes, settings, "an RWKV-4", _TELLING, TENSORS_PER_LAYER, "layer_norm_epsilon"
+        )
+        (n_vocab, n_embd), (n_att, _), (n_ffn, _) = found
+        return cls(n_layer, n_embd, n_att, n_ffn, n_vocab, eps)
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Every tensor of a checkpoint by its original name."""

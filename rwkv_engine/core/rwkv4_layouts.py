@@ -13,12 +13,13 @@ and -1e38 or the lowest float32 in others. Its exponential is 0 in each case, so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from rwkv_engine.core.config import ModelConfig
+from rwkv_engine.core.layout_tensors import as_tensors, check_shapes, copied, positions, require_finite
 from rwkv_engine.core.rwkv4 import EMPTY_MAX, Rwkv4Config
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
@@ -71,8 +72,8 @@ def to_layout(state: State, layout: str, *, shift_dtype: torch.dtype = torch.flo
     # copied with one call.
     dtypes = [shift_dtype if name.endswith("shift") else torch.float32 for name in order]
     if layout == "transformers":
-        return [_copied(t.transpose(1, 2), dtype) for t, dtype in zip(fields.values(), dtypes, strict=True)]
-    layers = [_copied(t[0], dtype).unbind() for t, dtype in zip(fields.values(), dtypes, strict=True)]
+        return [copied(t.transpose(1, 2), dtype) for t, dtype in zip(fields.values(), dtypes, strict=True)]
+    layers = [copied(t[0], dtype).unbind() for t, dtype in zip(fields.values(), dtypes, strict=True)]
     return [tensor for layer in zip(*layers, strict=True) for tensor in layer]
 
 
@@ -109,28 +110,23 @@ def from_layout(
         _require_one_width(layout, n_embd, config.n_att)
     if layout == "rwkv":
         widths = [n_embd if name.endswith("shift") else config.n_att for name in order]
-        given = _as_tensors(layout, tensors, 5 * n_layer, f"5 for each of {n_layer} layers")
-        _check(layout, given, [(width,) for width in widths] * n_layer)
+        given = as_tensors(layout, tensors, 5 * n_layer, f"5 for each of {n_layer} layers")
+        check_shapes(layout, given, [(width,) for width in widths] * n_layer)
         fields = [torch.stack(given[i::5]).unsqueeze(0) for i in range(5)]
     elif layout == "transformers":
-        given = _as_tensors(layout, tensors, 5, "see `to_layout`")
+        given = as_tensors(layout, tensors, 5, "see `to_layout`")
         batch = given[0].shape[0] if given[0].ndim else 0
-        _check(layout, given, [(batch, n_embd, n_layer)] * 5)
+        check_shapes(layout, given, [(batch, n_embd, n_layer)] * 5)
         fields = [t.transpose(1, 2) for t in given]
     else:
-        [buffer] = _as_tensors(layout, [tensors], 1, "the buffer")
+        [buffer] = as_tensors(layout, [tensors], 1, "the buffer")
         shape = (5 * n_layer, n_embd) if buffer.ndim == 2 else (5 * n_layer * n_embd,)
-        _check(layout, [buffer], [shape])
+        check_shapes(layout, [buffer], [shape])
         fields = [t.unsqueeze(0) for t in buffer.reshape(n_layer, 5, n_embd).unbind(1)]
-    state = {name: _copied(t, torch.float32) for name, t in zip(order, fields, strict=True)}
+    state = {name: copied(t, torch.float32) for name, t in zip(order, fields, strict=True)}
     state["wkv_max"] = state["wkv_max"].clamp(min=EMPTY_MAX)
-    # If the minimum and the maximum are finite, all elements are. One `isfinite` for all tensors synchronises with a
-    # GPU once.
-    ends = torch.stack([end for tensor in state.values() for end in torch.aminmax(tensor.detach())])
-    if not torch.isfinite(ends).all():
-        names = ", ".join(name for name, tensor in state.items() if not torch.isfinite(tensor).all())
-        raise RequestError(f"layout {layout}: NaN or infinity in {names}, expected numbers; start from None")
-    return State(state, _positions(position, fields[0]), fingerprint)
+    require_finite(layout, state)
+    return State(state, positions(position, fields[0]), fingerprint)
 
 
 def _order(layout: str) -> tuple[str, ...]:
@@ -146,45 +142,3 @@ def _require_one_width(layout: str, n_embd: int, n_att: int) -> None:
             f"layout {layout}: has one width for all, got a model with n_embd {n_embd} and n_att {n_att}; only the"
             " layout rwkv, and State.save, can hold its states"
         )
-
-
-def _as_tensors(layout: str, given: Any, n: int, which: str) -> list[Tensor]:
-    """The given objects as n tensors on one device, of any shape and dtype."""
-    if isinstance(given, Tensor) or not isinstance(given, Sequence):
-        raise RequestError(f"layout {layout}: got {type(given).__name__}, expected a list of {n} tensors ({which})")
-    if len(given) != n:
-        raise RequestError(f"layout {layout}: got {len(given)} tensors, expected {n} ({which}); another model's state?")
-    try:
-        tensors = [tensor if isinstance(tensor, Tensor) else torch.as_tensor(tensor) for tensor in given]
-    except (TypeError, ValueError, RuntimeError) as error:
-        kinds = ", ".join(sorted({type(t).__name__ for t in given}))
-        raise RequestError(f"layout {layout}: got {kinds}, expected tensors: {error}") from error
-    device = tensors[0].device
-    return [tensor if tensor.device == device else tensor.to(device) for tensor in tensors]
-
-
-def _check(layout: str, tensors: list[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:
-    for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
-        if tensor.shape != shape or not tensor.is_floating_point() or 0 in shape:
-            got = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-            raise RequestError(
-                f"layout {layout}, tensor {i}: got {got}, expected floating-point numbers"
-                f" {shape if 0 not in shape else '(B, C, L)'}; is it another model's state?"
-            )
-
-
-def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def _positions(position: int | Sequence[int] | Tensor | None, like: Tensor) -> Tensor:
-    batch = like.shape[0]
-    try:
-        given = torch.as_tensor(0 if position is None else position)
-        if given.is_floating_point() or given.dtype == torch.bool or given.shape not in ((), (batch,)):
-            raise ValueError(f"{given.dtype} {tuple(given.shape)}")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RequestError(
-            f"position: got {position!r}, expected an integer, or one for each of {batch} sequences"
-        ) from error
-    return given.to(like.device, torch.int64).expand(batch).clone()

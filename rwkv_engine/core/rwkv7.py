@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from rwkv_engine.core.config import ModelConfig, Role, StateField, TensorSpec
-from rwkv_engine.errors import CheckpointError
+from rwkv_engine.core.config import ModelConfig, Role, StateField, TensorSpec, read_sizes
 
 TENSORS_PER_LAYER = 30  # the later layers have three more
 # The matrices whose shapes determine all sizes except the number of layers and the rank of v.
@@ -84,26 +83,21 @@ class Rwkv7Config(ModelConfig):
         return re.search(r"\.att\.[wavg][12]$", name) is not None
 
     @classmethod
+    def hugging_face_shape(cls, name: str, spec: TensorSpec) -> tuple[int, ...]:
+        """Only time mixing's weights of the last token have axes for sequences and tokens there."""
+        if cls.transposes(name):
+            return spec.shape[::-1]
+        return spec.file_shape if ".att.x_" in name else spec.shape
+
+    @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> Self:
         """The sizes of a checkpoint, see `ModelConfig.of`."""
-        blocks = {m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))}
-        for name in _TELLING:
-            if len(shapes.get(name, ())) != 2:
-                got = f"shape {shapes[name]}" if name in shapes else f"{len(shapes)} other tensors"
-                raise CheckpointError(f"not a plain RWKV-7 checkpoint: expected a matrix {name}, got {got}")
-        if len(blocks) * TENSORS_PER_LAYER > len(shapes):  # listing all that is missing could take gigabytes
-            raise CheckpointError(
-                f"tensors are missing: {len(shapes)} are too few for {len(blocks)} layers; download or export it again"
-            )
-        (n_vocab, n_embd), (n_head, head_size), (n_ffn, _) = (shapes[name] for name in _TELLING[:3])
-        rank_w, rank_a, rank_g = (shapes[name][1] for name in _TELLING[3:])
+        n_layer, found, eps = read_sizes(shapes, settings, "a plain RWKV-7", _TELLING, TENSORS_PER_LAYER, "norm_eps")
+        (n_vocab, n_embd), (n_head, head_size), (n_ffn, _), (_, rank_w), (_, rank_a), (_, rank_g) = found
         later = shapes.get("blocks.1.att.v1", ())
         rank_v = later[1] if len(later) == 2 else 0
-        eps = settings.get("norm_eps", 1e-5)
-        if not isinstance(eps, float) or not 0 < eps < 1:
-            raise CheckpointError(f"its config's norm_eps: got {eps!r:.100}, expected a small positive number")
         ranks = rank_w, rank_a, rank_v, rank_g
-        return cls(len(blocks), n_embd, n_head, head_size, n_ffn, n_vocab, *ranks, eps)
+        return cls(n_layer, n_embd, n_head, head_size, n_ffn, n_vocab, *ranks, eps)
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Every tensor of a checkpoint by its original name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -15,12 +16,14 @@ from rwkv_engine.server import logprobs as forms
 from rwkv_engine.server.answers import Answer, respond
 from rwkv_engine.server.document import STREAM
 from rwkv_engine.server.errors import ApiError
+from rwkv_engine.server.formats import format_of
 from rwkv_engine.server.jinja_template import JinjaTemplate
 from rwkv_engine.server.schemas import ChatRequest, Message
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import origin_of
 from rwkv_engine.server.texts import ServedText, texts_of
 from rwkv_engine.server.threads import in_thread
+from rwkv_engine.text.reply_text import ReplyText
 from rwkv_engine.text.templates import Template
 
 SYSTEM = ("system", "developer")
@@ -39,13 +42,12 @@ class ChatAnswer(Answer):
         super().__init__(service, request, body, texts)
         self._tokenizer = service.model.tokenizer
         self._shows_logprobs = bool(body.logprobs)
-        # What continues a message, or has a format, may begin with a blank that belongs to it.
-        self._has_begun = [bool(body.continue_final_message) or text.allowed is not None for text in texts]
+        self._opening = opening_of(service.template, body)
+        self._shown = [self._reply_text(text) for text in texts]
 
     def choice(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.choice`."""
-        keeps_blank = self.body.continue_final_message or text.allowed is not None
-        shown = text.text if keeps_blank else text.text.lstrip()
+        shown = self._reply_text(text).add(text.text)
         message = {"role": "assistant", "content": shown, "refusal": None}
         logprobs = self._logprobs(text.generated.logprobs)
         return {"index": text.index, "message": message, "logprobs": logprobs, "finish_reason": text.finish_reason}
@@ -56,8 +58,7 @@ class ChatAnswer(Answer):
 
     def piece(self, text: ServedText, piece: str, logprobs: list[Logprob]) -> dict[str, Any] | None:
         """See `Answer.piece`."""
-        shown = piece if self._has_begun[text.index] else piece.lstrip()
-        self._has_begun[text.index] |= bool(shown)
+        shown = self._shown[text.index].add(piece)
         if not shown and not (logprobs and self._shows_logprobs):
             return None
         return self._delta(text, {"content": shown}, self._logprobs(logprobs))
@@ -65,6 +66,11 @@ class ChatAnswer(Answer):
     def ending(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.ending`."""
         return {**self._delta(text, {}), "finish_reason": text.finish_reason}
+
+    def _reply_text(self, text: ServedText) -> ReplyText:
+        # What continues a message, or has a format, may begin with a blank that belongs to it.
+        is_verbatim = bool(self.body.continue_final_message) or text.allowed is not None
+        return ReplyText(self._opening, is_verbatim)
 
     def _delta(self, text: ServedText, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         return {"index": text.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
@@ -85,23 +91,30 @@ def chat(service: Service) -> APIRouter:
         owner, template = request.state.owner, service.template
         with ExitStack() as held:
             origin = await origin_of(service, body, owner, held)
-            is_begun = bool(body.continue_final_message)
             is_rest = origin.snapshot is not None
             # In a thread, because a template of somebody else's may take a while.
-            prompts = [await in_thread(_prompt, service, body.messages, is_rest, is_begun)]
+            prompts = [await in_thread(_prompt, service, body, is_rest)]
             texts = await in_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
             return await respond(service, request, ChatAnswer(service, request, body, texts), origin, held)
 
     return router
 
 
-def _prompt(service: Service, messages: Sequence[Message], is_rest: bool, is_begun: bool) -> str:
+def opening_of(template: Template | JinjaTemplate, body: ChatRequest) -> str:
+    """The beginning of the reply that the prompt has: the template's, except where something else begins the reply."""
+    is_begun = body.continue_final_message or not body.messages
+    if isinstance(template, JinjaTemplate) or is_begun or format_of(body.response_format, body.structured_outputs):
+        return ""
+    return template.opening
+
+
+def _prompt(service: Service, body: ChatRequest, is_rest: bool) -> str:
     """The prompt of a request, in the template of the server.
 
     Raises:
         ApiError: the messages are wrong, or ask for what the template cannot do (400).
     """
-    template = service.template
+    template, messages, is_begun = service.template, body.messages, bool(body.continue_final_message)
     if isinstance(template, JinjaTemplate):
         for name, is_given in (("state", is_rest), ("continue_final_message", is_begun)):
             if is_given:
@@ -111,6 +124,7 @@ def _prompt(service: Service, messages: Sequence[Message], is_rest: bool, is_beg
     if is_rest and is_begun:
         message = "continue_final_message: is not possible with a state, which has the beginning of the message"
         raise ApiError(HTTPStatus.BAD_REQUEST, message, "continue_final_message", "unsupported_parameter")
+    template = replace(template, opening=opening_of(template, body))
     return begun_prompt(template, messages) if is_begun else prompt_of(template, messages, is_rest)
 
 

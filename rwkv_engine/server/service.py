@@ -136,7 +136,8 @@ class Service:
             self.sessions = self._new_sessions(keys, model)
         engine = model.engine
         scheduler = Scheduler(engine.model, slots=self.settings.slots, chunk=engine.chunk, cache=self.cache)
-        self._running = model, scheduler, self.settings.template or template_for(model.config.n_vocab)
+        template = self.settings.template or template_for(model.config.n_vocab, model.config.version)
+        self._running = model, scheduler, template
 
     @property
     def is_ready(self) -> bool:

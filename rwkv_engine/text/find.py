@@ -23,7 +23,10 @@ IN_HUB_CACHE = {
     N_VOCAB_20B: ("tokenizer.json", ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-raven-1b5", "RWKV/rwkv-4-169m-pile")),
     N_VOCAB_WORLD: (WORLD_FILE, tuple(f"RWKV/rwkv-4-world-{size}" for size in ("169m", "430m", "1b5", "3b", "7b"))),
 }
-KINDS = f"a vocabulary of {N_VOCAB_20B} needs 20B_tokenizer.json, {N_VOCAB_WORLD} needs {WORLD_FILE}, 256 needs no file"
+KINDS = (
+    f"a vocabulary of {N_VOCAB_20B} needs 20B_tokenizer.json, {N_VOCAB_WORLD} needs {WORLD_FILE} (pip install rwkv has"
+    " it), 256 needs no file"
+)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -25,6 +25,9 @@ class Template:
         between: text between a reply and the next turn.
         stop: strings that end a reply.
         one_line_apart: whether blank lines separate turns, so that they must be removed from messages.
+        opening: the beginning of the reply that is part of the prompt: of a block of thoughts, or an empty one. The
+            tag is not finished, because models were trained with a token that ends it and the line.
+        speaker: what precedes an introduction, if models were trained with it.
     """
 
     name: str
@@ -34,6 +37,8 @@ class Template:
     turn_with_input: str | None = None
     between: str = "\n\n"
     one_line_apart: bool = True
+    opening: str = ""
+    speaker: str = ""
 
     @property
     def blank(self) -> str:
@@ -41,10 +46,18 @@ class Template:
         return "" if self.turn.endswith("\n") else " "
 
     def render(self, message: str, input: str = "") -> str:
-        """The text of one turn, up to the reply.
+        """The text of the last turn, up to what the model writes.
 
         Raises:
             RequestError: there is an input, but the format has no field for it.
+        """
+        return self.turn_of(message, input) + self.opening
+
+    def turn_of(self, message: str, input: str = "") -> str:
+        """The text of one turn, up to the reply.
+
+        Raises:
+            RequestError: as `render`.
         """
         # Both are replaced in one pass, so a message may contain the text {input}.
         parts = {"{message}": self.clean(message), "{input}": self.clean(input)}
@@ -63,9 +76,14 @@ class Template:
             message: the last message.
             introduction: text before the first turn, in place of the preamble; None for the preamble.
         """
-        begin = self.preamble if introduction is None else self.clean(introduction) + self.between
-        said = (self.render(asked) + self.blank + self.clean(reply) + self.between for asked, reply in turns)
+        begin = self.preamble if introduction is None else self.introduced(introduction)
+        said = (self.turn_of(asked) + self.blank + self.clean(reply) + self.between for asked, reply in turns)
         return begin + "".join(said) + self.render(message)
+
+    def introduced(self, text: str) -> str:
+        """An introduction, up to the first turn."""
+        cleaned = self.clean(text)
+        return (self.speaker if cleaned else "") + cleaned + self.between
 
     def clean(self, text: str) -> str:
         """Removes what would break the format: white space around a message, blank lines if they separate turns."""
@@ -97,6 +115,16 @@ TEMPLATES = {
         ),
         Template(name="qa", turn="Question: {message}\n\nAnswer:", stop=("\n\n",)),
         Template(name="world", turn="User: {message}\n\nAssistant:", stop=("\n\n",)),
+        *(
+            Template(
+                name=name,
+                turn="User: {message}\n\nAssistant:",
+                stop=("\n\nUser:",),
+                opening=opening,
+                speaker="System: ",
+            )
+            for name, opening in [("g1", ""), ("g1-think", " <think"), ("g1-no-think", " <think>\n</think")]
+        ),
         Template(
             name="instruction",
             turn=f"{_INSTRUCTION}. {_REQUEST}\n\n# Instruction:\n{{message}}\n\n# Response:\n",
@@ -116,6 +144,12 @@ TEMPLATES = {
 }
 
 
-def template_for(n_vocab: int) -> Template:
-    """The format that most models with a vocabulary of this size were trained with: World's or Raven's."""
-    return TEMPLATES["world" if n_vocab == 65536 else "bob-alice"]
+def template_for(n_vocab: int, version: int = 4) -> Template:
+    """The format that most models of an RWKV version with a vocabulary of this size were trained with.
+
+    It is World's or Raven's. RWKV-7 models with World's vocabulary, World and G1, have the same turns as World's
+    earlier ones, but their replies may contain blank lines.
+    """
+    if n_vocab != 65536:
+        return TEMPLATES["bob-alice"]
+    return TEMPLATES["world" if version < 7 else "g1"]

@@ -1,4 +1,4 @@
-"""Other programs that run RWKV-4, to compare with: the `rwkv` package and transformers.
+"""Other programs to compare with: the `rwkv` package for RWKV-4 and RWKV-7, and transformers for RWKV-4.
 
 A baseline runs only in a process of its own: importing one changes the environment and torch's global flags, and its
 memory ends with the process.
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.core import ModelConfig, Strategy
+from rwkv_engine.core.rwkv7 import Rwkv7Config
 from rwkv_engine.core.strategy import DTYPES
 from rwkv_engine.native.toolkit import find_nvcc
 from rwkv_engine.notices import log
@@ -36,8 +37,10 @@ def is_installed(name: str) -> bool:
 
 def unsupported(name: str, config: ModelConfig) -> str | None:
     """Why a baseline cannot run a model, in one clause; None if it can."""
-    if config.version != 4:
-        return f"{name} is compared with for RWKV-4 alone, this is RWKV-{config.version}"
+    versions = {"rwkv": (4, 7), "transformers": (4,)}[name]
+    if config.version not in versions:
+        known = " and ".join(f"RWKV-{version}" for version in versions)
+        return f"{name} is compared with for {known}, this is RWKV-{config.version}"
     if name == "rwkv" and config.n_att != config.n_embd:
         return f"the rwkv package needs time mixing as wide as the model, got {config.n_att} and {config.n_embd}"
     return None
@@ -65,29 +68,30 @@ def load_rwkv(path: Path, tensors: dict[str, Tensor], strategy: str, **environme
         environment: environment variables that the package reads when it is imported, such as RWKV_JIT_ON="0"; unless
             RWKV_CUDA_ON is given, it builds no kernel.
     """
-    os.environ.update({"RWKV_CUDA_ON": "0", "RWKV_V7_ON": "0"} | environment)
+    is_rwkv7 = Rwkv7Config.matches(tensors)
+    os.environ.update({"RWKV_CUDA_ON": "0", "RWKV_V7_ON": str(int(is_rwkv7))} | environment)
     package: Any = import_module("rwkv.model")
     load = torch.load
     try:
         package.torch.load = lambda *_, **__: tensors
-        return package.RWKV(model=str(path), strategy=strategy, verbose=False)
+        return package.RWKV(model=str(path), strategy=strategy, **({} if is_rwkv7 else {"verbose": False}))
     finally:
         package.torch.load = load
 
 
-def _build_kernel() -> bool:
+def _build_kernel(is_rwkv7: bool) -> bool:
     """Whether the `rwkv` package has its CUDA kernel, which it compiles when it is imported."""
     if nvcc := find_nvcc():
         os.environ["CUDA_HOME"] = str(nvcc.root)  # without it torch does not find the headers if nvcc is a script
     if "rwkv.model" not in sys.modules:
-        os.environ.update(RWKV_CUDA_ON="1", RWKV_JIT_ON="1", RWKV_V7_ON="0")
+        os.environ.update(RWKV_CUDA_ON="1", RWKV_JIT_ON="1", RWKV_V7_ON=str(int(is_rwkv7)))
         try:
             import_module("rwkv.model")
         except ModuleNotFoundError:
             raise
         except Exception as error:
             log.warning(f"rwkv without its CUDA kernel, which cannot be built: {error}"[:500])
-    return hasattr(sys.modules.get("rwkv.model"), "cuda_wkv")
+    return hasattr(sys.modules.get("rwkv.model"), "WKV_7" if is_rwkv7 else "cuda_wkv")
 
 
 class RwkvPackage:
@@ -95,9 +99,9 @@ class RwkvPackage:
 
     def __init__(self, path: Path, strategy: str):
         """Loads any checkpoint. Both programs have the same grammar of strategies."""
-        kernel = "cuda" in strategy and _build_kernel()
         # Mapped tensors are copied, because the package reads its own files into memory too.
         tensors = {name: t if path.suffix == ".pth" else t.clone() for name, t in rwkv_tensors(path).items()}
+        kernel = "cuda" in strategy and _build_kernel(Rwkv7Config.matches(tensors))
         self.model = load_rwkv(path, tensors, strategy, RWKV_JIT_ON="1", RWKV_CUDA_ON=str(int(kernel)))
         self.about = {"version": version("rwkv")} | (
             {"kernels": "its own" if kernel else "none"} if "cuda" in strategy else {}

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import rwkv_engine
 from rwkv_engine import RWKV, Checkpoint, CheckpointError, RequestError, State, Strategy
 from rwkv_engine.caching import StateCache
-from rwkv_engine.convert import to_hugging_face, to_pth
+from rwkv_engine.convert import to_pth
 from rwkv_engine.convert.pack import pack, quantize
 from rwkv_engine.models.weights import InputMajor, Tiled
 from rwkv_engine.runtime import load_model
@@ -296,8 +296,6 @@ def test_a_hugging_face_directory_is_read(path, tmp_path):
     assert torch.equal(
         RWKV.from_pretrained(tmp_path / "hf").forward(IDS)[0], RWKV.from_pretrained(path).forward(IDS)[0]
     )
-    with pytest.raises(CheckpointError, match="RWKV-7 cannot be written as a Hugging Face directory"):
-        to_hugging_face(path, tmp_path / "written")
 
 
 @pytest.mark.slow

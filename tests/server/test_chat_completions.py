@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from served import Client, begun
 
 from rwkv_engine.chat import Chat
-from rwkv_engine.server.chat import begun_prompt, prompt_of
+from rwkv_engine.server.chat import begun_prompt, opening_of, prompt_of
 from rwkv_engine.server.schemas import ChatRequest
 from rwkv_engine.text.templates import TEMPLATES
 
@@ -55,13 +55,13 @@ def test_prompts(template, texts, system):
         body = [{"role": "developer", "content": [{"type": "text", "text": system}]}, *body]
     prompt = prompt_of(template, ChatRequest(messages=body).messages)
     # What the model reads turn after turn, as `Chat` does, with replies that begin as models begin them.
-    expected = template.preamble if system is None else template.clean(system) + template.between
+    expected = template.preamble if system is None else template.introduced(system)
     for i, text in enumerate(texts):
         if i % 2 == 0:
-            expected += template.render(text)
+            expected += template.turn_of(text)
         else:
             expected += ("" if expected.endswith("\n") else " ") + template.clean(text) + template.between
-    assert prompt == expected
+    assert prompt == expected + template.opening
 
 
 def test_a_system_message_is_the_introduction(client, tales):
@@ -94,6 +94,24 @@ def test_what_a_continued_reply_follows(template, begun_reply):
     prompt = begun_prompt(template, body.messages)
     before = prompt_of(template, body.messages[:-1])
     assert prompt == before + (template.blank + "The\n\nking \n" if begun_reply.strip() else "")
+
+
+def test_a_block_of_thoughts_is_begun_only_where_the_reply_is_free():
+    template = TEMPLATES["g1-think"]
+    assert opening_of(template, ChatRequest(messages=HELLO)) == " <think"
+    assert opening_of(template, ChatRequest(messages=HELLO, response_format={"type": "text"})) == " <think"
+    assert opening_of(template, ChatRequest(messages=HELLO, response_format={"type": "json_object"})) == ""
+    assert opening_of(template, ChatRequest(messages=messages("a", "b"), continue_final_message=True)) == ""
+    assert opening_of(template, ChatRequest(messages=[])) == ""
+
+
+def test_thoughts_are_shown_from_their_beginning(tales):
+    expected = tales.generate("User: Hi.\n\nAssistant: <think", 6, temperature=0)
+    client = Client(begun(tales, template=TEMPLATES["g1-think"]))
+    body = {"messages": messages("Hi."), "max_tokens": 6, "temperature": 0}
+    assert client.result(PATH, **body)["choices"][0]["message"]["content"] == "<think" + expected
+    chunks = client.events(PATH, **body)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "<think" + expected
 
 
 @pytest.mark.parametrize("said", [HELLO, HELLO + messages("a", "b", "c"), messages("x", "a")[1:]])

@@ -6,6 +6,7 @@ import pytest
 
 from rwkv_engine import RequestError
 from rwkv_engine.text import end_as_trained
+from rwkv_engine.text.reply_text import ReplyText
 from rwkv_engine.text.templates import TEMPLATES, template_for
 
 GOLDEN = {
@@ -13,6 +14,9 @@ GOLDEN = {
     "user-bot": "User: Name a fruit.\n\nBot:",
     "qa": "Question: Name a fruit.\n\nAnswer:",
     "world": "User: Name a fruit.\n\nAssistant:",
+    "g1": "User: Name a fruit.\n\nAssistant:",
+    "g1-think": "User: Name a fruit.\n\nAssistant: <think",
+    "g1-no-think": "User: Name a fruit.\n\nAssistant: <think>\n</think",
     "instruction": "Below is an instruction that describes a task. Write a response that appropriately completes the"
     " request.\n\n# Instruction:\nName a fruit.\n\n# Response:\n",
     "instruction-hf": "### Instruction: Name a fruit.\n### Response:",
@@ -64,7 +68,40 @@ def test_messages_cannot_end_their_turn_nor_fill_other_places():
 
 def test_the_vocabulary_determines_the_template():
     assert template_for(65536).name == "world"
+    assert template_for(65536, 7).name == "g1"
+    assert template_for(2048, 7).name == "bob-alice"
     assert template_for(50277).name == template_for(2048).name == "bob-alice"
+
+
+def test_a_conversation_of_a_g1_model():
+    """Earlier replies are written without a block of thoughts, and only the last turn begins one."""
+    turns = [("Hi.\n\nWho\nare you?", "I am\n\nyou.")]
+    before = (
+        "System: Be kind.\n\nUser: Hi.\nWho\nare you?\n\nAssistant: I am\nyou.\n\nUser: Name a fruit.\n\nAssistant:"
+    )
+    for name, opening in [("g1", ""), ("g1-think", " <think"), ("g1-no-think", " <think>\n</think")]:
+        assert TEMPLATES[name].conversation(turns, "Name a fruit.", "Be kind.") == before + opening
+        assert TEMPLATES[name].conversation([], "Name a fruit.") == GOLDEN[name]
+        assert TEMPLATES[name].conversation([], "a", "") == "\n\n" + TEMPLATES[name].render("a")
+        assert TEMPLATES[name].stop == ("\n\nUser:",)
+
+
+@pytest.mark.parametrize(
+    ("opening", "text", "shown"),
+    [
+        ("", "  A pear.\n\nOr none. ", "A pear.\n\nOr none. "),
+        (" <think", ">\nHm.\n</think>\nA pear.", "<think>\nHm.\n</think>\nA pear."),
+        (" <think>\n</think", ">\nA > B.", "A > B."),
+        (" <think>\n</think", ">>", ">"),
+        (" <think>\n</think", "\n A pear.", "A pear."),
+        (" <think", "", ""),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_what_is_shown_of_a_reply(opening, text, shown, size):
+    reply = ReplyText(opening)
+    assert "".join(reply.add(text[i : i + size]) for i in range(0, len(text), size)) == shown
+    assert ReplyText(opening, is_verbatim=True).add(text) == text
 
 
 class Pile:
