@@ -12,6 +12,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
 #include "kernels/cuda/row_segment.cuh"
+#include "kernels/cuda/staging.cuh"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/math.h"
 
@@ -72,19 +73,26 @@ __global__ void __launch_bounds__(kInnerThreads, kResident<Weight, batch, kInner
   if (thread() < rows.count) state[thread()] = slot_of(step.slots, rows.first + thread());
   row_statistics(x, rows.count, C, step.norm.eps, statistics);
   multiply_all(product, C, staged, [&](int64_t first) {
-#pragma unroll 2
-    for (int i = thread(); i < batch * Product::kChunk; i += kInnerThreads) {
-      const int b = i / Product::kChunk;
-      const int64_t c = first + i % Product::kChunk;
-      float mixed = 0;
-      if (b < rows.count && c < C) {
-        const float now = normalised(x[b * C + c], statistics.mean[b], statistics.scale[b], step.norm, c);
-        const float last = step.shift[state[b] * step.shift_stride + c];
-        mixed = times_column<Weight>(token_shift(now, last, mix[c]), columns, c);
-        if (mine == 0) scratch.now[(rows.first + b) * C + c] = now;
-      }
-      staged[i] = mixed;
-    }
+    struct Inputs {
+      float x, weight, bias, last, mix, column;
+    };
+    const auto place = [&](int i) { return Staged<Product::kChunk>(i, first, rows.count, C); };
+    load_ahead<batch * Product::kChunk, kInnerThreads, kAheadOf<Weight, batch, kHasColumns<Weight> ? 6 : 5>>(
+        [&](int i) {
+          const auto [b, c, exists] = place(i);
+          return Inputs{x[b * C + c],
+                        step.norm.weight[c],
+                        step.norm.bias[c],
+                        step.shift[state[b] * step.shift_stride + c],
+                        mix[c],
+                        column_scale<Weight>(columns, c)};
+        },
+        [&](int i, const Inputs& in) {
+          const auto [b, c, exists] = place(i);
+          const float now = normalised(in.x, statistics.mean[b], statistics.scale[b], in.weight, in.bias);
+          if (mine == 0 && exists) scratch.now[(rows.first + b) * C + c] = now;
+          staged[i] = exists ? scaled<Weight>(token_shift(now, in.last, in.mix), in.column) : 0.0f;
+        });
   });
   product.store(parts[warp() / kSlices] + warp() % kSlices * Product::kSums);
   __syncthreads();
@@ -111,9 +119,12 @@ __global__ void __launch_bounds__(kInnerThreads, kResident<Weight, batch, kInner
 
 // The number of adjacent lanes in a row of the value matrix: 32 bytes, the size of a memory transaction.
 constexpr int kRowLanes = 2;
-// With 8-bit weights half as many blocks compute all outputs, and a quarter with int4, so each block has more threads.
+// With 8-bit weights half as many blocks compute all outputs, and a quarter with int4, so each block has more threads;
+// with int4 as many as leave each the registers for 64 sums.
 template <class Weight>
-constexpr int kSparseThreads = kVectorOutputs<Weight> > 8 ? 512 : 256;
+constexpr int kSparseThreads = std::is_same_v<Weight, Int4> ? 384
+                               : kVectorOutputs<Weight> > 8 ? 512
+                                                            : 256;
 // The number of rows that share each load of the value matrix, because 64 sums fit into registers.
 template <class Weight>
 constexpr int kMostSparseRows = std::min(8, 64 / kVectorOutputs<Weight>);

@@ -19,9 +19,12 @@ __global__ void __launch_bounds__(kThreads) ln_shift_kernel(LnShift all) {
   const float *const x = all.x + row * C, *const before = is_first ? all.shift + b * C : x - C;
   row_statistics(is_first ? x : before, now_row + 1, C, all.norm.eps, statistics);
   for (int64_t c = thread(); c < C; c += kThreads) {
-    const float now = normalised(x[c], statistics.mean[now_row], statistics.scale[now_row], all.norm, c);
-    const float last =
-        is_first ? before[c] : normalised(before[c], statistics.mean[0], statistics.scale[0], all.norm, c);
+    const float weight = all.norm.weight[c], bias = all.norm.bias[c];
+    const auto normalise = [&](float number, int of) {
+      return normalised(number, statistics.mean[of], statistics.scale[of], weight, bias);
+    };
+    const float now = normalise(x[c], now_row);
+    const float last = is_first ? before[c] : normalise(before[c], 0);
     for (int64_t m = 0; m < all.M; ++m)
       all.mixed[(m * all.B * all.T + row) * C + c] = token_shift(now, last, all.mixes[m * C + c]);
     if (t == all.T - 1) all.last[b * C + c] = now;

@@ -6,6 +6,7 @@
 // the scales of rows and columns: x has been multiplied by those of the columns.
 #pragma once
 
+#include "kernels/cuda/staging.cuh"
 #include "kernels/cuda/tile_reading.cuh"
 #include "kernels/matrix.h"
 
@@ -127,12 +128,16 @@ __device__ float sum_of_slices(const float* parts, int i) {
 // Stages rows x (B, K), times the scales of the columns, for multiply_all.
 template <class Weight, class Product, int batch, int threads>
 __device__ void stage_rows(const float* x, int rows, int64_t K, const float* columns, int64_t first, float* staged) {
-#pragma unroll 4
-  for (int i = thread(); i < batch * Product::kChunk; i += threads) {
-    const int b = i / Product::kChunk;
-    const int64_t k = first + i % Product::kChunk;
-    staged[i] = b < rows && k < K ? times_column<Weight>(x[b * K + k], columns, k) : 0.0f;
-  }
+  struct Input {
+    float x, column;
+  };
+  const auto place = [&](int i) { return Staged<Product::kChunk>(i, first, rows, K); };
+  load_ahead<batch * Product::kChunk, threads, kAheadOf<Weight, batch, kHasColumns<Weight> ? 4 : 2>>(
+      [&](int i) {
+        const auto [b, k, exists] = place(i);
+        return Input{x[b * K + k], column_scale<Weight>(columns, k)};
+      },
+      [&](int i, const Input& in) { staged[i] = place(i).exists ? scaled<Weight>(in.x, in.column) : 0.0f; });
 }
 
 }  // namespace rwkv::cuda

@@ -2,7 +2,8 @@
 // group. Torch-free; device code.
 //
 // Reading<Weight> has the sizes, load(), which starts a read at the vector first() of it, and widen(), which converts
-// the weights to float32.
+// the weights to float32. Weights are read once per token, so they are the first that the caches evict (__ldcs), and
+// the vectors and states of a layer stay.
 #pragma once
 
 #include "kernels/cuda/int4.cuh"
@@ -29,7 +30,7 @@ struct Reading {
   uint4 words = {};
 
   __device__ static int first() { return lane(); }
-  __device__ void load(const uint4* from) { words = *from; }
+  __device__ void load(const uint4* from) { words = __ldcs(from); }
 
   // Writes [4 rows][kPart inputs].
   __device__ void widen(int, float* to) const {
@@ -46,15 +47,13 @@ struct Reading<Int4> {
   static constexpr int kPart = 4, kParts = 2;
   static constexpr int kVectors = kInt4Words * kRowLanes;
   template <int batch>
-  static constexpr int kAhead = batch == 1   ? 4
-                                : batch <= 4 ? 2
-                                             : 1;
+  static constexpr int kAhead = batch <= 4 ? 2 : 1;
   uint4 parameters = {}, words = {};
 
   __device__ static int first() { return lane() % kRowLanes; }
   __device__ void load(const uint4* from) {
-    parameters = *from;
-    words = from[(1 + lane() / kRowLanes) * kRowLanes];
+    parameters = __ldcs(from);
+    words = __ldcs(from + (1 + lane() / kRowLanes) * kRowLanes);
   }
 
   __device__ void widen(int part, float* to) const {

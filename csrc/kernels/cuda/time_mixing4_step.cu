@@ -13,6 +13,7 @@
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
+#include "kernels/cuda/staging.cuh"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/wkv4_step.h"
 
@@ -63,21 +64,29 @@ __global__ void __launch_bounds__(kGatedThreads, kResident<Weight, batch, kGated
   if (thread() < rows.count) state[thread()] = slot_of(step.slots, rows.first + thread());
   row_statistics(x, rows.count, C, step.norm.eps, statistics);
   multiply_all(product, C, staged[matrix], [&](int64_t first) {
-#pragma unroll 2
-    for (int i = thread(); i < batch * Product::kChunk; i += kGatedThreads) {
-      const int b = i / Product::kChunk;
-      const int64_t c = first + i % Product::kChunk;
-      float k = 0, v = 0, r = 0;
-      if (b < rows.count && c < C) {
-        const float now = normalised(x[b * C + c], statistics.mean[b], statistics.scale[b], step.norm, c);
-        const float last = step.shift[state[b] * step.shift_stride + c];
-        k = times_column<Weight>(token_shift(now, last, step.mix_k[c]), step.key.columns, c);
-        v = times_column<Weight>(token_shift(now, last, step.mix_v[c]), step.value.columns, c);
-        r = times_column<Weight>(token_shift(now, last, step.mix_r[c]), step.receptance.columns, c);
-        if (blockIdx.x == 0) scratch.now[(rows.first + b) * C + c] = now;
-      }
-      staged[0][i] = k, staged[1][i] = v, staged[2][i] = r;
-    }
+    struct Inputs {
+      float x, weight, bias, last, mixes[kMatrices], columns[kMatrices];
+    };
+    const auto place = [&](int i) { return Staged<Product::kChunk>(i, first, rows.count, C); };
+    load_ahead<batch * Product::kChunk, kGatedThreads, kAheadOf<Weight, batch, kHasColumns<Weight> ? 10 : 7>>(
+        [&](int i) {
+          const auto [b, c, exists] = place(i);
+          return Inputs{x[b * C + c],
+                        step.norm.weight[c],
+                        step.norm.bias[c],
+                        step.shift[state[b] * step.shift_stride + c],
+                        {step.mix_k[c], step.mix_v[c], step.mix_r[c]},
+                        {column_scale<Weight>(step.key.columns, c), column_scale<Weight>(step.value.columns, c),
+                         column_scale<Weight>(step.receptance.columns, c)}};
+        },
+        [&](int i, const Inputs& in) {
+          const auto [b, c, exists] = place(i);
+          const float now = normalised(in.x, statistics.mean[b], statistics.scale[b], in.weight, in.bias);
+          if (blockIdx.x == 0 && exists) scratch.now[(rows.first + b) * C + c] = now;
+#pragma unroll
+          for (int m = 0; m < kMatrices; ++m)
+            staged[m][i] = exists ? scaled<Weight>(token_shift(now, in.last, in.mixes[m]), in.columns[m]) : 0.0f;
+        });
   });
   product.store(parts[matrix] + slice * Product::kSums);
   __syncthreads();

@@ -49,11 +49,22 @@ __device__ void widen(const Pack<Weight, n>& weights, float* to) {
 
 __device__ inline bool has_column_scales(Format format) { return format == Format::int8 || format == Format::int4; }
 
-// An activation times the scale of its column, if these weights have such scales.
+// Whether the columns of these weights have scales.
 template <class Weight>
-__device__ float times_column(float x, const float* columns, int64_t k) {
-  if constexpr (std::is_same_v<Weight, int8_t> || std::is_same_v<Weight, Int4>)
-    return x * columns[k];
+constexpr bool kHasColumns = std::is_same_v<Weight, int8_t> || std::is_same_v<Weight, Int4>;
+
+// The scale of a column, if these weights have such scales, and an activation times it.
+template <class Weight>
+__device__ float column_scale(const float* columns, int64_t k) {
+  if constexpr (kHasColumns<Weight>)
+    return columns[k];
+  else
+    return 1;
+}
+template <class Weight>
+__device__ float scaled(float x, float column) {
+  if constexpr (kHasColumns<Weight>)
+    return x * column;
   else
     return x;
 }
