@@ -27,11 +27,16 @@ from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.finite import check_finite
 from rwkv_engine.runtime.mixed_formats import mixed, reader
 from rwkv_engine.runtime.plan import TensorPlan, plan_tensors
+from rwkv_engine.runtime.streamed import Device, StreamedLayers
 
 
 @memory_errors_explained
 def load_model(
-    checkpoint: Checkpoint, strategy: Strategy, progress: Progress | None = None, trainable: bool = False
+    checkpoint: Checkpoint,
+    strategy: Strategy,
+    progress: Progress | None = None,
+    trainable: bool = False,
+    streams_to: Device | None = None,
 ) -> Model:
     """Copies a checkpoint's tensors to their devices, one at a time, converting and quantising them as needed.
 
@@ -43,6 +48,7 @@ def load_model(
         progress: called after each tensor with the parameters placed so far and in all.
         trainable: whether to keep row-major matrices with gradients, for training; otherwise matrices have the memory
             layout of the kernels, and no gradients.
+        streams_to: the device of streamed layers; None is a GPU.
 
     Returns:
         The model in evaluation mode.
@@ -56,6 +62,8 @@ def load_model(
     placements = strategy.place(config)
     if trainable and (formats := {p.weight_format for p in placements} - {"dense"}):
         raise StrategyError(f"strategy: {strategy}: {formats.pop()} weights have no gradient; train in fp32 or bf16")
+    if trainable and not all(p.resident for p in placements):
+        raise StrategyError(f"strategy: {strategy}: streamed layers (+) have no gradient; leave the + out")
     fingerprint = checkpoint.fingerprint()
     if looks_divided(checkpoint):
         log.warning(divided_note(checkpoint))
@@ -68,26 +76,40 @@ def load_model(
     plans, mixture = mixed(checkpoint, plan_tensors(config, placements))
     if mixture:
         log.warning(f"{checkpoint.path}: {mixture}")
+    unpacked = {
+        name
+        for name, plan in plans.items()
+        if trainable or not (kernels[plan.device] or placements[plan.spec.layer].weight_format != "dense")
+    }
+    plans |= {name: replace(plans[name], form="rows") for name in unpacked}
+    streamed = {name: plan for name, plan in plans.items() if plan.streamed}
+    layers = StreamedLayers(streamed, streams_to or Device()) if streamed else None
     for name, plan in plans.items():
         placement = placements[plan.spec.layer]
-        packed = not trainable and (kernels[plan.device] or placement.weight_format != "dense")
-        if not packed:
-            plan = replace(plan, form="rows")
+        if plan.streamed:
+            plan = replace(plan, device="cpu")
         ready = None if trainable else _ready(checkpoint, name, plan, placement)
         if ready is not None:
             # Packing has checked that it is finite; checking it again would read the whole file.
             placed = _moved(checkpoint, ready, plan.device)
         else:
             if checkpoint.packing and not said:
-                wanted = "training" if trainable else str(strategy) if packed else "plain torch"
+                wanted = "training" if trainable else "plain torch" if name in unpacked else str(strategy)
                 note = rounding_note(checkpoint, placements)
                 log.warning(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
                 said = True
             placed = converted(checkpoint, name, plan)
+        if plan.streamed:
+            assert layers is not None
+            placed = layers.put(name, placed)
+            if ready is not None:
+                checkpoint.release(ready.values)
         put(model, name, plan.spec, plan.form, placed)
         done += math.prod(plan.spec.shape)
         if progress:
             progress(done, config.n_params)
+    if layers:
+        layers.finish(model)
     return model.eval().requires_grad_(trainable)
 
 

@@ -286,7 +286,6 @@ def gpus(monkeypatch):
     [
         ("mps fp16", "mps is not supported; use cuda or cpu"),
         ("dml fp32", "dml is not supported; use cuda or cpu"),
-        ("cuda:1 bf16 *2+", r"streaming to a GPU \(\+\) needs rwkv_engine 0.4, .*: cuda:1 bf16 \*N -> cpu fp32"),
     ],
 )
 @pytest.mark.parametrize("count", [0, 2])
