@@ -48,5 +48,5 @@ def bus_text(nbytes: int) -> str:
     """What a forward pass that copies `nbytes` costs, in words."""
     return (
         f"{nbytes / 1e6:,.1f} MB to the GPU for each token, or for each chunk of a prompt:"
-        f" {nbytes / BANDWIDTH:.3g} s at {BANDWIDTH / 1e9:.0f} GB/s"
+        f" {1e3 * nbytes / BANDWIDTH:,.1f} ms at {BANDWIDTH / 1e9:.0f} GB/s"
     )

@@ -154,6 +154,8 @@ def test_spaces_in_strategies_are_ignored(text):
         ("cuda fp16 *x", 11, "expected a number of layers"),
         ("cuda fp16 *0", 11, "places nothing"),
         ("cuda fp16 *2+ -> cuda fp16 *2+", 17, "only one segment can stream"),
+        ("cpu fp32 *3+", 11, "layers are streamed to a GPU; the CPU reads main memory, so leave the + out"),
+        ("cuda fp16 *3 -> cpu bf16*0 +", 27, "layers are streamed to a GPU"),
         ("cuda fp16 *30", 0, "too many layers"),
         ("cuda fp16 *20 -> cpu fp32 *6", 17, "too many layers"),
         ("cuda fp16 *25 -> cpu fp32", 17, "gets no layer"),
@@ -242,6 +244,25 @@ def test_explain_counts_every_byte():
         ("6-23", "cuda", "float16, streamed"),
         ("head", "cpu", "float32"),
     ]
+
+
+def test_a_plan_with_streamed_layers():
+    """Their matrices are in main memory; the head, their vectors and two buffers on the GPU; what is copied is theirs."""
+    strategy = Strategy.parse("cuda:1 fp16 *6+")
+    rows = strategy.explain(CONFIG)
+    assert [row[:3] for row in rows] == [
+        ("0-5", "cuda:1", "float16"),
+        ("6-23", "cuda:1", "float16, streamed"),
+        ("head", "cuda:1", "float16"),
+    ]
+    matrices = 2 * (5 * 64 * 64 + 2 * 64 * 256)  # of one layer
+    assert strategy.streamed_nbytes(CONFIG) == 18 * matrices
+    whole = Strategy.parse("cuda:1 fp16").nbytes(CONFIG)["cuda:1"]
+    assert strategy.nbytes(CONFIG) == {"cpu": 18 * matrices, "cuda:1": whole - 18 * matrices + 2 * matrices}
+    for nothing in ("cuda fp16", "cuda fp16 *24+", "cuda fp16 *25+", "cuda fp16 *24 -> cuda fp16 *0+"):
+        assert Strategy.parse(nothing).streamed_nbytes(CONFIG) == 0
+        assert not any("streamed" in row[2] for row in Strategy.parse(nothing).explain(CONFIG))
+    assert sum(Strategy.parse("cuda fp16 *24+").nbytes(CONFIG).values()) == whole
 
 
 def test_int8_has_scales_vectors_and_the_embedding_have_none():

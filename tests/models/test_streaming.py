@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from contextlib import suppress
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from queues import Hazard, Late, play
@@ -84,6 +86,21 @@ def test_one_wait_less_is_found(name, n_buffers):
             passes(streaming, 7, [None, None])
         assert deaf.waits >= which
         assert any(is_hazard(late, hurry) for hurry in (0.0, 0.5, 1.0)), which
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    spec = importlib.util.spec_from_file_location("bench_streaming", ROOT / "bench" / "streaming.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.simulated
+
+
+@given(layers=st.integers(1, 40), copy=st.floats(0, 9), compute=st.floats(0, 9), buffers=st.integers(1, 4))
+def test_a_pass_takes_the_longer_of_copies_and_work(layers, copy, compute, buffers, simulated):
+    """And one of the other: before the first layer there is nothing to copy beside."""
+    expected = layers * max(copy, compute) + min(copy, compute) if buffers > 1 else layers * (copy + compute)
+    assert simulated(layers, copy, compute, buffers) == pytest.approx(expected)
 
 
 def test_copies_run_beside_the_layers_before():
