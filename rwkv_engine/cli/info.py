@@ -16,6 +16,7 @@ from rwkv_engine.cli.options import hub_options
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.dtypes import word_of
 from rwkv_engine.core.streaming import bus_text
+from rwkv_engine.core.streaming_offer import streaming_offer
 from rwkv_engine.errors import TokenizerError
 from rwkv_engine.native import cpu_kernels, cuda_kernels, toolkit, ways
 from rwkv_engine.pipeline import EMBEDDED, locate
@@ -101,6 +102,7 @@ def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
     config = checkpoint.config
     chosen = Strategy.parse(strategy)
     streamed = chosen.streamed_nbytes(config)
+    offer = None if chosen.segments else streaming_offer(config)  # for `auto`
     return [
         ("model", str(path)),
         ("version", f"RWKV-{config.version}"),
@@ -116,6 +118,7 @@ def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
             for layers, device, precision, size, free in chosen.explain(config)
         ],
         *([("streamed", bus_text(streamed))] if streamed else []),
+        *([("or streamed", f"{offer}, {bus_text(offer.streamed_nbytes(config))}")] if offer else []),
     ]
 
 

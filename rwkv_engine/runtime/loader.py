@@ -28,6 +28,7 @@ from rwkv_engine.runtime.finite import check_finite
 from rwkv_engine.runtime.mixed_formats import mixed, reader
 from rwkv_engine.runtime.plan import TensorPlan, plan_tensors
 from rwkv_engine.runtime.streamed import Device, StreamedLayers
+from rwkv_engine.runtime.upload import Uploads
 
 
 @memory_errors_explained
@@ -72,7 +73,7 @@ def load_model(
     # Without compiled kernels tiles only cost time, except for quantised weights, which are always in tiles.
     # `has_kernels` also loads the kernels of a GPU; training needs that of wkv4.
     kernels = {device: has_kernels(device) for device in {p.device for p in placements}}
-    said, done = False, 0
+    uploads, said, done = Uploads(), False, 0
     plans, mixture = mixed(checkpoint, plan_tensors(config, placements))
     if mixture:
         log.warning(f"{checkpoint.path}: {mixture}")
@@ -91,14 +92,14 @@ def load_model(
         ready = None if trainable else _ready(checkpoint, name, plan, placement)
         if ready is not None:
             # Packing has checked that it is finite; checking it again would read the whole file.
-            placed = _moved(checkpoint, ready, plan.device)
+            placed = _moved(checkpoint, ready, plan.device, uploads)
         else:
             if checkpoint.packing and not said:
                 wanted = "training" if trainable else "plain torch" if name in unpacked else str(strategy)
                 note = rounding_note(checkpoint, placements)
                 log.warning(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
                 said = True
-            placed = converted(checkpoint, name, plan)
+            placed = converted(checkpoint, name, plan, uploads)
         if plan.streamed:
             assert layers is not None
             placed = layers.put(name, placed)
@@ -126,15 +127,16 @@ def has_kernels(device: str) -> bool:
     return kernels.status().kind != "reference"
 
 
-def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
+def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan, uploads: Uploads | None = None) -> Arranged:
     """One tensor, copied from the file to the device, memory layout and number format of its plan.
 
     Raises:
         CheckpointError: the file is damaged, or contains NaN, infinity or numbers too large for the format.
     """
+    uploads = uploads or Uploads()
     whole = checkpoint.read_arranged(name, plan.form) if plan.weights == I4 else None
     if whole is not None and whole.dtype == I4.storage:
-        return _copied(checkpoint, name, whole, plan.device)
+        return _copied(checkpoint, name, whole, plan.device, uploads)
     stored, scales = checkpoint.read(name), checkpoint.read_scales(name)
     what = f"{checkpoint.path}: {name}"
     if scales is None:
@@ -144,7 +146,7 @@ def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
         known = MODELS[type(checkpoint.config)].input_moments(name, reader(checkpoint))
         moments = None if known is None else known.to(device)
     scales = None if scales is None else scales.to(device)
-    arranged = arrange(stored.to(device), plan.form, plan.weights, scales, moments)
+    arranged = arrange(uploads.to(stored, device), plan.form, plan.weights, scales, moments)
     if not (arranged.scales is None or arranged.scales.isfinite().all()):
         kind = "int8" if plan.weights == I8 else "int4"
         raise CheckpointError(f"{what}: holds numbers too large for {kind} with float32 scales; choose a float type")
@@ -152,11 +154,13 @@ def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
     return arranged
 
 
-def _copied(checkpoint: Checkpoint, name: str, whole: Tensor, device: str) -> Arranged:
+def _copied(checkpoint: Checkpoint, name: str, whole: Tensor, device: str, uploads: Uploads) -> Arranged:
     """A copy of an int4 matrix of a packed file: quantising it again would change it."""
     scales = checkpoint.read_arranged_scales(name)
     assert scales is not None
-    copied = Arranged(whole.to(device, copy=True), scales.to(device, copy=True))
+    copied = Arranged(
+        *(tensor.clone() if device == "cpu" else uploads.to(tensor, device) for tensor in (whole, scales))
+    )
     checkpoint.release(whole)
     return copied
 
@@ -180,9 +184,10 @@ def _ready(checkpoint: Checkpoint, name: str, plan: TensorPlan, placement: Place
     return ready if all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in ready) else None
 
 
-def _moved(checkpoint: Checkpoint, ready: Arranged, device: str) -> Arranged:
+def _moved(checkpoint: Checkpoint, ready: Arranged, device: str, uploads: Uploads) -> Arranged:
     """The tensor on a device; if that takes a copy, the file's pages are released."""
-    moved = Arranged(ready.values.to(device), None if ready.scales is None else ready.scales.to(device))
+    scales = None if ready.scales is None else uploads.to(ready.scales, device)
+    moved = Arranged(uploads.to(ready.values, device), scales)
     if moved.values is not ready.values:
         checkpoint.release(ready.values)
     return moved

@@ -63,7 +63,7 @@ class StreamedLayers:
         whole = device.page_locked(sum(sizes.values()))
         hosts = dict(zip(sizes, whole.split(list(sizes.values())), strict=True))
         buffers = [torch.zeros(max(sizes.values()), dtype=torch.uint8, device=gpu) for _ in range(BUFFERS)]
-        self.streaming = Streaming(hosts, buffers, device.queues(gpu))
+        self.streaming = Streaming(hosts, buffers, device.queues(buffers[0].device))  # "cuda" has an index there
         self._hosts = hosts
 
     def put(self, name: str, arranged: Arranged) -> Arranged:

@@ -247,7 +247,7 @@ def test_explain_counts_every_byte():
 
 
 def test_a_plan_with_streamed_layers():
-    """Their matrices are in main memory; the head, their vectors and two buffers on the GPU; what is copied is theirs."""
+    """Their matrices are in main memory; the head, vectors and two buffers are on the GPU."""
     strategy = Strategy.parse("cuda:1 fp16 *6+")
     rows = strategy.explain(CONFIG)
     assert [row[:3] for row in rows] == [
