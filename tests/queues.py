@@ -88,7 +88,7 @@ class Late:
     def device(self) -> Device:
         """For `load_model`, with ordinary memory."""
         queues = Queues(self.compute, self.copies)
-        return Device(lambda device: queues, lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8))
+        return Device(lambda device: queues, lambda nbytes, _: torch.zeros(nbytes, dtype=torch.uint8))
 
     def watch(self, streaming: Streaming) -> None:
         """Records the work of each layer as a kernel."""

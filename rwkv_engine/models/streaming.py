@@ -82,7 +82,10 @@ class Streaming:
             self._ready = []
             for _ in self._buffers:
                 self._copy_next()
-            yield
+            try:
+                yield
+            finally:  # an error may have left copies that nothing waits for, while the buffers may be freed
+                self._queues.compute.wait(self._queues.copies.record())
 
     @contextmanager
     def layer(self, layer: int) -> Iterator[None]:

@@ -16,8 +16,6 @@ from rwkv_engine.runtime.decoder import Decoder, recordable
 # Long enough for efficient matrix-matrix products, short enough to keep activations small: the memory of a prefill does
 # not grow with the length of its text.
 CHUNK = 256
-# Each chunk copies all streamed layers, which takes as long as the products of thousands of tokens.
-STREAMED_CHUNK = 2048
 _making_decoder = threading.Lock()  # two threads would make two, each with a pool of its own
 
 
@@ -31,10 +29,9 @@ class Engine:
             the pool would only add copies of states.
     """
 
-    def __init__(self, model: Model, chunk: int | None = None):
-        """`chunk`: None means 256, or 2048 if layers are streamed."""
+    def __init__(self, model: Model, chunk: int = CHUNK):
         self.model = model
-        self.chunk = chunk or (STREAMED_CHUNK if model.streaming else CHUNK)
+        self.chunk = chunk
         self.pooled = recordable(model) is not None
         self._decoder: Decoder | None = None
 

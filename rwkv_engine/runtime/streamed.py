@@ -24,11 +24,11 @@ class Device(NamedTuple):
 
     Attributes:
         queues: makes the queues of a device.
-        page_locked: makes zeros (n,) uint8 in page-locked main memory.
+        page_locked: makes zeros (n,) uint8 in main memory that is page-locked for a device.
     """
 
     queues: Callable[[torch.device], Queues] = cuda_queues
-    page_locked: Callable[[int], Tensor] = page_locked
+    page_locked: Callable[[int, torch.device], Tensor] = page_locked
 
 
 class _Part(NamedTuple):
@@ -60,10 +60,11 @@ class StreamedLayers:
             layer = plan.spec.layer
             self._parts[name], sizes[layer] = _part(plan, sizes.get(layer, 0))
         gpu = torch.device(next(iter(plans.values())).device)
-        whole = device.page_locked(sum(sizes.values()))
-        hosts = dict(zip(sizes, whole.split(list(sizes.values())), strict=True))
         buffers = [torch.zeros(max(sizes.values()), dtype=torch.uint8, device=gpu) for _ in range(BUFFERS)]
-        self.streaming = Streaming(hosts, buffers, device.queues(buffers[0].device))  # "cuda" has an index there
+        gpu = buffers[0].device  # with an index
+        whole = device.page_locked(sum(sizes.values()), gpu)
+        hosts = dict(zip(sizes, whole.split(list(sizes.values())), strict=True))
+        self.streaming = Streaming(hosts, buffers, device.queues(gpu))
         self._hosts = hosts
 
     def put(self, name: str, arranged: Arranged) -> Arranged:

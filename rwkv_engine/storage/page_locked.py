@@ -12,8 +12,8 @@ from torch import Tensor
 PORTABLE = 1  # cudaHostRegisterPortable: for all GPUs of the process
 
 
-def page_locked(nbytes: int) -> Tensor:
-    """Zeros (nbytes,) uint8 in page-locked memory, which is unlocked when its storage is freed.
+def page_locked(nbytes: int, device: torch.device) -> Tensor:
+    """Zeros (nbytes,) uint8 in page-locked memory, which is unlocked when its storage is freed and the GPU is idle.
 
     torch's own allocator of such memory rounds up to a power of two, which costs gigabytes for the weights of a model.
 
@@ -37,11 +37,12 @@ def page_locked(nbytes: int) -> Tensor:
             f" (cudaHostRegister returned {status})"
         )
     # At the end of the process the driver unlocks what is left.
-    weakref.finalize(view, _unlock, address, memory).atexit = False
+    weakref.finalize(view, _unlock, address, memory, device).atexit = False
     return tensor
 
 
-def _unlock(address: int, memory: mmap.mmap) -> None:
+def _unlock(address: int, memory: mmap.mmap, device: torch.device) -> None:
     """Unlocks memory, which must not be unmapped before; so it is an argument here."""
+    torch.cuda.synchronize(device)  # copies may still read it
     torch.cuda.cudart().cudaHostUnregister(address)
     del memory

@@ -358,6 +358,8 @@ def test_cpu_strategies_run_anywhere(text, gpus):
         "cuda bf16i8",
         "cuda fp16i4",
         "cuda:0 fp16",
+        "cuda fp16 *2+",
+        "cpu fp32 *3 -> cuda:1 fp16i8 *0+ -> cuda:0 fp16 *1",
         "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16i8 *1 -> cpu fp16",
     ],
 )

@@ -71,12 +71,24 @@ def is_hazard(late: Late, hurry: float) -> bool:
     return False
 
 
+def test_no_copy_is_left_after_an_error():
+    """Compute waits for all copies, so that the buffers can be freed."""
+    late = Late()
+    streaming = streamed(late, [0, 1, 2, 3], 2)
+    for stop in (0, 2):
+        passes(streaming, 4, [stop])
+        last = late.compute.submitted[-1]
+        assert last.kind == "wait"
+        assert last.event == (late.copies, len(late.copies.submitted))
+
+
 @pytest.mark.parametrize("n_buffers", [1, 2, 3])
 @pytest.mark.parametrize("name", ["compute", "copies"])
 def test_one_wait_less_is_found(name, n_buffers):
-    """Six streamed layers of seven, two passes: every wait is needed, but for the first, when the buffers are empty."""
-    waits = 12 if name == "compute" else 2 * (1 + 6 - n_buffers)
-    for which in range(1 if name == "compute" else 2, waits + 1):
+    """Six streamed layers of seven, two passes: every wait is needed, but for that of the copies when the buffers are
+    empty, and that for all copies at the end of a pass, which no error has ended."""
+    waits = range(1, 14) if name == "compute" else range(2, 2 * (1 + 6 - n_buffers) + 1)
+    for which in [n for n in waits if name == "copies" or n != 7]:
         late = Late()
         streaming = streamed(late, [0, 1, 2, 4, 5, 6], n_buffers)
         queues = Queues(late.compute, late.copies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import oracle
 import oracle7
@@ -14,6 +15,7 @@ from checkpoint_files import save_pth
 from oracle import Shape
 from queues import Late, play
 from tape import tape
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rwkv_engine import RWKV, Checkpoint, State, Strategy, StrategyError
 from rwkv_engine.caching.state_identity import identity_of
@@ -184,6 +186,46 @@ def test_nothing_reads_the_weights_from_the_buffers(folder):
     before = identity_of(core)
     model.forward([1, 2, 3])
     assert before == identity_of(core) == identity_of(plain.engine.model)
+
+
+def test_a_streamed_segment_between_others(folder):
+    """As `cpu fp32 *1 -> cuda bf16 *1+ -> cpu fp16 *2`: the layers 2 and 3 are streamed."""
+    segments = [Segment("cpu", "fp32", count=1), Segment("cpu", "bf16", count=1), Segment("cpu", "fp16", count=2)]
+    late, checkpoint = Late(), Checkpoint.open(folder / "4.pth")
+    segments[1] = replace(segments[1], streams=True)
+    model = load_model(checkpoint, Strategy.of(segments), streams_to=late.device())
+    segments[1] = replace(segments[1], streams=False, count=3)
+    plain = load_model(checkpoint, Strategy.of(segments))
+    assert model.streaming.layers == {2, 3}
+    late.watch(model.streaming)
+    for length in (5, 1):
+        tokens = torch.arange(2 * length).view(2, length)
+        logits, state = Engine(model).forward(tokens)
+        expected, other = Engine(plain).forward(tokens)
+        assert torch.equal(logits, expected)
+        assert_states_equal(state, other)
+    check(late)
+
+
+class Calls(TorchDispatchMode):
+    """Collects the names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.add(operator.overloadpacket.__name__)
+        return operator(*args, **(kwargs or {}))
+
+
+def test_a_pass_allocates_nothing(folder):
+    streaming = streamed(folder / "4.pth", "fp32", 1)[0].engine.model.streaming
+    with Calls() as calls, streaming.forward_pass():
+        for layer in range(SHAPE.n_layer):
+            with streaming.layer(layer):
+                pass
+    assert calls.names == {"copy_", "slice"}
 
 
 def test_if_nothing_is_left_to_stream(folder):

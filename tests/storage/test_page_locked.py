@@ -9,12 +9,14 @@ import torch
 
 from rwkv_engine.storage.page_locked import page_locked
 
+GPU = torch.device("cuda", 1)
+
 
 class Runtime:
     """The two functions of `torch.cuda.cudart()`, and the ranges of memory that are locked."""
 
     def __init__(self, status: int = 0):
-        self.status, self.locked = status, {}
+        self.status, self.locked, self.waited = status, {}, []
 
     def cudaHostRegister(self, address, size, flags):
         assert flags == 1
@@ -23,6 +25,7 @@ class Runtime:
         return self.status
 
     def cudaHostUnregister(self, address):
+        assert self.waited == [GPU], "copies may still be running"
         del self.locked[address]
 
 
@@ -30,12 +33,13 @@ class Runtime:
 def runtime(monkeypatch):
     double = Runtime()
     monkeypatch.setattr(torch.cuda, "cudart", lambda: double)
+    monkeypatch.setattr(torch.cuda, "synchronize", double.waited.append)
     return double
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 4096, 5000, (4 << 20) + 1])
 def test_memory_is_locked_until_its_last_view_is_gone(nbytes, runtime):
-    tensor = page_locked(nbytes)
+    tensor = page_locked(nbytes, GPU)
     assert (tensor.dtype, tensor.shape) == (torch.uint8, (nbytes,))
     assert not tensor.any()
     [(address, size)] = runtime.locked.items()
@@ -54,5 +58,5 @@ def test_memory_is_locked_until_its_last_view_is_gone(nbytes, runtime):
 def test_a_refusal_is_a_lack_of_memory(runtime):
     runtime.status = 2
     with pytest.raises(MemoryError, match=r"CUDA cannot lock 0.00 GB .*cudaHostRegister returned 2"):
-        page_locked(4096)
+        page_locked(4096, GPU)
     assert not runtime.locked
