@@ -34,7 +34,8 @@ def identity_of(model: Model) -> str:
             library = cuda_kernels.status().path
             facts += [torch.cuda.get_device_name(device), library and library.name]
     digest = hashlib.blake2b(repr(facts).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    streamed = model.streaming.weights if model.streaming else {}  # their modules' parameters are buffers
+    for name, tensor in sorted({**model.state_dict(), **streamed}.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

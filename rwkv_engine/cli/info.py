@@ -15,6 +15,8 @@ from rwkv_engine.checkpoints import Checkpoint
 from rwkv_engine.cli.options import hub_options
 from rwkv_engine.core import Strategy
 from rwkv_engine.core.dtypes import word_of
+from rwkv_engine.core.streaming import bus_text
+from rwkv_engine.core.streaming_offer import streaming_offer
 from rwkv_engine.errors import TokenizerError
 from rwkv_engine.native import cpu_kernels, cuda_kernels, toolkit, ways
 from rwkv_engine.pipeline import EMBEDDED, locate
@@ -98,6 +100,9 @@ def _driver() -> str:
 def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
+    chosen = Strategy.parse(strategy)
+    streamed = chosen.streamed_nbytes(config)
+    offer = None if chosen.segments else streaming_offer(config)  # for `auto`
     return [
         ("model", str(path)),
         ("version", f"RWKV-{config.version}"),
@@ -110,8 +115,10 @@ def _model_rows(path: Path, strategy: str) -> list[tuple[str, str]]:
         ("fingerprint", checkpoint.fingerprint()),
         *[
             (f"layers {layers}", f"{device}, {precision}, {size} of weights; free memory {free}")
-            for layers, device, precision, size, free in Strategy.parse(strategy).explain(config)
+            for layers, device, precision, size, free in chosen.explain(config)
         ],
+        *([("streamed", bus_text(streamed))] if streamed else []),
+        *([("or streamed", f"{offer}, {bus_text(offer.streamed_nbytes(config))}")] if offer else []),
     ]
 
 

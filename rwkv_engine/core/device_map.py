@@ -21,10 +21,12 @@ class DeviceMap:
     Attributes:
         devices: the device of each layer, first layer first.
         home: the device of the head, on which complete states are returned.
+        alone: the layers that are runs of their own, because something happens between them and their neighbours.
     """
 
     devices: tuple[torch.device, ...]
     home: torch.device
+    alone: frozenset[int] = frozenset()
 
     @cached_property
     def indices(self) -> dict[torch.device, list[int]]:
@@ -36,8 +38,9 @@ class DeviceMap:
 
     @cached_property
     def runs(self) -> list[tuple[torch.device, slice]]:
-        """The slices of consecutive layers on the same device, first layer first."""
-        starts = [i for i, device in enumerate(self.devices) if i == 0 or device != self.devices[i - 1]]
+        """The slices of consecutive layers on the same device that are not `alone`, first layer first."""
+        n = len(self.devices)
+        starts = [i for i in range(n) if i == 0 or self.devices[i] != self.devices[i - 1] or {i, i - 1} & self.alone]
         return [(self.devices[a], slice(a, b)) for a, b in zip(starts, [*starts[1:], len(self.devices)], strict=True)]
 
     def spread(self, state: State, copy: bool = False) -> dict[torch.device, State]:

@@ -16,7 +16,6 @@ from itertools import groupby
 
 import torch
 
-from rwkv_engine._version import __version__
 from rwkv_engine.checks import shown
 from rwkv_engine.core.config import ModelConfig, TensorSpec
 from rwkv_engine.core.dtypes import word_of
@@ -24,11 +23,10 @@ from rwkv_engine.core.hardware import free_memory, gpu_count, gpu_index
 from rwkv_engine.core.placement import Placement
 from rwkv_engine.core.strategy_auto import best_segments
 from rwkv_engine.core.strategy_grammar import Segment, parse_segments, print_segments, strategy_error
+from rwkv_engine.core.streaming import device_nbytes, streamed_nbytes
 from rwkv_engine.errors import StrategyError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# The version of this package that will first run what is parsed already.
-STREAMING_SINCE = "0.4"
 
 
 @dataclass(frozen=True)
@@ -137,19 +135,20 @@ class Strategy:
         return shares
 
     def nbytes(self, config: ModelConfig) -> dict[str, int]:
-        """The bytes of the weights on each device, by the device's name."""
-        sizes: dict[str, int] = {}
-        placements = self.place(config)
-        for spec in config.tensors().values():
-            placement = placements[spec.layer]
-            sizes[placement.device] = sizes.get(placement.device, 0) + placement.nbytes([spec])
-        return sizes
+        """The bytes of the weights on each device, by the device's name; those of streamed layers are on the CPU."""
+        return device_nbytes(config, self.place(config))
+
+    def streamed_nbytes(self, config: ModelConfig) -> int:
+        """The bytes that each forward pass copies to a GPU, because layers are streamed."""
+        return sum(streamed_nbytes(config, self.place(config)))
 
     def explain(self, config: ModelConfig) -> list[tuple[str, str, str, str, str]]:
         """The plan as rows of text (layers, device, precision, size, free memory), computed without loading weights."""
         rows = []
         first = 0
         for share in self.shares(config):
+            if share and first + len(share) > config.n_layer:
+                share[-1] = replace(share[-1], resident=True)  # the head is never streamed
             for placement, group in groupby(share):
                 last = first + len(list(group)) - 1
                 size = placement.nbytes(spec for spec in config.tensors().values() if first <= spec.layer <= last)
@@ -178,9 +177,6 @@ class Strategy:
                 self._check_gpu(s)
 
     def _check_gpu(self, s: Segment) -> None:
-        if s.streams:
-            needs = f"streaming to a GPU (+) needs rwkv_engine {STREAMING_SINCE}, this is {__version__}"
-            raise self._error(s, f"{needs}; leave the rest to another segment: {s.device} {s.dtype} *N -> cpu fp32")
         count = gpu_count()
         if count == 0:
             raise self._error(s, "there is no GPU that torch can use here (rwkv-engine info tells why); use cpu")

@@ -103,6 +103,9 @@ class _Parser:
         if self.accept("*"):
             count = int(self.word(r"\d+", "a number of layers"))
             streams = self.accept("+")
+            if streams and device == "cpu":
+                self.at -= 1
+                raise self.error("layers are streamed to a GPU; the CPU reads main memory, so leave the + out")
             if count == 0 and not streams:
                 self.at -= 1
                 raise self.error("*0 places nothing; leave the segment out, or write *0+ to stream all of it")

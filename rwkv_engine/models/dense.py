@@ -21,8 +21,9 @@ def make_dense(model: Model, copies: bool = False) -> None:
             written to.
 
     Raises:
-        StrategyError: the model has quantised weights.
+        StrategyError: the model has quantised weights, or streamed layers.
     """
+    model.require_resident("row-major weights")
     if is_quantized(model):
         raise StrategyError(
             "quantised weights have no gradient and no place in a state dict; load the model in a float type"
@@ -53,7 +54,12 @@ def is_quantized(model: Model) -> bool:
 
 
 def checkpoint_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a placed model with their original names, row-major; matrices are copied one at a time."""
+    """The tensors of a placed model with their original names, row-major; matrices are copied one at a time.
+
+    Raises:
+        StrategyError: the model has streamed layers.
+    """
+    model.require_resident("the weights of a checkpoint")
     for name in model.config.tensors():
         path, _, attribute = name.rpartition(".")
         yield name, getattr(model.get_submodule(path), attribute).detach()

@@ -11,6 +11,7 @@ Shapes: B sequences, T tokens, C = n_embd, V = n_vocab.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import ClassVar, cast
 
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.device_map import DeviceMap
 from rwkv_engine.core.state import LayerState, State
+from rwkv_engine.errors import StrategyError
 from rwkv_engine.models.block import Block, float32_norm
 from rwkv_engine.models.int4 import Int4Error
+from rwkv_engine.models.streaming import Streaming
 from rwkv_engine.models.weights import Dense
 from rwkv_engine.ops.linear import MOST_ROWS
 
@@ -36,6 +39,7 @@ class Model(nn.Module):
         block: the class of the version's layers.
         config: the model's sizes.
         fingerprint: identifies the weights, see `Checkpoint.fingerprint`; it becomes part of every new state.
+        streaming: the layers whose matrices stay in main memory; None if there are none.
     """
 
     block: ClassVar[type[Block]]
@@ -62,6 +66,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.fingerprint = fingerprint
+        self.streaming: Streaming | None = None
         # Its own random numbers would, on the meta device, import torch's compiler: a second and 70 MB.
         table = torch.empty(config.n_vocab, config.n_embd, dtype=torch.float32)
         self.emb = nn.Embedding.from_pretrained(table, freeze=False)
@@ -77,7 +82,17 @@ class Model(nn.Module):
     @cached_property
     def device_map(self) -> DeviceMap:
         """The devices of the layers; cached until `forget` is called."""
-        return DeviceMap(tuple(block.device for block in self.layers), self.ln_out.weight.device)
+        alone = self.streaming.layers if self.streaming else frozenset[int]()
+        return DeviceMap(tuple(block.device for block in self.layers), self.ln_out.weight.device, alone)
+
+    def require_resident(self, what: str) -> None:
+        """Refuses what reads the weights from the layers' modules, which streamed layers share buffers for.
+
+        Raises:
+            StrategyError: the model has streamed layers; the message begins with `what`.
+        """
+        if self.streaming:
+            raise StrategyError(f"{what}: layers are streamed from main memory; load the model without + for that")
 
     def forget(self) -> None:
         """Drops what was computed from parameters; to be called after parameters were replaced or moved."""
@@ -135,12 +150,14 @@ class Model(nn.Module):
         x, first = self._embed(tokens), None
         layers = []
         before = self.device_map.layers(self.device_map.spread(state))
-        for block, device, layer in zip(self.layers, self.device_map.devices, before, strict=True):
-            x, first = x.to(device), None if first is None else first.to(device)
-            x, new_layer, first = block(x, layer, first, lengths)
-            layers.append({name: new_layer[name] for name in layer})  # fields keep their order
-            if after is not None:
-                after.append(x)
+        with self._forward_pass():
+            for i, (block, device, layer) in enumerate(zip(self.layers, self.device_map.devices, before, strict=True)):
+                x, first = x.to(device), None if first is None else first.to(device)
+                with self._in_place(i):
+                    x, new_layer, first = block(x, layer, first, lengths)
+                layers.append({name: new_layer[name] for name in layer})  # fields keep their order
+                if after is not None:
+                    after.append(x)
         read = tokens.shape[1] if lengths is None else torch.tensor(lengths, device=state.position.device)
         position = state.position + read
         return x.to(self.device_map.home), self.device_map.collect(layers, position, self.fingerprint)
@@ -166,13 +183,22 @@ class Model(nn.Module):
         """
         x, first = self._embed(tokens), None
         blocks = self.layers
-        for device, run in self.device_map.runs:
-            if x.device != device:
-                x, first = x.to(device), None if first is None else first.to(device)
-                slots = None if slots is None else slots.to(device)
-                before = None if before is None else before.to(device)
-            x, first = self.block.steps(blocks[run], x, layers[run], slots, first, before)
+        with self._forward_pass():
+            for device, run in self.device_map.runs:
+                if x.device != device:
+                    x, first = x.to(device), None if first is None else first.to(device)
+                    slots = None if slots is None else slots.to(device)
+                    before = None if before is None else before.to(device)
+                with self._in_place(run.start):
+                    x, first = self.block.steps(blocks[run], x, layers[run], slots, first, before)
         return self.head(self.ln_out(x.to(self.device_map.home)))
+
+    def _forward_pass(self) -> AbstractContextManager[None]:
+        return self.streaming.forward_pass() if self.streaming else nullcontext()
+
+    def _in_place(self, layer: int) -> AbstractContextManager[None]:
+        """The block runs a layer, whose weights are on its device until the end of the block."""
+        return self.streaming.layer(layer) if self.streaming else nullcontext()
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """The normalised embeddings of ids: (...) -> (..., C). LayerNorm is applied after the lookup."""

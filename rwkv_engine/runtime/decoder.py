@@ -11,10 +11,10 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
+from rwkv_engine.models.turns import Turns
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
-from rwkv_engine.runtime.turns import Turns
 
 # A batch is padded to one of these sizes. Each size is captured once, independently of how tokens are sampled.
 BUCKETS = (1, 2, 4, 8, MOST_ROWS)
@@ -42,7 +42,8 @@ class Decoder:
         self._model = model
         self._capture = capture or _capture_for(model)
         self._buckets: dict[int, Bucket] = {}
-        self._turns = Turns({*model.device_map.devices, model.device_map.home})
+        own = Turns({*model.device_map.devices, model.device_map.home})
+        self._turns = model.streaming.turns if model.streaming else own  # its buffers are those of all decoders
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Processes one token of each of B sequences, B from 1 to 16.

@@ -27,11 +27,17 @@ from rwkv_engine.progress import Progress
 from rwkv_engine.runtime.finite import check_finite
 from rwkv_engine.runtime.mixed_formats import mixed, reader
 from rwkv_engine.runtime.plan import TensorPlan, plan_tensors
+from rwkv_engine.runtime.streamed import Device, StreamedLayers
+from rwkv_engine.runtime.upload import Uploads
 
 
 @memory_errors_explained
 def load_model(
-    checkpoint: Checkpoint, strategy: Strategy, progress: Progress | None = None, trainable: bool = False
+    checkpoint: Checkpoint,
+    strategy: Strategy,
+    progress: Progress | None = None,
+    trainable: bool = False,
+    streams_to: Device | None = None,
 ) -> Model:
     """Copies a checkpoint's tensors to their devices, one at a time, converting and quantising them as needed.
 
@@ -43,6 +49,7 @@ def load_model(
         progress: called after each tensor with the parameters placed so far and in all.
         trainable: whether to keep row-major matrices with gradients, for training; otherwise matrices have the memory
             layout of the kernels, and no gradients.
+        streams_to: the device of streamed layers; None is a GPU.
 
     Returns:
         The model in evaluation mode.
@@ -56,6 +63,8 @@ def load_model(
     placements = strategy.place(config)
     if trainable and (formats := {p.weight_format for p in placements} - {"dense"}):
         raise StrategyError(f"strategy: {strategy}: {formats.pop()} weights have no gradient; train in fp32 or bf16")
+    if trainable and not all(p.resident for p in placements):
+        raise StrategyError(f"strategy: {strategy}: streamed layers (+) have no gradient; leave the + out")
     fingerprint = checkpoint.fingerprint()
     if looks_divided(checkpoint):
         log.warning(divided_note(checkpoint))
@@ -64,30 +73,44 @@ def load_model(
     # Without compiled kernels tiles only cost time, except for quantised weights, which are always in tiles.
     # `has_kernels` also loads the kernels of a GPU; training needs that of wkv4.
     kernels = {device: has_kernels(device) for device in {p.device for p in placements}}
-    said, done = False, 0
+    uploads, said, done = Uploads(), False, 0
     plans, mixture = mixed(checkpoint, plan_tensors(config, placements))
     if mixture:
         log.warning(f"{checkpoint.path}: {mixture}")
+    unpacked = {
+        name
+        for name, plan in plans.items()
+        if trainable or not (kernels[plan.device] or placements[plan.spec.layer].weight_format != "dense")
+    }
+    plans |= {name: replace(plans[name], form="rows") for name in unpacked}
+    streamed = {name: plan for name, plan in plans.items() if plan.streamed}
+    layers = StreamedLayers(streamed, streams_to or Device()) if streamed else None
     for name, plan in plans.items():
         placement = placements[plan.spec.layer]
-        packed = not trainable and (kernels[plan.device] or placement.weight_format != "dense")
-        if not packed:
-            plan = replace(plan, form="rows")
+        if plan.streamed:
+            plan = replace(plan, device="cpu")
         ready = None if trainable else _ready(checkpoint, name, plan, placement)
         if ready is not None:
             # Packing has checked that it is finite; checking it again would read the whole file.
-            placed = _moved(checkpoint, ready, plan.device)
+            placed = _moved(checkpoint, ready, plan.device, uploads)
         else:
             if checkpoint.packing and not said:
-                wanted = "training" if trainable else str(strategy) if packed else "plain torch"
+                wanted = "training" if trainable else "plain torch" if name in unpacked else str(strategy)
                 note = rounding_note(checkpoint, placements)
                 log.warning(f"{checkpoint.path}: packed, {checkpoint.packing}; converting it for {wanted}{note}")
                 said = True
-            placed = converted(checkpoint, name, plan)
+            placed = converted(checkpoint, name, plan, uploads)
+        if plan.streamed:
+            assert layers is not None
+            placed = layers.put(name, placed)
+            if ready is not None:
+                checkpoint.release(ready.values)
         put(model, name, plan.spec, plan.form, placed)
         done += math.prod(plan.spec.shape)
         if progress:
             progress(done, config.n_params)
+    if layers:
+        layers.finish(model)
     return model.eval().requires_grad_(trainable)
 
 
@@ -104,15 +127,16 @@ def has_kernels(device: str) -> bool:
     return kernels.status().kind != "reference"
 
 
-def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
+def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan, uploads: Uploads | None = None) -> Arranged:
     """One tensor, copied from the file to the device, memory layout and number format of its plan.
 
     Raises:
         CheckpointError: the file is damaged, or contains NaN, infinity or numbers too large for the format.
     """
+    uploads = uploads or Uploads()
     whole = checkpoint.read_arranged(name, plan.form) if plan.weights == I4 else None
     if whole is not None and whole.dtype == I4.storage:
-        return _copied(checkpoint, name, whole, plan.device)
+        return _copied(checkpoint, name, whole, plan.device, uploads)
     stored, scales = checkpoint.read(name), checkpoint.read_scales(name)
     what = f"{checkpoint.path}: {name}"
     if scales is None:
@@ -122,7 +146,7 @@ def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
         known = MODELS[type(checkpoint.config)].input_moments(name, reader(checkpoint))
         moments = None if known is None else known.to(device)
     scales = None if scales is None else scales.to(device)
-    arranged = arrange(stored.to(device), plan.form, plan.weights, scales, moments)
+    arranged = arrange(uploads.to(stored, device), plan.form, plan.weights, scales, moments)
     if not (arranged.scales is None or arranged.scales.isfinite().all()):
         kind = "int8" if plan.weights == I8 else "int4"
         raise CheckpointError(f"{what}: holds numbers too large for {kind} with float32 scales; choose a float type")
@@ -130,11 +154,13 @@ def converted(checkpoint: Checkpoint, name: str, plan: TensorPlan) -> Arranged:
     return arranged
 
 
-def _copied(checkpoint: Checkpoint, name: str, whole: Tensor, device: str) -> Arranged:
+def _copied(checkpoint: Checkpoint, name: str, whole: Tensor, device: str, uploads: Uploads) -> Arranged:
     """A copy of an int4 matrix of a packed file: quantising it again would change it."""
     scales = checkpoint.read_arranged_scales(name)
     assert scales is not None
-    copied = Arranged(whole.to(device, copy=True), scales.to(device, copy=True))
+    copied = Arranged(
+        *(tensor.clone() if device == "cpu" else uploads.to(tensor, device) for tensor in (whole, scales))
+    )
     checkpoint.release(whole)
     return copied
 
@@ -158,9 +184,10 @@ def _ready(checkpoint: Checkpoint, name: str, plan: TensorPlan, placement: Place
     return ready if all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in ready) else None
 
 
-def _moved(checkpoint: Checkpoint, ready: Arranged, device: str) -> Arranged:
+def _moved(checkpoint: Checkpoint, ready: Arranged, device: str, uploads: Uploads) -> Arranged:
     """The tensor on a device; if that takes a copy, the file's pages are released."""
-    moved = Arranged(ready.values.to(device), None if ready.scales is None else ready.scales.to(device))
+    scales = None if ready.scales is None else uploads.to(ready.scales, device)
+    moved = Arranged(uploads.to(ready.values, device), scales)
     if moved.values is not ready.values:
         checkpoint.release(ready.values)
     return moved

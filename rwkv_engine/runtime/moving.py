@@ -31,7 +31,9 @@ def move_model(model: Model, to: Callable[[Tensor], Tensor]) -> None:
 
     Raises:
         CheckpointError: weights are too large for the dtype; nothing has been moved then.
+        StrategyError: the model has streamed layers.
     """
+    model.require_resident("a model on another device or in another dtype")
     specs = model.config.tensors()
     for name, spec in specs.items():
         parameter = _parameter_of(model, name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rwkv_engine.core.config import ModelConfig, TensorSpec
 from rwkv_engine.core.placement import Placement
+from rwkv_engine.core.streaming import is_streamed
 from rwkv_engine.core.weight_format import WeightFormat
 from rwkv_engine.models.arrange import arranged_shape, form_of
 
@@ -20,12 +21,14 @@ class TensorPlan:
         weights: its number format.
         form: its memory layout, see `models.arrange`.
         device: the device's name in torch.
+        streamed: whether it stays in main memory, and is copied to the device for each forward pass.
     """
 
     spec: TensorSpec
     weights: WeightFormat
     form: str
     device: str
+    streamed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,5 +51,6 @@ def plan_tensors(config: ModelConfig, placements: Sequence[Placement]) -> dict[s
     plans = {}
     for name, spec in config.tensors().items():
         placement = placements[spec.layer]
-        plans[name] = TensorPlan(spec, placement.format_of(spec.role), form_of(spec.role), placement.device)
+        form, streamed = form_of(spec.role), is_streamed(spec, placement, config)
+        plans[name] = TensorPlan(spec, placement.format_of(spec.role), form, placement.device, streamed)
     return plans

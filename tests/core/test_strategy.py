@@ -154,6 +154,8 @@ def test_spaces_in_strategies_are_ignored(text):
         ("cuda fp16 *x", 11, "expected a number of layers"),
         ("cuda fp16 *0", 11, "places nothing"),
         ("cuda fp16 *2+ -> cuda fp16 *2+", 17, "only one segment can stream"),
+        ("cpu fp32 *3+", 11, "layers are streamed to a GPU; the CPU reads main memory, so leave the + out"),
+        ("cuda fp16 *3 -> cpu bf16*0 +", 27, "layers are streamed to a GPU"),
         ("cuda fp16 *30", 0, "too many layers"),
         ("cuda fp16 *20 -> cpu fp32 *6", 17, "too many layers"),
         ("cuda fp16 *25 -> cpu fp32", 17, "gets no layer"),
@@ -244,6 +246,25 @@ def test_explain_counts_every_byte():
     ]
 
 
+def test_a_plan_with_streamed_layers():
+    """Their matrices are in main memory; the head, vectors and two buffers are on the GPU."""
+    strategy = Strategy.parse("cuda:1 fp16 *6+")
+    rows = strategy.explain(CONFIG)
+    assert [row[:3] for row in rows] == [
+        ("0-5", "cuda:1", "float16"),
+        ("6-23", "cuda:1", "float16, streamed"),
+        ("head", "cuda:1", "float16"),
+    ]
+    matrices = 2 * (5 * 64 * 64 + 2 * 64 * 256)  # of one layer
+    assert strategy.streamed_nbytes(CONFIG) == 18 * matrices
+    whole = Strategy.parse("cuda:1 fp16").nbytes(CONFIG)["cuda:1"]
+    assert strategy.nbytes(CONFIG) == {"cpu": 18 * matrices, "cuda:1": whole - 18 * matrices + 2 * matrices}
+    for nothing in ("cuda fp16", "cuda fp16 *24+", "cuda fp16 *25+", "cuda fp16 *24 -> cuda fp16 *0+"):
+        assert Strategy.parse(nothing).streamed_nbytes(CONFIG) == 0
+        assert not any("streamed" in row[2] for row in Strategy.parse(nothing).explain(CONFIG))
+    assert sum(Strategy.parse("cuda fp16 *24+").nbytes(CONFIG).values()) == whole
+
+
 def test_int8_has_scales_vectors_and_the_embedding_have_none():
     """Counted from the sizes: A = C = 64, F = 256, V = 100."""
     vectors = 4 * (2 * 64 + 3 * 64 + 2 * 64 + 4 * 64)  # decay and first, mixes of both kinds, two LayerNorms
@@ -286,7 +307,6 @@ def gpus(monkeypatch):
     [
         ("mps fp16", "mps is not supported; use cuda or cpu"),
         ("dml fp32", "dml is not supported; use cuda or cpu"),
-        ("cuda:1 bf16 *2+", r"streaming to a GPU \(\+\) needs rwkv_engine 0.4, .*: cuda:1 bf16 \*N -> cpu fp32"),
     ],
 )
 @pytest.mark.parametrize("count", [0, 2])
@@ -338,6 +358,8 @@ def test_cpu_strategies_run_anywhere(text, gpus):
         "cuda bf16i8",
         "cuda fp16i4",
         "cuda:0 fp16",
+        "cuda fp16 *2+",
+        "cpu fp32 *3 -> cuda:1 fp16i8 *0+ -> cuda:0 fp16 *1",
         "cpu fp32 *3 -> cuda bf16 -> cuda:1 fp16i8 *1 -> cpu fp16",
     ],
 )

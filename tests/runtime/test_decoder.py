@@ -19,9 +19,9 @@ from tape import tape
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.draw import Draw
+from rwkv_engine.models.turns import Turns
 from rwkv_engine.runtime import Decoder, Engine
 from rwkv_engine.runtime.graph import WARM_UPS, cuda_graph, eager
-from rwkv_engine.runtime.turns import Turns
 
 SHAPE = Shape(n_layer=3, n_embd=40, n_att=56, n_ffn=72, n_vocab=101)
 CAPTURES = {"eager": eager, "tape": tape}
