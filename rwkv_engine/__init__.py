@@ -1,4 +1,4 @@
-"""The engine for RWKV-4 language models. Importing it compiles nothing, and loads torch when a name is first used."""
+"""The engine for RWKV language models. Importing it compiles nothing, and loads torch when a name is first used."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rwkv-engine")
 def commands() -> None:
-    """Runs RWKV-4 language models on CPUs and GPUs.
+    """Runs RWKV language models on CPUs and GPUs.
 
     To begin: rwkv-engine generate "Once upon a time". Options of a command: rwkv-engine generate --help.
 

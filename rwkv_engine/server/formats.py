@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from rwkv_engine.checks import shown
 from rwkv_engine.errors import RequestError
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.structured import Choice, Format, Grammar, JsonObject, JsonSchema, Regex
@@ -32,7 +33,7 @@ class NamedSchema(BaseModel):
 class ResponseFormat(BaseModel):
     """OpenAI's `response_format`."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")  # what is added is refused by `format_of`
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = Field(None, description="With the type json_schema.")
@@ -59,6 +60,10 @@ def format_of(response_format: ResponseFormat | None, structured: StructuredOutp
     Raises:
         ApiError: it asks for none or several where one is expected, or for a schema that is not one (400).
     """
+    if response_format and response_format.model_extra:
+        name = next(iter(response_format.model_extra))
+        expected = '{"type": "json_schema", "json_schema": {"name": NAME, "schema": SCHEMA}}'
+        raise _wrong("response_format", f"has no field {shown(name)}; a schema is given as {expected}")
     typed = response_format is not None and response_format.type != "text"
     if typed and structured:
         raise _wrong("structured_outputs", "cannot be combined with response_format; leave out one of them")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
@@ -74,6 +74,13 @@ class Args(BaseModel):
     cpus: float = Field(1, ge=0, description="CPUs of a replica, which are also its threads.")
     gpus: float = Field(0, ge=0, description="GPUs of a replica.")
     drain_seconds: float = Field(30, ge=0, description="How long a replica that is stopped may finish its requests.")
+
+    @field_validator("template")
+    @classmethod
+    def _is_known(cls, got: str | None) -> str | None:
+        if got is not None and got not in TEMPLATES:
+            raise ValueError(f"expected one of {', '.join(TEMPLATES)}")
+        return got
 
     def settings(self) -> Settings:
         """The settings of a replica's server."""

@@ -122,7 +122,8 @@ def serve(service: Service, load: Callable[[], RWKV], host: str, port: int, drai
     waiting = listen(host, port)
     server = Server(service, drain_seconds)
     shown = f"[{host}]" if ":" in host else host
-    log.info("serving %s at http://%s:%d/v1", service.settings.name, shown, waiting.getsockname()[1])
+    address = f"http://{shown}:{waiting.getsockname()[1]}/v1"
+    log.info("loading %s, to serve it at %s", service.settings.name, address)
     loading = threading.Thread(target=server.load, args=[load], name="rwkv_engine-load", daemon=True)
     loading.start()
     with waiting, reloading(service.settings.keys):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from rwkv_engine.portable.sessions import NAME
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.formats import ResponseFormat, StructuredOutputs
+from rwkv_engine.server.other_names import require_own_names
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
@@ -102,6 +103,7 @@ class Sampled(Body):
     def require_supported(self) -> None:
         """See `Body.require_supported`."""
         super().require_supported()
+        require_own_names(self.model_extra or {})
         if self.state_dtype and not self.return_state:
             raise ApiError(HTTPStatus.BAD_REQUEST, "state_dtype: needs return_state", "state_dtype")
         if self.session is not None and self.state is not None:

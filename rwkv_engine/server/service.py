@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -115,6 +116,11 @@ class Service:
         self.sessions: Sessions | None = None
         if settings.session_folder and not settings.state_keys:
             raise RequestError("session_folder: sessions are sealed; give state_keys too")
+        for origin in settings.origins:
+            if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+                raise RequestError(
+                    f"origin: got {shown(origin)}, expected one such as https://example.com, with no path"
+                )
         self.began = int(time.time())
         self.alone = asyncio.Lock()
         self.is_draining = False

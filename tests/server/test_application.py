@@ -209,6 +209,12 @@ def test_other_origins(client, tales):
     assert other.status_code == 400
 
 
+@pytest.mark.parametrize("origin", ["a.example", "https://a.example/", "https://a.example/page", "ftp://a.example", ""])
+def test_what_is_no_origin_is_refused(origin):
+    with pytest.raises(RequestError, match=r"origin: got .*, expected one such as https://example\.com"):
+        Service(Settings(name="tales", origins=(origin,)))
+
+
 def test_a_model_that_fails(client, service, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("no more memory")

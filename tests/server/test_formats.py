@@ -125,6 +125,7 @@ def structured(**fields):
         ),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format: has no field 'schema'"),
         ({"response_format": "json"}, "response_format"),
         (structured(), "structured_outputs: expected exactly one"),
         (structured(regex="a", choice=["b"]), "structured_outputs: expected exactly one"),

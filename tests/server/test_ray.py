@@ -193,6 +193,11 @@ def test_a_replica_reads_only_what_is_new():
     assert replica._service.scheduler.cache.statistics.tokens_saved > 5
 
 
+def test_a_template_that_does_not_exist_is_refused_before_anything_is_deployed():
+    with pytest.raises(ValueError, match=r"template\n.*expected one of bob-alice"):
+        Args(template="alice")
+
+
 async def first(messages):
     kept = [message async for message in messages]
     return kept[0]
