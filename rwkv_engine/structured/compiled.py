@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from rwkv_engine.errors import RequestError
+from rwkv_engine.structured.divisors import require_small_divisors
 from rwkv_engine.structured.formats import Format
 from rwkv_engine.structured.matcher import Matcher
 from rwkv_engine.structured.vocabulary import library, vocabulary
@@ -58,6 +59,7 @@ def compiled(tokenizer: Tokenizer, form: Format) -> CompiledFormat:
     if len(form.source) > MOST_BYTES:
         raise RequestError(f"{form.kind}: got {len(form.source)} characters, expected at most {MOST_BYTES}")
     try:
+        require_small_divisors(form)
         grammar = _grammar(form)
         tokens = vocabulary(tokenizer, form.kind == "json_schema")  # type: ignore[arg-type]  # it has a hash
         root = found.LLMatcher(tokens, grammar, log_level=0, limits=found.LLParserLimits(**LIMITS))
