@@ -1,4 +1,5 @@
 // Sampled tokens against a definition that sorts the whole vocabulary, and the CPU's kernel.
+#include <iterator>
 #include <limits>
 #include <vector>
 
@@ -33,15 +34,20 @@ void test(const char* order, int64_t B, int64_t V, double spread, bool are_equal
   }
 }
 
-// All parameters at once, where the sums end within tokens of the same weight.
-void test_ties(const char* order) {
-  for (const int64_t k : {3, 700})
-    for (const double p : {0.5, 1.0}) {
-      Rows<float> rows(1, 3000, 0.4, true);
-      rows.temperatures = {0.7}, rows.top_k = {k}, rows.top_p = {p}, rows.min_p = {0};
-      draw(rows);
-      CHECK(rows.ids[0] == rows.expected(0), order, k, p, rows.ids[0], rows.expected(0));
+// Sums that end within tokens of the same weight; a top-k beyond the tokens that have a weight; each parameter alone.
+void test_chosen(const char* order) {
+  const Parameters all[] = {{0.7, 0.5, 0, 3},    {0.7, 1, 0, 700}, {0.7, 0.5, 0, 700}, {0.01, 1, 0, 40},
+                            {0.01, 0.9, 0, 900}, {1, 1, 0.4, 0},   {1, 0.3, 0, 0},     {1, 1, 0, 0}};
+  for (const bool are_equal : {false, true}) {
+    Rows<float> rows(std::size(all), 1500, 0.8, are_equal);
+    for (size_t b = 0; b < std::size(all); ++b) {
+      rows.temperatures[b] = all[b].temperature, rows.top_p[b] = all[b].top_p;
+      rows.min_p[b] = all[b].min_p, rows.top_k[b] = all[b].top_k;
     }
+    draw(rows);
+    for (int64_t b = 0; b < rows.B; ++b)
+      CHECK(rows.ids[b] == rows.expected(b), order, are_equal, b, rows.ids[b], rows.expected(b));
+  }
 }
 
 template <class Logit>
@@ -68,7 +74,7 @@ int main() {
     for (const int64_t V : {1, 33, 1025, 3000})  // few: a block has 1,024 threads
       for (const bool are_equal : {false, true}) test<float>(order, 3, V, 2.0, are_equal);
     test<double>(order, 2, 1025, 40.0, false);
-    test_ties(order);
+    test_chosen(order);
     test_unsound<float>(order), test_unsound<double>(order);
     Rows<float> none(0, 5, 1.0, false);
     draw(none);
