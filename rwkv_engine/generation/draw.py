@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from rwkv_engine.generation.distribution import documented, rwkv_package
 from rwkv_engine.generation.params import SamplingParams
 from rwkv_engine.ops.draw_tokens import draw_tokens, inverse_cdf
+from rwkv_engine.ops.most_likely import most_likely
 from rwkv_engine.ops.philox_uniform import philox_uniform
 
 
@@ -41,17 +43,17 @@ class Draw:
         Returns:
             (B,) int64, -1 for rows whose logits are not all finite.
         """
+        if self.compat is None:
+            return self.ids(logits, positions, seeds, samples)
         return where_finite(logits, self.ids(logits.double(), positions, seeds, samples))
 
     def ids(self, logits: Tensor, positions: Tensor, seeds: Tensor, samples: Tensor) -> Tensor:
-        """The same for logits (B, V) float64 with -inf for banned tokens; does not check that they are finite."""
+        """The same for logits (B, V) float64 with -inf for banned tokens, which are not checked with `compat`."""
         if self.temperature == 0 and self.compat is None:
-            return logits.argmax(dim=-1)
+            return most_likely(logits)
         draws = philox_uniform(seeds, samples, positions)
-        if self.compat is None and logits.is_cpu:  # where one kernel does it all
-            temperatures, top_k = torch.full_like(draws, self.temperature), torch.full_like(seeds, self.top_k)
-            top_p, min_p = torch.full_like(draws, self.top_p), torch.full_like(draws, self.min_p)
-            return draw_tokens(logits, temperatures, top_k, top_p, min_p, draws)
+        if self.compat is None:
+            return draw_tokens(logits, *of_rows((self,) * len(logits), logits.device), draws)
         return inverse_cdf(self.probabilities(logits), draws)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -59,6 +61,14 @@ class Draw:
         if self.compat == "rwkv":
             return rwkv_package(logits, self.temperature, self.top_k, self.top_p)
         return documented(logits, self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@lru_cache(maxsize=64)  # copying to a GPU waits for its work, and rows seldom change from one token to the next
+def of_rows(draws: tuple[Draw, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The temperature, top-k, top-p and min-p of B rows as `draw_tokens` takes them, (B,) float64, but top-k int64."""
+    values = [[draw.temperature, draw.top_p, draw.min_p] for draw in draws]
+    temperatures, top_p, min_p = torch.tensor(values, dtype=torch.float64).t().contiguous().to(device)
+    return temperatures, torch.tensor([draw.top_k for draw in draws], dtype=torch.int64).to(device), top_p, min_p
 
 
 def where_finite(logits: Tensor, ids: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rwkv_engine.generation.draw import where_finite
+from rwkv_engine.generation.draw import of_rows, where_finite
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.token_mask import apply_masks, check_allowed
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.philox_uniform import as_int64, philox_uniform
+from rwkv_engine.runtime.transfer import moved
 
 
 def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
@@ -25,19 +26,15 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         B ids, -1 where the logits are not finite, or where no token may be sampled, which is the request's `error`.
     """
     keys = [(as_int64(r.sampler.seed), as_int64(r.sample), r.position) for r in requests]
-    numbers = torch.tensor(keys, dtype=torch.int64, device=logits.device)  # in one transfer
+    numbers = moved(torch.tensor(keys, dtype=torch.int64).t().contiguous(), logits.device)  # in one transfer
     adjusted, ids = _adjusted(logits, requests), torch.empty(len(requests), dtype=torch.int64, device=logits.device)
     own = [row for row, request in enumerate(requests) if request.sampler.params.compat]
     for row in own:
-        seeds, samples, positions = numbers[row].unsqueeze(-1)
+        seeds, samples, positions = numbers[:, row : row + 1]
         ids[row] = requests[row].sampler.draw.ids(adjusted[row : row + 1], positions, seeds, samples)[0]
     if len(own) < len(requests):
-        draws = [request.sampler.draw for request in requests]
-        values = torch.tensor([(d.temperature, d.top_p, d.min_p) for d in draws], dtype=torch.float64)
-        temperatures, top_p, min_p = values.to(logits.device).unbind(1)
-        top_k = torch.tensor([d.top_k for d in draws], dtype=torch.int64, device=logits.device)
-        uniform = philox_uniform(*numbers.unbind(1))
-        drawn = draw_tokens(adjusted, temperatures, top_k, top_p, min_p, uniform)
+        draws = tuple(request.sampler.draw for request in requests)
+        drawn = draw_tokens(adjusted, *of_rows(draws, logits.device), philox_uniform(*numbers))
         is_own = torch.tensor([bool(d.compat) for d in draws], device=ids.device) if own else None
         ids = drawn if is_own is None else torch.where(is_own, ids, drawn)
     check_allowed(adjusted, ids, requests)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rwkv_engine.models.sums import summed
+from rwkv_engine.models.sums import divided, summed
 
 LARGEST = 127
 # Rows that are processed at a time, so that loading needs no float32 copy of a whole matrix.
@@ -45,7 +45,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     for part, room, of_rows in zip(weight.split(PIECE), q.split(PIECE), rows.split(PIECE), strict=True):
         scaled = part.float() / columns
         low, high = scaled.aminmax(dim=1)
-        of_rows.copy_(_positive(torch.maximum(-low, high) / LARGEST))
+        of_rows.copy_(_positive(divided(torch.maximum(-low, high), LARGEST)))
         room.copy_(scaled.div_(of_rows.unsqueeze(-1)).round_())
     return q, scales
 
@@ -55,10 +55,10 @@ def _column_scales(weight: Tensor) -> Tensor:
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
     for part in weight.split(PIECE):
         squares = part.double().square()
-        of_rows = summed(squares.clone(), 1) / weight.shape[1]
+        of_rows = divided(summed(squares.clone(), 1), weight.shape[1])
         squares /= torch.where(of_rows > 0, of_rows, 1).unsqueeze(-1)
         total += summed(squares, 0)
-    return _positive((total / len(weight)).sqrt())
+    return _positive(divided(total, len(weight)).sqrt())
 
 
 def _positive(scales: Tensor) -> Tensor:

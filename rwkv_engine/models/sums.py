@@ -1,4 +1,4 @@
-"""Sums with the same bits on every processor and for any number of threads.
+"""Sums and quotients with the same bits on every processor and for any number of threads.
 
 The order of additions in torch's own sums depends on both. Here it depends on the shape only: sums are computed by
 pairwise halving with element-wise operations.
@@ -6,7 +6,13 @@ pairwise halving with element-wise operations.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def divided(x: Tensor, number: int) -> Tensor:
+    """x / number. On GPUs torch multiplies by the reciprocal of a Python number, whose last bit may differ."""
+    return x / torch.full((), number, dtype=x.dtype, device=x.device)
 
 
 def summed(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:

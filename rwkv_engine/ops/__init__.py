@@ -8,7 +8,9 @@ from rwkv_engine.ops.gate_residual import gate_residual
 from rwkv_engine.ops.linear import linear
 from rwkv_engine.ops.linear_many import linear_many
 from rwkv_engine.ops.ln_shift import ln_shift
+from rwkv_engine.ops.most_likely import most_likely
 from rwkv_engine.ops.philox_uniform import philox_uniform
+from rwkv_engine.ops.scale_rows import scale_rows
 from rwkv_engine.ops.squared_relu import squared_relu_
 from rwkv_engine.ops.tiles import tile, untile
 from rwkv_engine.ops.time_mixing4_step import TimeMixing4Step, time_mixing4_step
@@ -29,7 +31,9 @@ __all__ = [
     "linear",
     "linear_many",
     "ln_shift",
+    "most_likely",
     "philox_uniform",
+    "scale_rows",
     "squared_relu_",
     "tile",
     "time_mixing4_step",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
 from rwkv_engine.ops.in_floats import rows_in_floats, tiles_in_floats
+from rwkv_engine.ops.scale_rows import scale_rows
 from rwkv_engine.ops.tiles import untile
 
 LINEAR_MANY_SCHEMA = "linear_many(Tensor x, Tensor weight, int outputs, Tensor? scales=None) -> Tensor"
@@ -67,6 +68,9 @@ def dense_product(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight).to(x.dtype)  # under autocast the product has another dtype
     if weight.dtype == torch.bfloat16:
         return _rounded_product(x, weight)
+    if _has_mixed_products(x):
+        halves, powers = scale_rows(x.reshape(-1, x.shape[-1]))
+        return torch.mm(halves, weight.t(), out_dtype=x.dtype).mul_(powers).view(*x.shape[:-1], len(weight))
     x, exponent = _below_one(x)
     return _times_power(_rounded_product(x, weight), exponent)
 
@@ -79,14 +83,14 @@ def int8_product(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
     activation is at most 2^-11 of itself or 2^-25. Sums are float32.
     """
     rows, columns = scales.split(list(q.shape))
-    x, exponent = _below_one(x * columns)
-    halves, weight = x.half(), q.half()
+    halves, powers = scale_rows(x, columns)
+    weight = q.half()
     # Sums can exceed 65504, so the result must be float32. Where torch cannot return float32 from a float16 product,
     # the same numbers are multiplied in float32.
     sums = (
         torch.mm(halves, weight.t(), out_dtype=torch.float32) if x.is_cuda else F.linear(halves.float(), weight.float())
     )
-    return torch.ldexp(sums * rows, exponent)
+    return sums.mul_(rows).mul_(powers)
 
 
 def _below_one(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +104,13 @@ def _times_power(x: Tensor, exponent: Tensor) -> Tensor:
     return x * torch.ldexp(torch.ones_like(exponent, dtype=x.dtype), exponent)
 
 
+def _has_mixed_products(x: Tensor) -> bool:
+    """Whether torch has 16-bit products with float32 results for x, which have no gradient."""
+    return x.is_cuda and not torch.is_grad_enabled()
+
+
 def _rounded_product(x: Tensor, weight: Tensor) -> Tensor:
-    if x.is_cuda and not torch.is_grad_enabled():  # torch has 16-bit products with float32 results only there
+    if _has_mixed_products(x):
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         return torch.mm(rows, weight.t(), out_dtype=x.dtype).view(*x.shape[:-1], len(weight))
     return F.linear(x.to(weight.dtype), weight).to(x.dtype)

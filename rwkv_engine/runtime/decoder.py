@@ -15,6 +15,7 @@ from rwkv_engine.models.turns import Turns
 from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
+from rwkv_engine.runtime.transfer import copy_to
 
 # A batch is padded to one of these sizes. Each size is captured once, independently of how tokens are sampled.
 BUCKETS = (1, 2, 4, 8, MOST_ROWS)
@@ -122,8 +123,10 @@ class Decoder:
             drawn = []
             for _ in range(n):
                 bucket.advance()
-                bucket.tokens[:rows].copy_(draw(bucket.logits[:rows], bucket.positions[:rows], *keys))
-                drawn.append(bucket.tokens[:rows].clone())
+                ids = draw(bucket.logits[:rows], bucket.positions[:rows], *keys).to(bucket.tokens.device)
+                # A negative id, where no token could be sampled, would index outside the embedding.
+                torch.clamp(ids, min=0, out=bucket.tokens[:rows])
+                drawn.append(ids)
             return torch.stack(drawn, dim=1)
 
     @torch.no_grad()
@@ -167,9 +170,8 @@ class Bucket:
     """One decoding step for one batch size n, with inputs and outputs at fixed addresses, as a CUDA graph needs.
 
     Attributes:
-        tokens: (n,) int64 on the first layer's device, the tokens to process; a negative id, which means that none
-            could be sampled, counts as token 0.
-        logits: (n, V) float32 on the head's device.
+        tokens: (n,) int64 on the first layer's device, the tokens to process.
+        logits: (n, V) float32 on the head's device; a graph writes them to the same address each time.
         positions: (n,) int64 on the head's device, the number of tokens that each sequence has processed.
         advance: processes the tokens in the slots that were loaded.
     """
@@ -177,24 +179,27 @@ class Bucket:
     def __init__(self, model: Model, pool: StatePool, size: int, capture: Capture):
         first, home = model.device_map.devices[0], model.device_map.home
         self._model, self._pool = model, pool
-        self.tokens = torch.zeros(size, dtype=torch.int64, device=first)
-        self.logits = torch.zeros(size, model.config.n_vocab, dtype=torch.float32, device=home)
+        # Tokens and slots are rows of one tensor, so that one copy sets them. Capturing runs the step, which must not
+        # change the states of sequences, so all rows use the dummy slot.
+        self._inputs = torch.tensor([[0] * size, [pool.dummy] * size], dtype=torch.int64, device=first)
+        self.tokens, self._slots = self._inputs
         self.positions = torch.zeros(size, dtype=torch.int64, device=home)
-        # Capturing runs the step, which must not change the states of sequences, so all rows use the dummy slot.
-        self._slots = torch.full((size,), pool.dummy, dtype=torch.int64, device=first)
         self.advance = capture(self._advance)
 
     def load(self, tokens: Tensor, slots: Sequence[int]) -> None:
         """Sets the tokens and slots of the next step; padding rows process token 0 in the dummy slot."""
-        n = len(slots)
-        self.tokens.zero_()[:n].copy_(tokens)
-        self._slots.fill_(self._pool.dummy)[:n].copy_(self._pool.index(tuple(slots), self._slots.device))
+        n, padding = len(slots), len(self.tokens) - len(slots)
+        is_here = tokens.device.type == "cpu"
+        ids = [*(tokens.tolist() if is_here else [0] * n), *[0] * padding]
+        host = torch.tensor([ids, [*slots, *[self._pool.dummy] * padding]], dtype=torch.int64)
+        copy_to(self._inputs, host)
+        if not is_here:
+            self.tokens[:n].copy_(tokens)
 
     @torch.no_grad()
     def _advance(self) -> None:
-        # A negative id, where no token could be sampled, would index outside the embedding.
-        self.logits.copy_(self._model.step(self.tokens.clamp(min=0), self._pool.layers, self._slots))
-        self.positions.copy_(self._pool.advance(self._slots.to(self.logits.device)))
+        self.logits = self._model.step(self.tokens, self._pool.layers, self._slots)
+        self._pool.advance(self._slots.to(self.logits.device), out=self.positions)
 
 
 def recordable(model: Model) -> torch.device | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,11 +11,14 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
+from rwkv_engine.ops.linear import MOST_ROWS
 from rwkv_engine.runtime.decoder import Decoder, recordable
 
 # Long enough for efficient matrix-matrix products, short enough to keep activations small: the memory of a prefill does
 # not grow with the length of its text.
 CHUNK = 256
+# A GPU's products need more rows, and each chunk there copies all matrices from tiles into rows.
+GPU_CHUNK = 2048
 _making_decoder = threading.Lock()  # two threads would make two, each with a pool of its own
 
 
@@ -29,9 +32,10 @@ class Engine:
             the pool would only add copies of states.
     """
 
-    def __init__(self, model: Model, chunk: int = CHUNK):
+    def __init__(self, model: Model, chunk: int | None = None):
+        """`chunk`: None chooses by the model's devices."""
         self.model = model
-        self.chunk = chunk
+        self.chunk = chunk or chunk_for(model.device_map.devices)
         self.pooled = recordable(model) is not None
         self._decoder: Decoder | None = None
 
@@ -68,14 +72,20 @@ class Engine:
         check_tokens(tokens, self.model.config.n_vocab)
         state = state or self.initial_state(len(tokens))
         state.check(self.model.config, self.model.fingerprint, len(tokens))
-        if self.pooled and self.model.are_few(tokens):
-            logits, state = self.decoder.forward(tokens.squeeze(1), state)
+        if self.pooled and tokens.shape[1] == 1:
+            logits, state = self._decode(tokens.squeeze(1), state)
             return (logits.unsqueeze(1) if full_output else logits), state
         outputs = []
         for chunk in tokens.split(self._chunks(tokens.shape[1]), dim=1):
             logits, state = self.model(chunk, state, full_output)
             outputs.append(logits)
         return (torch.cat(outputs, dim=1) if full_output else outputs[-1]), state
+
+    def _decode(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token (B,) of each sequence, in groups that the decoder takes: a prefill would copy all matrices."""
+        groups = [slice(begin, begin + MOST_ROWS) for begin in range(0, len(tokens), MOST_ROWS)]
+        logits, states = zip(*(self.decoder.forward(tokens[rows], state.rows(rows)) for rows in groups), strict=True)
+        return (torch.cat(logits), State.join(states)) if len(groups) > 1 else (logits[0], states[0])
 
     def _chunks(self, n: int) -> list[int]:
         """The sizes of the chunks of a prefill of n tokens.
@@ -90,6 +100,11 @@ class Engine:
         elif rest:
             sizes.append(rest)
         return sizes
+
+
+def chunk_for(devices: Iterable[torch.device]) -> int:
+    """How many tokens a prefill processes at once where the layers are on these devices."""
+    return GPU_CHUNK if any(device.type == "cuda" for device in devices) else CHUNK
 
 
 def check_tokens(tokens: Tensor, n_vocab: int) -> None:

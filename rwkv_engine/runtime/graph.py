@@ -24,8 +24,9 @@ def cuda_graph(device: torch.device) -> Capture:
 
     As torch's notes on CUDA semantics require, the function is warmed up on a side stream, and the memory that it
     allocates while it is captured belongs to the graph. All graphs of one `Capture` share a memory pool, so two of
-    them must not run at the same time, and results must be written to tensors allocated outside. Other threads may
-    allocate memory during a capture.
+    them must not run at the same time. A result that is still referenced keeps its address and is not overwritten by
+    another graph; the last call of the function is the captured one. Other threads may allocate memory during a
+    capture.
     """
     memory: list[Any] = []  # the memory pool of all graphs, after the first capture
 

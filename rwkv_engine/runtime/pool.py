@@ -12,6 +12,7 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
+from rwkv_engine.ops.linear import MOST_ROWS
 
 
 class StatePool:
@@ -30,6 +31,7 @@ class StatePool:
         self._parts = self._device_map.spread(State.initial(self._config, slots + 1), copy=True)
         self.layers = self._device_map.layers(self._parts)
         self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=self._device_map.home)
+        self._ones = torch.ones(max(slots, MOST_ROWS), dtype=torch.int64, device=self._device_map.home)
         self.dummy = slots
         self._free = list(range(slots))
         # Copying even a few numbers to a GPU takes as long as launching several kernels.
@@ -89,8 +91,9 @@ class StatePool:
         del self._free[:n]
         return slots
 
-    def advance(self, slots: Tensor, before: Tensor | None = None) -> Tensor:
-        """Increments the positions of `slots`, (B,) int64 on the head's device, and returns the new ones (B,).
+    def advance(self, slots: Tensor, before: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Increments the positions of `slots`, (B,) int64 on the head's device, and returns the new ones (B,), in `out`
+        if it is given.
 
         With `before`, (B,) int64, each slot in turn gets one more than the position of the slot it begins from.
         """
@@ -100,8 +103,8 @@ class StatePool:
                 positions[slot] = positions[origin] + 1
             self.positions.copy_(torch.tensor(positions))
             return self.positions.index_select(0, slots)
-        self.positions.index_add_(0, slots, torch.ones_like(slots))
-        return self.positions.index_select(0, slots)
+        self.positions.index_add_(0, slots, self._ones[: len(slots)])
+        return torch.index_select(self.positions, 0, slots, out=out)
 
 
 def _index(slots: tuple[int, ...], device: torch.device) -> Tensor:

@@ -29,7 +29,9 @@ from rwkv_engine.ops import (
     linear,
     linear_many,
     ln_shift,
+    most_likely,
     philox_uniform,
+    scale_rows,
     squared_relu_,
     tile,
     untile,
@@ -38,7 +40,9 @@ from rwkv_engine.ops.gate_residual import gate_residual_reference
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.linear_many import dense_product
 from rwkv_engine.ops.ln_shift import ln_shift_reference
+from rwkv_engine.ops.most_likely import most_likely_reference
 from rwkv_engine.ops.philox_uniform import philox_uniform_reference
+from rwkv_engine.ops.scale_rows import scale_rows_reference
 from rwkv_engine.ops.squared_relu import squared_relu_reference
 from rwkv_engine.ops.tiles import tiled_shape
 
@@ -60,6 +64,10 @@ def test_the_kernels_are_compiled(cuda):
 def test_every_operator_has_a_kernel(name, gpu):
     if name == "linear_many" and gpu != "cpu":
         pytest.skip("torch's products serve it on GPUs")
+    if name == "wkv7" and gpu != "cpu":
+        pytest.skip("RWKV-7 has no kernels for GPUs yet")
+    if name in ("most_likely", "scale_rows") and gpu == "cpu":
+        pytest.skip("the reference serves it on the CPU")
     if name == "blocks4_step" and gpu != "cpu":
         pytest.skip("the operators of both halves serve it on GPUs")
     cpu_kernels.ensure_loaded()
@@ -255,6 +263,29 @@ def test_tokens_are_those_of_the_cpu(gpu):
     off = torch.zeros_like(draws)
     arguments = [logits, temperatures, torch.arange(64) % 3 * 20, off + 0.9, off, draws]
     assert torch.equal(draw_tokens(*on(gpu, arguments)).cpu(), draw_tokens(*arguments))
+
+
+def test_the_most_likely_tokens(gpu):
+    logits = torch.randn(40, 5000, generator=torch.Generator().manual_seed(1)).mul(3).round()  # many are equal
+    for row, value in enumerate([torch.nan, torch.inf, -torch.inf]):
+        logits[row, 17] = value
+    for given in (logits, logits.double()):
+        assert torch.equal(most_likely(on(gpu, [given])[0]).cpu(), most_likely_reference(given))
+
+
+def test_scaled_rows(gpu):
+    x = normal(50, 777) * 10.0 ** torch.arange(-25, 25).unsqueeze(-1)
+    for columns in (None, normal(777).abs()):
+        for got, expected in zip(scale_rows(*on(gpu, [x, columns])), scale_rows_reference(x, columns), strict=True):
+            assert torch.equal(got.cpu(), expected)
+
+
+def test_powers_of_two_are_exact(gpu):
+    """Rows of activations are scaled by them, for products in 16 bits."""
+    exponents = torch.arange(-126, 128, dtype=torch.int32)
+    exact = torch.tensor([2.0**n for n in exponents.tolist()])
+    assert torch.equal(torch.ldexp(torch.ones(254), exponents).to(gpu), exact.to(gpu))
+    assert torch.equal(torch.ldexp(torch.ones(254, device=gpu), exponents.to(gpu)).cpu(), exact)
 
 
 @pytest.mark.parametrize("kind", KINDS)

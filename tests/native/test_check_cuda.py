@@ -75,6 +75,13 @@ def test_what_does_not_compile_is_shown(check_cuda, tmp_path, capsys):
     assert "mixed_signs" in wrong[1], "warnings are errors"
 
 
+def test_later_generations_are_compiled_too_where_nvcc_knows_them(check_cuda, tmp_path):
+    path = fake_nvcc(tmp_path, architectures="75 80 90 100 110 120", compiling=f'echo "$@" > {tmp_path}/arguments')
+    assert check_cuda.check(toolkit._describe(path), [Path("linear.cu")], 1) == []
+    arguments = (tmp_path / "arguments").read_text()
+    assert [a for a in (75, 80, 90, 100, 110, 120) if f"code=sm_{a} " in arguments] == [75, 80, 90, 100, 120]
+
+
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--require"], 1)])
 def test_without_nvcc_it_says_so(arguments, code, check_cuda, monkeypatch, capsys):
     monkeypatch.setattr(toolkit, "find_nvcc", lambda: None)

@@ -18,9 +18,10 @@ from tape import tape
 
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.generation import Sampler, SamplingParams
-from rwkv_engine.generation.draw import Draw
+from rwkv_engine.generation.draw import Draw, of_rows
 from rwkv_engine.models.turns import Turns
 from rwkv_engine.runtime import Decoder, Engine
+from rwkv_engine.runtime.engine import CHUNK, GPU_CHUNK, chunk_for
 from rwkv_engine.runtime.graph import WARM_UPS, cuda_graph, eager
 
 SHAPE = Shape(n_layer=3, n_embd=40, n_att=56, n_ffn=72, n_vocab=101)
@@ -258,6 +259,36 @@ def test_an_engine_over_the_pool_equals_one_without(engine):
     assert_states_equal(state, before)
     with pytest.raises(RequestError, match="belongs to another model"):
         engine.forward(torch.tensor([[1]]), type(state)(**{**vars(state), "fingerprint": "other"}))
+
+
+@pytest.mark.parametrize("full_output", [False, True])
+def test_an_engine_over_the_pool_decodes_large_batches_in_groups(engine, full_output, monkeypatch):
+    """A prefill would copy all matrices for one token of each text."""
+    _, state = read(engine, 37)
+    tokens = torch.arange(37).unsqueeze(1)
+    groups = [slice(0, 16), slice(16, 32), slice(32, 37)]
+    expected = [engine.forward(tokens[rows], state.rows(rows), full_output) for rows in groups]
+    engine.pooled = True
+    monkeypatch.setattr(engine.model, "read", None)
+    logits, after = engine.forward(tokens, state, full_output)
+    assert torch.equal(logits, torch.cat([part for part, _ in expected]))
+    for rows, (_, part) in zip(groups, expected, strict=True):
+        assert_states_equal(after.rows(rows), part)
+
+
+def test_chunks_are_longer_on_gpus(engine):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
+    assert (chunk_for([cpu]), chunk_for([cpu, gpu, cpu])) == (CHUNK, GPU_CHUNK)
+    assert (engine.chunk, Engine(engine.model, 7).chunk) == (CHUNK, 7)
+
+
+def test_parameters_of_draws_are_kept_for_few_temperatures(engine):
+    """A server sees thousands of them."""
+    logits, state = read(engine, 2)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    for i in range(1000):
+        Draw(temperature=1 + i / 1000)(logits, state.position, zeros, zeros)
+    assert of_rows.cache_info().currsize <= 64
 
 
 @pytest.mark.parametrize("chunk", [2, 3, 8, 256])

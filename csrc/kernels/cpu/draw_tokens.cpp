@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -12,29 +11,6 @@
 
 namespace rwkv::cpu {
 namespace {
-
-// Probabilities relative to the largest become integers, for their sums are exact, and do not depend on the order of
-// additions; smaller ones than 2^-46 become 0.
-constexpr double kWhole = 0x1p45, kLeast = 0x1p-46;
-
-int64_t bits_of(double x) { return std::bit_cast<int64_t>(x); }
-
-// Rounds to nearest, ties to even; the sum is in [2^52, 2^53), where neighbouring numbers differ by 1.
-int64_t whole_number(double weight) {
-  constexpr double kRound = 0x1.8p52;
-  return bits_of(weight * kWhole + kRound) - bits_of(kRound);
-}
-
-// The place of a token in the order of descending weights, and ascending ids among equals.
-struct Place {
-  double weight;
-  int64_t id;
-
-  // Whether a token comes no later.
-  bool includes(double of_token, int64_t token) const {
-    return (of_token > weight) | ((of_token == weight) & (token <= id));
-  }
-};
 
 // Weights in [2^-46, 1] in buckets, by their exponent and 6 bits of their mantissa.
 constexpr int kShift = 46;

@@ -17,7 +17,7 @@ constexpr int kWkv4Chunk = 32;
 int64_t wkv4_scratch_numbers(Wkv4Size size);
 int64_t wkv4_backward_scratch_numbers(Wkv4Size size);
 
-// No output may overlap an input. B is at most 65535.
+// No output may overlap an input.
 template <class Real>
 cudaError_t wkv4(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4Outputs<Real> out, Real* scratch, cudaStream_t stream);
 

@@ -56,7 +56,7 @@ __global__ void wkv4_adjoints_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4Out
 template <class Real>
 __global__ void wkv4_ends_kernel(Wkv4Size size, Wkv4OutputGrads<Real> grad, Adjoints<const Real> adjoints,
                                  Ends<Real> ends) {
-  const Wkv4Part part(size);  // the first chunk; this thread processes all chunks
+  const Wkv4Part part(size, 1);  // the first chunk; this thread processes all chunks
   if (part.c >= size.C) return;
   const int64_t chunks = wkv4_chunks(size.T);
   int64_t at = part.chunk + (chunks - 1) * size.C;

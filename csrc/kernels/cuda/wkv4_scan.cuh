@@ -33,11 +33,11 @@ struct Wkv4ConstStates {
   __device__ Wkv4State<Real> load(int64_t at) const { return {__ldg(num + at), __ldg(den + at), __ldg(max + at)}; }
 };
 
-// The grid: blockIdx.x counts blocks of channels, then chunks; blockIdx.y is the sequence. Without chunks, one block
-// processes all tokens.
+// The grid: blockIdx.x counts blocks of channels, then chunks, then sequences, of which blockIdx.y could have 65535
+// only. Without chunks, one block processes all tokens.
 inline dim3 wkv4_grid(Wkv4Size size, int64_t chunks) {
   const int64_t channel_blocks = (size.C + kWkv4Threads - 1) / kWkv4Threads;
-  return dim3(static_cast<unsigned>(channel_blocks * chunks), static_cast<unsigned>(size.B));
+  return dim3(static_cast<unsigned>(channel_blocks * chunks * size.B));
 }
 
 // The part of the work of one thread.
@@ -49,9 +49,11 @@ struct Wkv4Part {
   int tokens;
   bool is_first, is_last;  // chunk of the sequence
 
-  __device__ explicit Wkv4Part(Wkv4Size size) {
+  // `in_grid`: the number of chunks in the grid, all of them or 1.
+  __device__ Wkv4Part(Wkv4Size size, int64_t in_grid) {
     const unsigned channel_blocks = static_cast<unsigned>((size.C + kWkv4Threads - 1) / kWkv4Threads);
-    const int64_t chunks = wkv4_chunks(size.T), j = blockIdx.x / channel_blocks, b = blockIdx.y;
+    const unsigned piece = blockIdx.x / channel_blocks, pieces = static_cast<unsigned>(in_grid);
+    const int64_t chunks = wkv4_chunks(size.T), j = piece % pieces, b = piece / pieces;
     const int64_t left = size.T - j * kWkv4Chunk;
     c = static_cast<int64_t>(blockIdx.x % channel_blocks) * kWkv4Threads + threadIdx.x;
     row = b * size.C + c;
@@ -61,6 +63,7 @@ struct Wkv4Part {
     is_first = j == 0;
     is_last = j == chunks - 1;
   }
+  __device__ explicit Wkv4Part(Wkv4Size size) : Wkv4Part(size, wkv4_chunks(size.T)) {}
 };
 
 // The state after `n` steps, from the state before and the steps' own sums. For n = 1 this is wkv4_update.
@@ -91,7 +94,7 @@ __global__ void wkv4_sums_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4States<
 template <class Real>
 __global__ void wkv4_starts_kernel(Wkv4Size size, Wkv4Inputs<Real> in, Wkv4ConstStates<Real> sums,
                                    Wkv4States<Real> starts, Wkv4States<Real> end) {
-  const Wkv4Part part(size);  // the first chunk; this thread processes all chunks
+  const Wkv4Part part(size, 1);  // the first chunk; this thread processes all chunks
   if (part.c >= size.C) return;
   const Real decay = in.decay[part.c];
   const int64_t full = size.T / kWkv4Chunk;

@@ -185,6 +185,13 @@ void at_extremes() {
   is_the_recurrence(ties, "one tie a chunk");
 }
 
+// More sequences than a grid has rows, each with a single number.
+void with_many_sequences() {
+  const auto p = make_problem({65537, 1, 1}, 6);
+  const auto got = forward(p), expected = forward(p, false);
+  for (int i = 0; i < 4; ++i) CHECK(got[i] == expected[i], i);
+}
+
 template <class Real>
 Problem<Real> part(const Problem<Real>& p, int64_t b, int64_t begin, int64_t end) {
   Problem<Real> to{{1, end - begin, p.size.C}, p.in, p.grad};
@@ -271,6 +278,7 @@ void report() {
 
 int main() {
   at_odd_sizes();
+  with_many_sequences();
   at_extremes();
   bits_repeat_and_do_not_depend_on_the_batch();
   bits_do_not_depend_on_where_calls_end(kChunk - 1, {1, 2, 9, kChunk - 1});

@@ -1,0 +1,50 @@
+// rwkv_engine::draw_tokens and most_likely: checks and allocates, for all devices. No arithmetic.
+//
+// Device(device) has the kernels of these names.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include "kernels/draw_tokens.h"
+
+namespace rwkv {
+
+using at::Tensor;
+
+inline void check_logits(const char* op, const Tensor& logits) {
+  const auto type = logits.scalar_type();
+  TORCH_CHECK(logits.dim() == 2 && logits.size(1) > 0 && (type == at::kFloat || type == at::kDouble), op,
+              ": logits: expected float32 or float64 of shape (B, V), V > 0, got ", type, " of shape ", logits.sizes());
+}
+
+template <class Device>
+Tensor draw_tokens(const Tensor& logits, const Tensor& temperatures, const Tensor& top_k, const Tensor& top_p,
+                   const Tensor& min_p, const Tensor& draws) {
+  static constexpr char op[] = "rwkv_engine::draw_tokens";
+  check_logits(op, logits);
+  const int64_t B = logits.size(0);
+  const auto of_rows = [&](const char* name, const Tensor& tensor, at::ScalarType expected) {
+    TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == B && tensor.scalar_type() == expected &&
+                    tensor.device() == logits.device(),
+                op, ": ", name, ": expected ", expected, " of shape (", B, ",) on ", logits.device(),
+                " as logits, got ", tensor.scalar_type(), " of shape ", tensor.sizes(), " on ", tensor.device());
+    return tensor.contiguous();
+  };
+  const Tensor numbers = logits.contiguous(), temperature = of_rows("temperatures", temperatures, at::kDouble),
+               k = of_rows("top_k", top_k, at::kLong), p = of_rows("top_p", top_p, at::kDouble),
+               least = of_rows("min_p", min_p, at::kDouble), draw = of_rows("draws", draws, at::kDouble);
+  const Device on(logits.device());
+  Tensor ids = at::empty({B}, k.options());
+  const auto launch = [&]<class Logit>(Logit) {
+    on.draw_tokens(
+        DrawTokens<Logit>{B, logits.size(1), numbers.const_data_ptr<Logit>(), temperature.const_data_ptr<double>(),
+                          p.const_data_ptr<double>(), least.const_data_ptr<double>(), draw.const_data_ptr<double>(),
+                          k.const_data_ptr<int64_t>(), ids.data_ptr<int64_t>()},
+        temperature);
+  };
+  logits.scalar_type() == at::kFloat ? launch(float{}) : launch(double{});
+  return ids;
+}
+
+}  // namespace rwkv

@@ -1,0 +1,48 @@
+// Arguments of draw_tokens on every device, and its weights as integers. Torch-free; host and device.
+#pragma once
+
+#include "kernels/math.h"
+
+namespace rwkv {
+
+// Samples a token for each of B texts from the logits of a vocabulary of V. Temperature, top-k, top-p and min-p apply
+// in this order, then the inverse of the cumulative distribution at `draws`, as the reference in
+// rwkv_engine/ops/draw_tokens.py says. Logit is float, whose rows must be finite, or double, where -inf bans a token. A
+// row that is not so gets -1.
+template <class Logit>
+struct DrawTokens {
+  int64_t B, V;
+  const Logit* logits;                                 // (B, V)
+  const double *temperatures, *top_p, *min_p, *draws;  // (B,) each
+  const int64_t* top_k;                                // (B,)
+  int64_t* ids;                                        // (B,)
+};
+
+// Probabilities relative to the largest become integers, for their sums are exact, and do not depend on the order of
+// additions; smaller ones than 2^-46 become 0.
+constexpr double kWhole = 0x1p45, kLeast = 0x1p-46;
+
+RWKV_HOST_DEVICE inline int64_t bits_of(double x) {
+  int64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// Rounds to nearest, ties to even; the sum is in [2^52, 2^53), where neighbouring numbers differ by 1.
+RWKV_HOST_DEVICE inline int64_t whole_number(double weight) {
+  constexpr double kRound = 0x1.8p52;
+  return bits_of(weight * kWhole + kRound) - bits_of(kRound);
+}
+
+// The place of a token in the order of descending weights, and ascending ids among equals.
+struct Place {
+  double weight;
+  int64_t id;
+
+  // Whether a token comes no later.
+  RWKV_HOST_DEVICE bool includes(double of_token, int64_t token) const {
+    return (of_token > weight) | ((of_token == weight) & (token <= id));
+  }
+};
+
+}  // namespace rwkv

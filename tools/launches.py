@@ -1,0 +1,98 @@
+"""Counts the kernels that a GPU would launch, by the calls that reach torch's dispatcher on the CPU."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rwkv_engine.core.state import State
+from rwkv_engine.generation.draw import Draw
+from rwkv_engine.models import Model
+from rwkv_engine.native import build
+from rwkv_engine.runtime import Decoder
+
+linear_many = sys.modules["rwkv_engine.ops.linear_many"]  # the module, whose name the package gives to its function
+
+# What launches nothing: views and allocations.
+NOTHING = re.compile(
+    r"(view|_unsafe_view|_reshape_alias|select|slice|t|transpose|permute|unsqueeze|squeeze|expand|unbind|split\w*|alias"
+    r"|as_strided|detach|lift_fresh|empty\w*|new_empty\w*)$"
+)
+# Kernels of one call of our operators, where it is not one; wkv4 with more than its chunk of tokens.
+OURS = {"time_mixing4_step": 2, "channel_mixing4_step": 2, "draw_tokens": 2, "wkv4": 3}
+LAYERS = {"time_mixing4_step", "channel_mixing4_step"}
+
+
+def registered() -> set[str]:
+    """Our operators that have a CUDA kernel; of the others the reference runs on a GPU."""
+    bindings = build.source_root().glob("bindings/*_cuda.h")
+    return {name for path in bindings for name in re.findall(r'm\.impl\("(\w+)"', path.read_text(encoding="utf-8"))}
+
+
+class Launches(TorchDispatchMode):
+    """Counts kernels by the operators that launch them, while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self._registered = registered()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if func.namespace == "rwkv_engine" and name not in self._registered:
+            with self:
+                return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
+        if not NOTHING.match(name):
+            self.counts[name] += OURS.get(name, 1)
+        if func is torch.ops.aten.mm.dtype:  # which the CPU does not have
+            return args[0].new_empty(len(args[0]), args[1].shape[1], dtype=args[2])
+        return func(*args, **(kwargs or {}))
+
+
+def counted(function: Callable[[], object]) -> Counter[str]:
+    """The kernels that a call launches, by operator."""
+    with torch.no_grad(), Launches() as launches:
+        function()
+    return launches.counts
+
+
+def beside_the_layers(model: Model, draw: Draw) -> Counter[str]:
+    """The kernels of one more token in a run of greedy or sampled tokens, without those of the layers."""
+    decoder = Decoder(model, capture=lambda function: function)
+    slots = decoder.pool.take(State.initial(model.config).to(model.device_map.home))
+    zero = torch.zeros(1, dtype=torch.int64)
+
+    def run(n: int) -> Counter[str]:
+        return counted(lambda: decoder.run(zero, slots, n, draw, zero, zero))
+
+    run(1)
+    more, fewer = run(3), run(2)
+    return Counter({name: n - fewer[name] for name, n in more.items() if n > fewer[name] and name not in LAYERS})
+
+
+def of_a_chunk(model: Model, tokens: int, layers: int) -> int:
+    """The kernels of one chunk of a prompt of one text, if the model had so many layers."""
+    state = State.initial(model.config).to(model.device_map.home)
+
+    def read(n: int) -> int:
+        return sum(counted(lambda: model(torch.zeros(1, n, dtype=torch.int64), state)).values())
+
+    before, kept = linear_many._has_mixed_products, model.blocks
+    linear_many._has_mixed_products = lambda x: True  # as on a GPU
+    try:
+        whole = read(tokens)
+        model.blocks = kept[:-1]
+        model.forget()
+        state = State.initial(replace(model.config, n_layer=len(kept) - 1))
+        of_a_layer = whole - read(tokens)
+    finally:
+        linear_many._has_mixed_products, model.blocks = before, kept
+        model.forget()
+    return whole + (layers - len(kept)) * of_a_layer
