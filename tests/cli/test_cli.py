@@ -19,6 +19,7 @@ from oracle import Shape
 
 import rwkv_engine
 from rwkv_engine import RWKV
+from rwkv_engine.core.strategy_auto import RESERVE
 from rwkv_engine.locate import EMBEDDED
 from rwkv_engine.native import cuda_kernels
 
@@ -304,6 +305,21 @@ def test_info_shows_a_plan_without_loading_anything(call):
     assert code == 0
     for row in (r"layers 0-1 +cuda, float16, i8 weights", r"layers 2-4 +cuda, float16, streamed", r"layers head +cpu"):
         assert re.search(f"^{row}", text, re.MULTILINE), row
+
+
+def test_info_offers_streaming_where_a_model_does_not_fit(call, monkeypatch):
+    memory = {"cuda": RESERVE + 5_000_000, "cuda:0": RESERVE + 5_000_000, "cpu": None}
+    for module in ("strategy", "streaming_offer"):
+        monkeypatch.setattr(f"rwkv_engine.core.{module}.gpu_count", lambda: 1)
+        monkeypatch.setattr(f"rwkv_engine.core.{module}.free_memory", memory.__getitem__)
+    code, text, _ = call("info", "tales", "--strategy", "auto")
+    assert code == 0
+    assert re.search(r"^layers 3-4, head +cpu, float32", text, re.MULTILINE)
+    assert re.search(
+        r"^or streamed +cuda fp16 \*0\+, 5.9 MB to the GPU for each token, .* 0.2 ms at 25 GB/s", text, re.M
+    )
+    memory.update(dict.fromkeys(memory, 10**12))
+    assert "streamed" not in call("info", "tales", "--strategy", "auto")[1]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])

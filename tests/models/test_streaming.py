@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from queues import Hazard, Late, play
 
-from rwkv_engine.models.queues import Queues
+from rwkv_engine.models.queues import Queues, cuda_queues
 from rwkv_engine.models.streaming import Streaming
 
 
@@ -37,6 +37,7 @@ def passes(streaming: Streaming, n_layer: int, stops: list[int | None]) -> None:
                         raise ZeroDivisionError
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_no_order_of_events_spoils_a_buffer(data):
@@ -127,3 +128,40 @@ def test_copies_run_beside_the_layers_before():
     kinds = [kind for _, kind in order if kind != "wait"]
     assert kinds == ["copy", "copy", "kernel", "copy", "kernel", "copy", "kernel", "kernel"]
     assert streaming.nbytes == 8 + 9 + 10 + 11
+
+
+class Stream:
+    """A CUDA stream as torch shows it."""
+
+    def __init__(self, name):
+        self.name, self.calls = name, []
+
+    def record_event(self):
+        return f"event of {self.name}"
+
+    def wait_event(self, event):
+        self.calls.append(event)
+
+
+def test_cuda_queues_are_the_current_stream_and_another(monkeypatch):
+    device, now, entered = torch.device("cuda", 1), [Stream("one"), Stream("two")], []
+
+    @contextmanager
+    def stream(which):
+        entered.append(which)
+        yield
+
+    made = Stream("copies")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda of: made if of == device else None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda of: now[0] if of == device else None)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    queues = cuda_queues(device)
+    queues.copies.wait(queues.compute.record())
+    assert made.calls == ["event of one"]
+    now.pop(0)  # another stream is current, as while a graph is captured
+    queues.compute.wait(queues.copies.record())
+    assert now[0].calls == ["event of copies"]
+    target = torch.zeros(3)
+    queues.copies.copy(target, torch.ones(3))
+    assert target.tolist() == [1, 1, 1]
+    assert entered == [made]
