@@ -31,6 +31,23 @@ int main() {
   CHECK(rwkv::exp_nonpositive(-std::numeric_limits<double>::infinity()) == 0.0);
   CHECK(std::isnan(rwkv::exp_nonpositive(std::numeric_limits<double>::quiet_NaN())));
 
+  double worst_tanh = 0;
+  for (uint32_t bits = 0x30000000u; bits < 0x42000000u; bits += 97) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    const double exact = std::tanh(static_cast<double>(x));
+    const float nearest = static_cast<float>(exact);
+    const double ulp = nearest - std::nextafter(nearest, 0.0f);
+    worst_tanh = std::max(worst_tanh, std::abs(rwkv::hyperbolic_tangent(x) - exact) / ulp);
+    CHECK(rwkv::hyperbolic_tangent(-x) == -rwkv::hyperbolic_tangent(x), x);
+  }
+  std::cout << "hyperbolic_tangent: at most " << worst_tanh << " ulp\n";
+  CHECK(worst_tanh < 2.0, worst_tanh);
+  const float infinity = std::numeric_limits<float>::infinity();
+  CHECK(rwkv::hyperbolic_tangent(infinity) == 1.0f && rwkv::hyperbolic_tangent(-infinity) == -1.0f);
+  CHECK(rwkv::hyperbolic_tangent(0.0f) == 0.0f);
+  CHECK(std::isnan(rwkv::hyperbolic_tangent(std::numeric_limits<float>::quiet_NaN())));
+
   CHECK(rwkv::exp_nonpositive(0.0f) == 1.0f);
   CHECK(rwkv::exp_nonpositive(-0.0f) == 1.0f);
   CHECK(rwkv::exp_nonpositive(-88.0f) == 0.0f);
