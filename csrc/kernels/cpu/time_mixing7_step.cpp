@@ -114,9 +114,21 @@ void activate(const std::array<Factor, kLowRanks>& factors, int64_t B, const Run
 
 using Channels = float[kTileRows];
 
+// Copies of a length that the compiler knows are one instruction, and what they wrote can be read at once.
 RWKV_INLINE void load(Channels& to, const float* from, int64_t lanes) {
-  std::fill_n(to, kTileRows, 0.0f);
-  std::copy_n(from, lanes, to);
+  if (lanes == kTileRows) {
+    store_lanes(to, load_lanes(from));
+  } else {
+    std::fill_n(to, kTileRows, 0.0f);
+    std::copy_n(from, lanes, to);
+  }
+}
+
+RWKV_INLINE void store(float* to, const Channels& from, int64_t lanes) {
+  if (lanes == kTileRows)
+    store_lanes(to, load_lanes(from));
+  else
+    std::copy_n(from, lanes, to);
 }
 
 // What the low-rank products are for, in up to 16 channels of one sequence, beginning at channel n: the decay, the rate
@@ -125,8 +137,8 @@ RWKV_INLINE void load(Channels& to, const float* from, int64_t lanes) {
 void combine(const TimeMixing7Step& step, const Pieces& at, int64_t b, int64_t n, const Lanes& low_w,
              const Lanes& low_a, const Lanes& low_g, const Lanes& low_v) {
   const int64_t lanes = std::min<int64_t>(kTileRows, step.A() - n), i0 = b * step.A() + n;
-  Channels w, a, mix, k, v, first, kappa, w0, a0, v0, k_k, k_a;
-  store_lanes(w, low_w), store_lanes(a, low_a), store_lanes(mix, low_v);
+  Channels w, a, gate, mix, k, v, first, kappa, w0, a0, v0, k_k, k_a;
+  store_lanes(w, low_w), store_lanes(a, low_a), store_lanes(gate, low_g), store_lanes(mix, low_v);
   load(k, at.k + i0, lanes), load(v, at.v + i0, lanes);
   load(w0, step.w0 + n, lanes), load(a0, step.a0 + n, lanes);
   load(k_k, step.k_k + n, lanes), load(k_a, step.k_a + n, lanes);
@@ -139,13 +151,13 @@ void combine(const TimeMixing7Step& step, const Pieces& at, int64_t b, int64_t n
   if (step.mixes_values()) {
     load(first, step.first + i0, lanes), load(v0, step.v0 + n, lanes);
     for (int i = 0; i < kTileRows; ++i) v[i] += (first[i] - v[i]) * sigmoid(v0[i] + mix[i]);
-    std::copy_n(v, lanes, at.v + i0);
+    store(at.v + i0, v, lanes);
   } else {
-    std::copy_n(v, lanes, step.first + i0);
+    store(step.first + i0, v, lanes);
   }
-  std::copy_n(w, lanes, at.w + i0), std::copy_n(a, lanes, at.a + i0);
-  std::copy_n(k, lanes, at.k + i0), std::copy_n(kappa, lanes, at.kappa + i0);
-  std::copy_n(reinterpret_cast<const float*>(&low_g), lanes, at.gate + i0);
+  store(at.w + i0, w, lanes), store(at.a + i0, a, lanes);
+  store(at.k + i0, k, lanes), store(at.kappa + i0, kappa, lanes);
+  store(at.gate + i0, gate, lanes);
 }
 
 // The recurrence, GroupNorm, bonus and gate of one head of one sequence.
