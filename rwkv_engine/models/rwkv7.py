@@ -21,6 +21,7 @@ from rwkv_engine.core.weight_format import float_format
 from rwkv_engine.models.arrange import arrange
 from rwkv_engine.models.block import Block, float32_norm, float32_parameter
 from rwkv_engine.models.model import Model
+from rwkv_engine.models.rwkv7_noise import input_moments
 from rwkv_engine.models.weights import Dense, Tiled
 from rwkv_engine.ops import ln_shift, squared_relu_, wkv7
 from rwkv_engine.ops.slots import replace_rows, rows_of
@@ -190,3 +191,4 @@ class Rwkv7(Model):
     """An RWKV-7 model."""
 
     block = Rwkv7Block
+    input_moments = staticmethod(input_moments)
