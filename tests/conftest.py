@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import oracle
+import oracle7
 import pytest
 from checkpoint_files import save_pth
 from oracle import Shape
@@ -138,6 +139,29 @@ def tales():
     from rwkv_engine import RWKV
 
     return RWKV.from_pretrained("tales")
+
+
+# Random weights of each RWKV version, for tests of what does not depend on the version.
+SMALL = {4: Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33), 7: oracle7.Shape(2, 2, 16, 40, 33)}
+
+
+@pytest.fixture(scope="session", params=SMALL, ids=lambda version: f"rwkv{version}")
+def each_version(request, tmp_path_factory) -> Path:
+    """A small checkpoint of each RWKV version, with a vocabulary of 33."""
+    weights = {4: oracle, 7: oracle7}[request.param].random_weights(SMALL[request.param])
+    return save_pth(weights, tmp_path_factory.mktemp("version") / "m.pth")
+
+
+@pytest.fixture(scope="session", params=[4, 7], ids=lambda version: f"rwkv{version}")
+def talker(request, tales, tmp_path_factory):
+    """A model of each RWKV version with the vocabulary of `tales`: that model, and a small one with random weights."""
+    from rwkv_engine import RWKV
+
+    if request.param == 4:
+        return tales
+    weights = oracle7.random_weights(oracle7.Shape(2, 2, 32, 100, tales.config.n_vocab))
+    path = save_pth(weights, tmp_path_factory.mktemp("talker") / "m.pth")
+    return RWKV.from_pretrained(path, tokenizer=tales.tokenizer.name)
 
 
 @pytest.fixture(scope="session")

@@ -147,16 +147,16 @@ def test_memory_is_bounded_and_no_logits_are_computed(pooling, model, ids, monke
 
 
 @pytest.mark.slow
-def test_vectors_are_in_the_order_of_the_texts(tales):
+def test_vectors_are_in_the_order_of_the_texts(talker):
     texts = ["The king had three sons.", "Fée", "A fox.", "The king had three sons.", "x" * 1000]
-    vectors = tales.embed(texts, batch_size=2)
-    assert vectors.shape == (5, tales.config.n_embd)
+    vectors = talker.embed(texts, batch_size=2)
+    assert vectors.shape == (5, talker.config.n_embd)
     assert torch.allclose(vectors[0], vectors[3], rtol=1e-5, atol=1e-6)
     for text, vector in zip(texts, vectors, strict=True):
-        assert torch.allclose(tales.embed(text), vector, rtol=1e-5, atol=1e-6)
-    assert tales.embed(text).shape == (tales.config.n_embd,)
-    assert tales.embed([]).shape == (0, tales.config.n_embd)
-    assert torch.equal(tales.embed(iter(texts)), tales.embed(tuple(texts)))
+        assert torch.allclose(talker.embed(text), vector, rtol=1e-5, atol=1e-6)
+    assert talker.embed(text).shape == (talker.config.n_embd,)
+    assert talker.embed([]).shape == (0, talker.config.n_embd)
+    assert torch.equal(talker.embed(iter(texts)), talker.embed(tuple(texts)))
 
 
 def test_normalized_vectors_have_length_1(tales):

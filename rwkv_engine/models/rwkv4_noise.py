@@ -8,28 +8,23 @@ of its key. Their moments follow from those of the LayerNorms, for inputs that a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
 from rwkv_engine.core.config import ModelConfig
-from rwkv_engine.models.int4 import PIECE, Int4Error
-from rwkv_engine.models.sums import summed
-
-Read = Callable[[str], Tensor]
+from rwkv_engine.models.int4 import Int4Error
+from rwkv_engine.models.moments import Read, of_norm, of_product
 
 
 def input_moments(name: str, read: Read) -> Tensor:
     """See `Model.input_moments`. The result has the same bits on every processor."""
     block, _, matrix = name.rpartition(".weight")[0].rpartition("att." if ".att." in name else "ffn.")
     if name == "head.weight":
-        return _of_norm("ln_out", read)
+        return of_norm("ln_out", read)
     if matrix == "output":
-        return _of_product(f"{block}att.value.weight", _of_norm(f"{block}ln1", read), read)
+        return of_product(f"{block}att.value.weight", of_norm(f"{block}ln1", read), read)
     if matrix == "value" and ".ffn." in name:
-        return _of_product(f"{block}ffn.key.weight", _of_norm(f"{block}ln2", read), read).square()
-    return _of_norm(f"{block}{'ln1' if '.att.' in name else 'ln2'}", read)
+        return of_product(f"{block}ffn.key.weight", of_norm(f"{block}ln2", read), read).square()
+    return of_norm(f"{block}{'ln1' if '.att.' in name else 'ln2'}", read)
 
 
 def noise(config: ModelConfig, name: str, error: Int4Error) -> float:
@@ -44,13 +39,3 @@ def noise(config: ModelConfig, name: str, error: Int4Error) -> float:
     if name.endswith(".receptance.weight"):
         return 0.2 * error.absolute
     return 0.1 * error.absolute if name.endswith(".att.key.weight") else error.relative
-
-
-def _of_norm(name: str, read: Read) -> Tensor:
-    return read(f"{name}.weight").double().square() + read(f"{name}.bias").double().square()
-
-
-def _of_product(name: str, moments: Tensor, read: Read) -> Tensor:
-    """The second moments of W x."""
-    parts = read(name).split(PIECE)
-    return torch.cat([summed(part.double().square().mul_(moments), 1) for part in parts])

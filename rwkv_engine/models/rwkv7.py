@@ -25,6 +25,7 @@ from rwkv_engine.models.arrange import arrange
 from rwkv_engine.models.block import Block, float32_norm, float32_parameter
 from rwkv_engine.models.model import Model
 from rwkv_engine.models.rwkv7_fixed import STATE, Fixed, fixed
+from rwkv_engine.models.rwkv7_noise import input_moments
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
 from rwkv_engine.ops import Blocks7Step, blocks7_step, ln_shift, squared_relu_, wkv7
 from rwkv_engine.ops.blocks7_step import GROUP_NORM_EPS
@@ -229,3 +230,4 @@ class Rwkv7(Model):
     """An RWKV-7 model."""
 
     block = Rwkv7Block
+    input_moments = staticmethod(input_moments)

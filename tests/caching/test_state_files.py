@@ -9,11 +9,9 @@ import shutil
 import time
 from dataclasses import replace
 
-import oracle
 import pytest
 import torch
 from caching.test_state_cache import check, run, text
-from checkpoint_files import save_pth
 from oracle import Shape
 
 from rwkv_engine import RWKV
@@ -28,8 +26,8 @@ PROMPT = text(random.Random(0), 100)
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return save_pth(oracle.random_weights(SHAPE), tmp_path_factory.mktemp("model") / "m.pth")
+def path(each_version):
+    return each_version
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +92,10 @@ def test_other_owners_and_models_find_nothing(engine, path, tmp_path, monkeypatc
     assert hits(engine, folder, owner="ann")
     for other in ("", "bob", "an", "ann "):
         assert not hits(engine, folder, owner=other)
-    weights = oracle.random_weights(SHAPE)
+    weights = torch.load(path, weights_only=True)
     weights["blocks.1.ffn.value.weight"][3, 3] += 0.5  # which a fingerprint does not look at
-    changed = RWKV.from_pretrained(save_pth(weights, tmp_path / "changed.pth"))
+    torch.save(weights, tmp_path / "changed.pth")
+    changed = RWKV.from_pretrained(tmp_path / "changed.pth")
     assert changed.fingerprint == engine.model.fingerprint
     others = {strategy: RWKV.from_pretrained(path, strategy).engine for strategy in ("cpu bf16", "cpu fp32i8")}
     for name, other in {"changed": changed.engine, **others}.items():

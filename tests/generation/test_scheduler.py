@@ -9,14 +9,11 @@ import signal
 import threading
 import weakref
 
-import oracle
 import pytest
 import torch
-from checkpoint_files import save_pth
 from generation.alone import alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Shape
 
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.generation import Sampler, SamplingParams, TokenStream
@@ -36,9 +33,8 @@ PARAMS = [
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    weights = oracle.random_weights(Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=V))
-    return RWKV.from_pretrained(save_pth(weights, tmp_path_factory.mktemp("model") / "m.pth")).engine
+def engine(each_version):
+    return RWKV.from_pretrained(each_version).engine
 
 
 def request(prompt, n, state=None, sample=0, **options):

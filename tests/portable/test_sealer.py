@@ -35,8 +35,8 @@ class Clock:
 
 
 @pytest.fixture(scope="module")
-def snapshot(tales):
-    _, state = tales.forward(tales.encode_prompt("Once upon a time there was a king."))
+def snapshot(talker):
+    _, state = talker.forward(talker.encode_prompt("Once upon a time there was a king."))
     return Snapshot(state, (3, 5), 2)
 
 
@@ -51,18 +51,18 @@ def refusal(own, blob, owner="alice"):
     return refused.value.code
 
 
-def test_what_is_sealed_is_opened_as_it_was(tales, snapshot):
-    blob = sealer_of(tales).seal(snapshot, "alice")
-    opened = sealer_of(tales).open(blob, "alice")
+def test_what_is_sealed_is_opened_as_it_was(talker, snapshot):
+    blob = sealer_of(talker).seal(snapshot, "alice")
+    opened = sealer_of(talker).open(blob, "alice")
     assert all(map(torch.equal, tensors(opened.state), tensors(snapshot.state)))
     assert opened.state.fingerprint == snapshot.state.fingerprint
     assert (opened.unread, opened.n_shown) == ((3, 5), 2)
     assert len(blob) < 4 * sum(field.numel() for field in snapshot.state.fields.values()), "it is compressed"
-    assert sealer_of(tales).seal(snapshot, "alice") != blob, "no two ciphertexts are alike"
+    assert sealer_of(talker).seal(snapshot, "alice") != blob, "no two ciphertexts are alike"
 
 
-def test_16_bits(tales, snapshot):
-    own = sealer_of(tales)
+def test_16_bits(talker, snapshot):
+    own = sealer_of(talker)
     full, half = own.seal(snapshot, "a"), own.seal(snapshot, "a", "float16")
     assert len(half) < 0.6 * len(full)
     opened = own.open(half, "a").state
@@ -70,23 +70,23 @@ def test_16_bits(tales, snapshot):
         assert opened.fields[name].dtype == torch.float32
         assert torch.equal(opened.fields[name], field.half().float())
     # Numbers that do not fit: the initial state has -1e38.
-    start = Snapshot(State.initial(tales.config))
+    start = Snapshot(State.initial(talker.config))
     opened = own.open(own.seal(start, "a", "float16"), "a").state
     assert all(map(torch.equal, tensors(opened), tensors(start.state)))
     with pytest.raises(RequestError, match="dtype: got 'float8', expected one of float32, float16"):
         own.seal(snapshot, "a", "float8")
 
 
-def test_rotation(tales, snapshot):
-    old, both, new = (sealer_of(tales, keys) for keys in ([OLD], [NEW, OLD], [NEW]))
+def test_rotation(talker, snapshot):
+    old, both, new = (sealer_of(talker, keys) for keys in ([OLD], [NEW, OLD], [NEW]))
     before, after = old.seal(snapshot, "alice"), both.seal(snapshot, "alice")
     assert both.open(before, "alice").unread == both.open(after, "alice").unread == new.open(after, "alice").unread
     assert refusal(new, before) == refusal(old, after) == "state_invalid"
 
 
-def test_expiry(tales, snapshot):
+def test_expiry(talker, snapshot):
     clock = Clock()
-    own = sealer_of(tales, seconds=60, clock=clock)
+    own = sealer_of(talker, seconds=60, clock=clock)
     blob = own.seal(snapshot, "alice")
     clock.time += 60
     own.open(blob, "alice")
@@ -95,33 +95,33 @@ def test_expiry(tales, snapshot):
     assert refusal(own, blob, "eve") == "state_invalid", "who may not open it learns nothing about it"
 
 
-def test_foreign(tales, snapshot):
-    blob = sealer_of(tales).seal(snapshot, "alice")
-    assert refusal(sealer_of(tales), blob, "eve") == "state_invalid"
-    assert refusal(sealer_of(tales), blob, "") == "state_invalid"
-    others = [sealer_of(tales, fingerprint="0" * 16)]
-    config = dataclasses.replace(tales.config, layer_norm_eps=2 * tales.config.layer_norm_eps)
-    others.append(Sealer(SealingKeys([NEW]), config, tales.fingerprint, tales.tokenizer))
-    others.append(sealer_of(tales, tokenizer=ByteTokenizer()))
+def test_foreign(talker, snapshot):
+    blob = sealer_of(talker).seal(snapshot, "alice")
+    assert refusal(sealer_of(talker), blob, "eve") == "state_invalid"
+    assert refusal(sealer_of(talker), blob, "") == "state_invalid"
+    others = [sealer_of(talker, fingerprint="0" * 16)]
+    config = dataclasses.replace(talker.config, layer_norm_eps=2 * talker.config.layer_norm_eps)
+    others.append(Sealer(SealingKeys([NEW]), config, talker.fingerprint, talker.tokenizer))
+    others.append(sealer_of(talker, tokenizer=ByteTokenizer()))
 
     class Swapped:
         """The same vocabulary, but for two tokens."""
 
         def __getattr__(self, name):
-            return getattr(tales.tokenizer, name)
+            return getattr(talker.tokenizer, name)
 
         def token_bytes(self, token):
-            return tales.tokenizer.token_bytes({300: 301, 301: 300}.get(token, token))
+            return talker.tokenizer.token_bytes({300: 301, 301: 300}.get(token, token))
 
-    others.append(sealer_of(tales, tokenizer=Swapped()))
+    others.append(sealer_of(talker, tokenizer=Swapped()))
     assert [refusal(other, blob) for other in others] == ["state_of_another_model"] * 4
     assert refusal(others[0], blob, "eve") == "state_invalid"
     with pytest.raises(RequestError, match="another model"):
         others[0].seal(snapshot)
 
 
-def test_sizes(tales, snapshot):
-    own = sealer_of(tales)
+def test_sizes(talker, snapshot):
+    own = sealer_of(talker)
     blob = own.seal(snapshot, "alice")
     assert len(own.seal(Snapshot(snapshot.state, (1,) * 16383, 0), "alice")) <= own.most_bytes
     assert refusal(own, bytes(own.most_bytes + 1)) == "state_too_large"
@@ -134,8 +134,8 @@ def test_sizes(tales, snapshot):
 
 
 @pytest.fixture(scope="module")
-def sealed(tales, snapshot):
-    own = sealer_of(tales)
+def sealed(talker, snapshot):
+    own = sealer_of(talker)
     return own, own.seal(snapshot, "alice")
 
 
@@ -188,14 +188,14 @@ def test_nothing_is_unpacked_that_was_not_proven(sealed, unpacked):
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_even_content_with_the_key_is_checked(sealed, tales, data):
+def test_even_content_with_the_key_is_checked(sealed, talker, data):
     """As if somebody had the key, or this program another version: an error, and no allocation without bounds."""
     contents = sealed[0]._contents
-    packed = contents.pack(Snapshot(State.initial(tales.config), (1, 2), 1), "float32")
+    packed = contents.pack(Snapshot(State.initial(talker.config), (1, 2), 1), "float32")
     at, byte = data.draw(st.integers(0, len(packed) - 1)), data.draw(st.integers(0, 255))
     for changed in (packed[:at] + bytes([byte]) + packed[at + 1 :], packed[:at], data.draw(st.binary(max_size=60))):
         try:
-            contents.unpack(changed).state.check(tales.config, tales.fingerprint, 1)
+            contents.unpack(changed).state.check(talker.config, talker.fingerprint, 1)
         except ValueError:
             continue
 
