@@ -9,7 +9,7 @@ application as `rwkv-engine serve`, so everything that it serves is served here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -184,8 +184,13 @@ async def _bodies(messages: Any) -> AsyncIterator[bytes]:
                 messages.cancel()
 
 
-def app(args: Args) -> serve.Application:
-    """Builds the application from its arguments."""
+def app(args: Args | Mapping[str, str]) -> serve.Application:
+    """Builds the application from its arguments; the command `serve run` gives them as texts.
+
+    Raises:
+        ValueError: there is no such argument, or its value is wrong.
+    """
+    args = Args.model_validate(args)
     scaling: dict[str, Any] = {"num_replicas": args.replicas}
     if args.most_replicas:
         scaling = {

@@ -193,6 +193,13 @@ def test_a_replica_reads_only_what_is_new():
     assert replica._service.scheduler.cache.statistics.tokens_saved > 5
 
 
+def test_arguments_as_the_command_gives_them():
+    assert isinstance(app({"model": "tales", "replicas": "2", "cpus": "0.5"}), serve.Application)
+    for wrong in ({"replica": "2"}, {"replicas": "two"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            app(wrong)
+
+
 def test_a_template_that_does_not_exist_is_refused_before_anything_is_deployed():
     with pytest.raises(ValueError, match=r"template\n.*expected one of bob-alice"):
         Args(template="alice")
