@@ -39,13 +39,11 @@ class ChatAnswer(Answer):
         super().__init__(service, request, body, texts)
         self._tokenizer = service.model.tokenizer
         self._shows_logprobs = bool(body.logprobs)
-        # What continues a message, or has a format, may begin with a blank that belongs to it.
-        self._has_begun = [bool(body.continue_final_message) or text.allowed is not None for text in texts]
+        self._has_begun = [self._keeps_blank(text) for text in texts]
 
     def choice(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.choice`."""
-        keeps_blank = self.body.continue_final_message or text.allowed is not None
-        shown = text.text if keeps_blank else text.text.lstrip()
+        shown = text.text if self._keeps_blank(text) else text.text.lstrip()
         message = {"role": "assistant", "content": shown, "refusal": None}
         logprobs = self._logprobs(text.generated.logprobs)
         return {"index": text.index, "message": message, "logprobs": logprobs, "finish_reason": text.finish_reason}
@@ -65,6 +63,10 @@ class ChatAnswer(Answer):
     def ending(self, text: ServedText) -> dict[str, Any]:
         """See `Answer.ending`."""
         return {**self._delta(text, {}), "finish_reason": text.finish_reason}
+
+    def _keeps_blank(self, text: ServedText) -> bool:
+        """Whether a blank that it begins with belongs to it: it continues a message, or has a format."""
+        return bool(self.body.continue_final_message) or text.goes_on or text.allowed is not None
 
     def _delta(self, text: ServedText, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         return {"index": text.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
