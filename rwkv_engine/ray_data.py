@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rwkv_engine.checks import shown
 from rwkv_engine.errors import RequestError
 from rwkv_engine.pipeline import RWKV
 from rwkv_engine.storage.atomic import replace_atomically
@@ -59,7 +60,7 @@ class Generate:
         Raises:
             RequestError: a prompt or an option is wrong, or there is no such column.
         """
-        prompts: list[dict[str, Any]] = [{"prompt": str(prompt)} for prompt in _column(batch, self._prompt)]
+        prompts: list[dict[str, Any]] = [{"prompt": prompt} for prompt in _texts(batch, self._prompt)]
         for name in self._per_row:
             for own, value in zip(prompts, _column(batch, name), strict=True):
                 own[name] = _plain(value)
@@ -98,7 +99,7 @@ class Embed:
         Raises:
             RequestError: there is no such column, or a text is empty.
         """
-        texts = [str(text) for text in _column(batch, self._text)]
+        texts = _texts(batch, self._text)
         return {**batch, self._embedding: self._model.embed(texts, pooling=self._pooling).numpy()}
 
 
@@ -191,6 +192,21 @@ def _column(batch: Batch, name: str) -> Sequence[Any]:
         raise RequestError(f"there is no column {name!r}, expected one of {', '.join(map(repr, batch))}")
     column: Sequence[Any] = batch[name]
     return column
+
+
+def _texts(batch: Batch, name: str) -> list[str]:
+    """A column of texts.
+
+    Raises:
+        RequestError: a value is something else, such as a missing one, which would be read as the text "None" or "nan".
+    """
+    texts = [_plain(value) for value in _column(batch, name)]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise RequestError(
+                f"column {name!r}, row {row} of a batch: got {shown(text)}, expected text; leave out such rows before"
+            )
+    return texts
 
 
 def _plain(value: Any) -> Any:

@@ -83,3 +83,9 @@ def test_embeddings(ray_cluster, tales, tmp_path):
 def test_a_column_that_is_not_there_is_named():
     with pytest.raises(RequestError, match="there is no column 'prompt', expected one of 'text'"):
         Generate("tales")({"text": np.array(["a"])})
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), 3])
+def test_a_prompt_that_is_missing_is_no_text(missing):
+    with pytest.raises(RequestError, match=r"column 'prompt', row 1 of a batch: got .*, expected text"):
+        Generate("tales")({"prompt": np.array(["a", missing], dtype=object)})

@@ -86,6 +86,11 @@ class TextRequest(Request):
             self.pieces.append(piece)
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it is the rest of a text that was cut, of which its reader has seen the beginning."""
+        return self._begun is not None
+
+    @property
     def text(self) -> str:
         """The text so far."""
         return self.generated.text

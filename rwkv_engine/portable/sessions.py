@@ -166,11 +166,12 @@ class Sessions:
     def all(self, owner: str = "") -> list[SessionInfo]:
         """The sessions of an owner, by name."""
         found = []
-        for path in self._place(owner).glob(f"*{_SUFFIX}"):
-            with suppress(FileNotFoundError):  # it has expired, or was just deleted
-                self._expire(path)
-                status = path.stat()
-                found.append(SessionInfo(bytes.fromhex(path.stem).decode(), status.st_size, status.st_mtime))
+        with self._lock:  # so that no session is begun between a look at its age and its removal
+            for path in self._place(owner).glob(f"*{_SUFFIX}"):
+                with suppress(FileNotFoundError):  # it has expired
+                    self._expire(path)
+                    status = path.stat()
+                    found.append(SessionInfo(bytes.fromhex(path.stem).decode(), status.st_size, status.st_mtime))
         return sorted(found, key=lambda info: info.name)
 
     def delete(self, name: str, owner: str = "") -> None:
@@ -206,7 +207,12 @@ class Sessions:
             path.unlink(missing_ok=True)
 
     def _require_room(self, path: Path) -> None:
-        """Checks that another session may be begun; those that are in use may not have a file yet."""
+        """Checks that another session may be begun; those that are in use may not have a file yet.
+
+        Sessions that have expired are removed before, whoever began them: clients that are gone do not ask for theirs.
+        """
+        for other in self._folder.glob(f"*/*{_SUFFIX}"):
+            self._expire(other)
         paths = {*self._folder.glob(f"*/*{_SUFFIX}"), *self._busy}
         own = [other for other in paths if other.parent == path.parent]
         if len(own) >= self._most:

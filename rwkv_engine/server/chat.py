@@ -69,7 +69,7 @@ class ChatAnswer(Answer):
 
     def _reply_text(self, text: ServedText) -> ReplyText:
         # What continues a message, or has a format, may begin with a blank that belongs to it.
-        is_verbatim = bool(self.body.continue_final_message) or text.allowed is not None
+        is_verbatim = bool(self.body.continue_final_message) or text.goes_on or text.allowed is not None
         return ReplyText(self._opening, is_verbatim)
 
     def _delta(self, text: ServedText, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:

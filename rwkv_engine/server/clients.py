@@ -47,16 +47,28 @@ class Client:
             ApiError: it has too many, or no tokens are left (429).
         """
         self.require_tokens()
-        if self.most_texts is not None and self.texts + len(texts) > self.most_texts:
-            raise _busy(f"this key has {self.texts} texts and may have {self.most_texts} at a time", 1)
         most = sum(len(text.prompt) + text.max_new_tokens for text in texts)
-        self.texts += len(texts)
-        self.pay(most)
+        with self.counted(len(texts)):
+            self.pay(most)
+            try:
+                yield
+            finally:
+                self.pay(sum(len(text.prompt) + len(text.tokens) for text in texts) - most)
+
+    @contextmanager
+    def counted(self, n: int) -> Iterator[None]:
+        """Counts so many texts for as long as the block runs.
+
+        Raises:
+            ApiError: it has too many (429).
+        """
+        if self.most_texts is not None and self.texts + n > self.most_texts:
+            raise _busy(f"this key has {self.texts} texts and may have {self.most_texts} at a time", 1)
+        self.texts += n
         try:
             yield
         finally:
-            self.texts -= len(texts)
-            self.pay(sum(len(text.prompt) + len(text.tokens) for text in texts) - most)
+            self.texts -= n
 
     def require_tokens(self) -> None:
         """Checks that tokens are left.

@@ -35,8 +35,10 @@ def embeddings(service: Service) -> APIRouter:
 
         async def work() -> tuple[list[Tensor], Tensor]:
             async with service.alone:
+                client.require_tokens()  # again, because those before it in the queue have paid only now
                 has_ended = Event()
                 ids = await in_thread(_ids, service, body)
+                client.pay(sum(map(len, ids)))  # in advance: a client that leaves has paid for what was begun
                 try:
                     return ids, await in_thread(_compute, service, ids, body.pooling, has_ended)
                 except Exception as error:  # the texts are sound
@@ -46,7 +48,7 @@ def embeddings(service: Service) -> APIRouter:
 
         client: Client = request.state.client
         client.require_tokens()
-        with service.places.hold(1):
+        with service.places.hold(1), client.counted(1):
             ids, vectors = await in_time(service, request, while_connected(request, work()))
         as_text = body.encoding_format == "base64"
         data = [
@@ -60,7 +62,6 @@ def embeddings(service: Service) -> APIRouter:
             for i, vector in enumerate(vectors)
         ]
         n = sum(map(len, ids))
-        client.pay(n)
         service.metrics.prompt_tokens.inc(n)
         usage = {"prompt_tokens": n, "total_tokens": n}
         return Json({"object": "list", "data": data, "model": service.settings.name, "usage": usage})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 # A prompt without messages is divided after this many characters, or token ids.
@@ -24,22 +25,19 @@ def prefixes_of(body: bytes, owner: str = "") -> list[bytes]:
     Returns:
         A key after each message, or after each block of a text. None for bodies without a prompt.
     """
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        return []
-    if not isinstance(fields, dict):
-        return []
     keys, digest = list[bytes](), hashlib.sha256(owner.encode())
-    for part in _parts(fields):
-        digest.update(hashlib.sha256(part).digest())
-        keys.append(digest.digest()[:_BYTES])
-        if len(keys) == _MOST:
-            break
+    try:
+        for part in islice(_parts(json.loads(body)), _MOST):
+            digest.update(hashlib.sha256(part).digest())
+            keys.append(digest.digest()[:_BYTES])
+    except (ValueError, RecursionError):  # what can just be read may still be too deep to be written
+        return []
     return keys
 
 
-def _parts(fields: dict[str, Any]) -> Iterator[bytes]:
+def _parts(fields: Any) -> Iterator[bytes]:
+    if not isinstance(fields, dict):
+        return
     messages, prompt = fields.get("messages"), fields.get("prompt")
     if isinstance(messages, list):
         yield from (_bytes(message) for message in messages)

@@ -136,12 +136,13 @@ class Front:
 
     async def __call__(self, request: Request) -> Response:
         """Responds to a request; one whose replica dies before it has begun to respond is given to another."""
-        body = b""
+        received = bytearray()  # which grows in place: bytes would be copied with every part
         async for part in request.stream():
-            body += part
-            if len(body) > self._most_body_bytes:
+            received += part
+            if len(received) > self._most_body_bytes:
                 message = f"the body is too large, expected at most {self._most_body_bytes} bytes"
                 return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message).response()
+        body = bytes(received)
         forwarded = Forwarded(
             request.method,
             request.scope["path"],

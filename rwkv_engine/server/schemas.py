@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 from rwkv_engine.portable.sessions import NAME
 from rwkv_engine.server.errors import ApiError
@@ -19,6 +19,16 @@ TokenId = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
 Ids = Annotated[list[int], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 ManyIds = Annotated[list[Ids], Field(fail_fast=True)]
+
+
+MOST_BIASES = 1024
+
+
+def _few(value: Any) -> Any:
+    """Refuses a dictionary by its size, before each of its entries gives an error of its own."""
+    if isinstance(value, dict) and len(value) > MOST_BIASES:
+        raise ValueError(f"got {len(value)} entries, expected at most {MOST_BIASES}")
+    return value
 
 
 class Body(BaseModel):
@@ -73,15 +83,17 @@ class Sampled(Body):
     presence_penalty: float | None = Field(None, description="Subtracted from the logits of generated tokens.")
     frequency_penalty: float | None = Field(None, description="The same for each time that one was generated.")
     penalty_decay: float | None = Field(None, description="Shrinks earlier counts with every further token.")
-    logit_bias: dict[TokenId, float] | None = Field(
-        None, max_length=1024, description="Added to the logits, by token id."
+    logit_bias: Annotated[dict[TokenId, float] | None, BeforeValidator(_few)] = Field(
+        None, max_length=MOST_BIASES, description="Added to the logits, by token id."
     )
     seed: int | None = Field(None, description="The same seed generates the same text.")
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
         None, description="Strings before which the text ends."
     )
     response_format: ResponseFormat | None = Field(None, description="The form of the text, as at OpenAI.")
-    structured_outputs: StructuredOutputs | None = Field(None, description="The form of the text, as in vLLM.")
+    structured_outputs: Annotated[StructuredOutputs | None, BeforeValidator(_few)] = Field(
+        None, description="The form of the text, as in vLLM."
+    )
     stream: bool | None = Field(None, description="Send the text piece by piece.")
     stream_options: StreamOptions | None = Field(None, description="Options of a streamed response.")
     return_state: bool | None = Field(None, description="Return a sealed state with each text, to go on from later.")
@@ -120,6 +132,13 @@ class CompletionRequest(Sampled):
     prompt: str | Ids | Texts | ManyIds = Field("", description="Texts or token ids to continue.")
     echo: bool | None = Field(None, description="Return the prompt before the text.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Report this many of the most likely tokens.")
+
+    def require_supported(self) -> None:
+        """See `Body.require_supported`."""
+        super().require_supported()
+        if self.echo and self.logprobs is not None and (self.state is not None or self.session is not None):
+            message = "logprobs: are not known of a prompt that follows a state; leave out echo"
+            raise ApiError(HTTPStatus.BAD_REQUEST, message, "logprobs", "unsupported_parameter")
 
 
 class TextPart(BaseModel):

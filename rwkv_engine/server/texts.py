@@ -116,6 +116,8 @@ def texts_of(
     try:
         for prompt in prompts:
             ids, state, begun = beginning(service.model, prompt, origin.snapshot)
+            if form and begun:
+                raise _wrong_format(body, "is not possible for the rest of a text, which would begin the format again")
             require_short(service, ids, "prompt")
             for sample in range(body.n):
                 sampler = sampler_of(tokenizer, options)
@@ -135,8 +137,12 @@ def _compiled(body: Sampled, tokenizer: Tokenizer, form: Format) -> CompiledForm
     except StructuredOutputError as error:
         raise ApiError(HTTPStatus.NOT_IMPLEMENTED, str(error), code="not_installed") from error
     except RequestError as error:
-        param = "structured_outputs" if body.structured_outputs else "response_format"
-        raise ApiError(HTTPStatus.BAD_REQUEST, f"{param}: {error}", param, "invalid_format") from error
+        raise _wrong_format(body, str(error)) from error
+
+
+def _wrong_format(body: Sampled, problem: str) -> ApiError:
+    param = "structured_outputs" if body.structured_outputs else "response_format"
+    return ApiError(HTTPStatus.BAD_REQUEST, f"{param}: {problem}", param, "invalid_format")
 
 
 def require_short(service: Service, ids: Sequence[int], param: str) -> None:

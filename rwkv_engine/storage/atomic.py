@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ _KINDS = (
 )
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # arguments of Linux's renameat2
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # an old kernel, or a file system that cannot exchange
+_asking = threading.Lock()  # the mask of the process is read by setting it: two threads at a time could lose it
 _YOUNG = 60  # seconds; a folder younger than this may not be locked yet
 
 
@@ -68,8 +70,9 @@ def _mode_of_file(path: Path) -> int:
         folder = (Path(os.path.realpath(path)) if path.is_symlink() else path).parent
         if not folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"there is no folder {folder}", str(path)) from None
-        mask = os.umask(0)
-        os.umask(mask)
+        with _asking:
+            mask = os.umask(0)
+            os.umask(mask)
         return 0o666 & ~mask
     _check_regular(path, mode)
     return stat.S_IMODE(mode)

@@ -43,11 +43,23 @@ class StreamDecoder:
     def _held(self) -> int:
         """The length of the longest suffix of the data that is a prefix of a stop string."""
         tail = self.data[self._decoded :]
-        lengths = (n for stop in self._stop for n in range(1, len(stop)) if tail.endswith(stop[:n]))
-        return max(lengths, default=0)
+        return max((_overlap(tail, stop) for stop in self._stop), default=0)
 
     def _release(self, end: int, final: bool = False) -> str:
         text = self._utf8.decode(bytes(self.data[self._decoded : end]), final)
         self._decoded = end
         self.released = end - (0 if final else len(self._utf8.getstate()[0]))
         return text
+
+
+def _overlap(tail: bytearray, stop: bytes) -> int:
+    """The length of the longest suffix of the data that is a prefix of the stop string, but not all of it.
+
+    Only places with its first byte are compared: stop strings may be long and many, and this runs for every token.
+    """
+    at = max(0, len(tail) - len(stop) + 1)
+    while (at := tail.find(stop[:1], at)) >= 0:
+        if stop.startswith(tail[at:]):
+            return len(tail) - at
+        at += 1
+    return 0

@@ -235,3 +235,15 @@ def test_a_killed_process_leaves_a_whole_session(tales, tmp_path):
         assert position(sessions, "a") in (last, last + 1)
         assert not list(folder.glob("*/.*"))
         sessions.close()
+
+
+def test_expired_sessions_of_clients_that_are_gone_take_no_room(tales, tmp_path):
+    now, snapshot = [time.time()], snapshot_of(tales, 1)
+    sessions = sessions_in(tmp_path, tales, clock=lambda: now[0])
+    sessions._most_bytes = sessions._sealer.most_bytes  # there is room for one
+    save(sessions, "a", snapshot, "gone")
+    refused("session_limit_exceeded", save, sessions, "a", snapshot, "new")
+    now[0] += 2 * DAY
+    save(sessions, "a", snapshot, "new")
+    assert len(list(tmp_path.glob("*/*.state"))) == 1
+    sessions.close()

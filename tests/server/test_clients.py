@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import signal
 
 import pytest
-from served import Client, begun
+from served import Client, begun, httpx
 
 from rwkv_engine import RequestError
 from rwkv_engine.server import clients
@@ -82,6 +83,33 @@ def test_tokens_in_a_minute(tales, clock):
     clock[0] += 3600
     assert client.post(PATH, BODY | {"max_tokens": 60, "logit_bias": {"0": -100}}, **ANN).status_code == 200
     assert client.post(PATH, BODY, **ANN).status_code == 429, "an hour earns no more than a minute"
+
+
+def test_embeddings_count_too(tales, clock):
+    service = begun(tales, keys=Keys(["sesame texts=1 tokens-per-minute=60"]))
+    client = Client(service)
+    ann = service.settings.keys.accept(b"Bearer sesame")
+    with ann.counted(1):
+        assert client.post("/v1/embeddings", {"input": "x"}, **ANN).status_code == 429
+    assert client.post("/v1/embeddings", {"input": "x"}, **ANN).status_code == 200
+    assert ann.texts == 0
+
+    async def together(n):
+        transport = httpx.ASGITransport(client._app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            posts = [http.post("/v1/embeddings", json={"input": "word " * 200}, headers=ANN) for _ in range(n)]
+            return sorted(response.status_code for response in await asyncio.gather(*posts))
+
+    ann.most_texts = None
+    assert asyncio.run(together(4)) == [200, 429, 429, 429], "the first one has used what is there for all of them"
+
+
+def test_embeddings_that_nobody_waits_for_are_paid(tales, clock, monkeypatch):
+    service = begun(tales, keys=Keys(["sesame tokens-per-minute=60"]))
+    monkeypatch.setattr("rwkv_engine.server.embeddings._compute", lambda *_: 1 / 0)  # as when a client leaves
+    client = Client(service)
+    assert client.post("/v1/embeddings", {"input": "word " * 200}, **ANN).status_code == 500
+    assert client.post(PATH, BODY, **ANN).status_code == 429
 
 
 def test_what_is_not_used_is_given_back(tales, clock):

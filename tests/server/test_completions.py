@@ -217,6 +217,7 @@ def test_offsets_are_in_characters(talker):
         ({"presence_penalty": 1e308}, "presence_penalty", None),
         ({"frequency_penalty": -1e308}, "frequency_penalty", None),
         ({"logit_bias": {"1": -1e308}}, "logit_bias", None),
+        ({"logit_bias": {f"x{i}": "y" for i in range(1025)}}, "logit_bias", None),
         ({"temperature": 10**400}, "temperature", None),
         ({"penalty_decay": float("-inf")}, "penalty_decay", None),
         ({"seed": -1}, "seed", None),
@@ -249,3 +250,12 @@ def test_wrong_values(client, body, param, code):
     assert error["type"] == "invalid_request_error"
     assert (param or "prompt") in error["message"] or "token" in error["message"]
     assert len(error["message"]) < 300
+
+
+@pytest.mark.parametrize("field", ["logit_bias", "structured_outputs"])
+def test_many_wrong_entries_are_one_error(field):
+    pydantic = pytest.importorskip("pydantic")
+    schemas = pytest.importorskip("rwkv_engine.server.schemas")
+    with pytest.raises(pydantic.ValidationError) as error:
+        schemas.CompletionRequest(**{field: {f"x{i}": "y" for i in range(1025)}})
+    assert error.value.error_count() == 1, "each takes time, in which nobody else is served"

@@ -100,3 +100,10 @@ def test_conversations_and_texts_that_begin_alike_have_common_prefixes():
 )
 def test_any_body_has_prefixes_or_none(body):
     assert len(prefixes_of(body)) <= 256
+
+
+@pytest.mark.parametrize("begin", ['{"messages":[', '{"prompt":[1,', '{"messages":[{"a":'])
+def test_a_body_of_any_depth_has_prefixes_or_none(begin):
+    closing = "".join({"[": "]", "{": "}"}.get(character, "") for character in reversed(begin))
+    for depth in range(800, 1010):  # around the interpreter's limit
+        assert len(prefixes_of(f"{begin}{'[' * depth}{']' * depth}{closing}".encode())) <= 2

@@ -251,6 +251,24 @@ def test_full_storage_is_told(page):
     expect(page.find("#notice")).to_contain_text("Imported 1 conversation. 1 will be gone when this page is left")
 
 
+def test_ids_of_a_file_may_have_any_characters(page):
+    about = {"end": None, "problem": None, "stats": None}
+    turns = [
+        {"id": 'a"]', "parent": None, "role": "user", "text": "Tell me of the sea.", **about},
+        {"id": "__proto__", "parent": 'a"]', "role": "assistant", "text": "No.", **about},
+    ]
+    conversations = [{**EMPTY, "id": 'c"]', "turns": turns, "title": "<b>&"}]
+    content = json.dumps({"format": "rwkv_engine conversations", "version": 1, "conversations": conversations})
+    file = {"name": "a.json", "mimeType": "application/json", "buffer": content.encode()}
+    page.find("#import-file").set_input_files(file)
+    expect(page.find("#heading")).to_have_text("<b>&")
+    page.press("Try again")
+    page.wait()
+    expect(page.find(".turn.reply .text")).not_to_have_text("No.")
+    expect(page.find("#send")).to_be_visible()
+    assert not page.problems
+
+
 def test_a_deleted_conversation_stays_deleted(page):
     page.set(max_tokens=4000)
     page.tab.evaluate("() => { let now = 0; Date.now = () => (now += 2000); }")  # so that each piece is saved

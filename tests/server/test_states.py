@@ -94,7 +94,34 @@ def test_a_reply_that_was_cut_goes_on(client):
     [rest] = client.result(COMPLETIONS, prompt="", stop=["\n\n"], **body)["choices"]
     assert first["message"]["content"] + rest["text"] == whole["message"]["content"]
     [same] = client.result(CHAT, messages=[], **body)["choices"]
-    assert same["message"]["content"] == rest["text"].lstrip()
+    assert same["message"]["content"] == rest["text"]
+
+
+def test_a_reply_that_was_cut_between_words_keeps_the_blank(client):
+    options = {"seed": 4, "temperature": 0.7, "return_state": True}
+    said = [{"role": "user", "content": "Tell me of the sea."}]
+    whole = client.result(CHAT, messages=said, max_tokens=8, **options)["choices"][0]["message"]["content"]
+    for n in range(1, 7):
+        [choice] = client.result(CHAT, messages=said, max_tokens=n, **options)["choices"]
+        body = {"messages": [], "state": choice["state"], "max_tokens": 8 - n, **options}
+        rest = client.result(CHAT, **body)["choices"][0]["message"]["content"]
+        assert choice["message"]["content"] + rest == whole
+        deltas = [event["choices"][0]["delta"].get("content", "") for event in client.events(CHAT, **body)]
+        assert "".join(deltas) == rest
+
+
+def test_what_a_state_cannot_give_is_refused(keyed):
+    state = {"state": state_of(keyed), "max_tokens": 5}
+    response = post(keyed, prompt=" and", echo=True, logprobs=1, **state)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "logprobs"
+    assert post(keyed, prompt=" and", echo=True, **state).status_code == 200
+    for form in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"choice": ["a"]}}):
+        assert post(keyed, prompt=" and", **form, **state).status_code == 200
+        for path, rest in ((COMPLETIONS, {"prompt": ""}), (CHAT, {"messages": []})):
+            response = post(keyed, path, **rest, **form, **state)
+            error = response.json()["error"]
+            assert (response.status_code, error["param"], error["code"]) == (400, *form, "invalid_format")
 
 
 def test_a_state_of_a_prompt_alone_has_branches(client):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -176,3 +178,23 @@ def test_a_missing_folder_is_named(tales, tmp_path):
     (tmp_path / "link").symlink_to(missing / "target")
     assert file_problem(tmp_path / "link") == f"there is no folder {missing}"
     assert file_problem(tmp_path / "new") is None
+
+
+def test_threads_do_not_lose_the_file_mode_mask(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    original = os.umask
+
+    def slow(mask):
+        found = original(mask)
+        time.sleep(0.001)  # another thread runs
+        return found
+
+    def save(i):
+        with replace_atomically(tmp_path / str(i)) as temporary:
+            temporary.touch()
+
+    monkeypatch.setattr(os, "umask", slow)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, range(40)))
+    assert original(before) == 0o027
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}

@@ -84,7 +84,7 @@ function take(chat, text) {
 export function drawSidebar(chat) {
   const focused = /** @type {HTMLElement|null} */ (document.activeElement)?.dataset.key;
   find("conversations").replaceChildren(...chat.conversations.map((conversation) => item(chat, conversation)));
-  if (focused?.startsWith("conversation-")) focus(find("conversations"), `[data-key="${focused}"]`);
+  if (focused?.startsWith("conversation-")) focus(find("conversations"), `[data-key="${CSS.escape(focused)}"]`);
   const n = chat.damaged.length;
   find("damaged").hidden = !n;
   find("damaged").textContent = n

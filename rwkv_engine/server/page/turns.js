@@ -53,7 +53,7 @@ export function drawTurns(chat) {
     if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null);
   });
   find("welcome").hidden = shown.length > 0;
-  if (focused && document.activeElement === document.body) focus(list, `[data-key="${focused}"]`);
+  if (focused && document.activeElement === document.body) focus(list, `[data-key="${CSS.escape(focused)}"]`);
 }
 
 /**
