@@ -1,0 +1,62 @@
+"""Replies of a conversation, in OpenAI's form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+
+from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.server import logprobs as forms
+from rwkv_engine.server.answers import Answer
+from rwkv_engine.server.schemas import ChatRequest
+from rwkv_engine.server.service import Service
+from rwkv_engine.server.texts import ServedText
+
+
+class ChatAnswer(Answer):
+    """Replies as `/v1/chat/completions` returns them, without the blanks that they begin with."""
+
+    whole = "chat.completion"
+    chunk = "chat.completion.chunk"
+    prefix = "chatcmpl"
+    body: ChatRequest
+
+    def __init__(self, service: Service, request: Request, body: ChatRequest, texts: Sequence[ServedText]):
+        """The arguments are those of `Answer`."""
+        super().__init__(service, request, body, texts)
+        self._tokenizer = service.model.tokenizer
+        self._shows_logprobs = bool(body.logprobs)
+        # What continues a message, or has a format, may begin with a blank that belongs to it.
+        self._has_begun = [bool(body.continue_final_message) or text.allowed is not None for text in texts]
+
+    def choice(self, text: ServedText) -> dict[str, Any]:
+        """See `Answer.choice`."""
+        keeps_blank = self.body.continue_final_message or text.allowed is not None
+        shown = text.text if keeps_blank else text.text.lstrip()
+        message = {"role": "assistant", "content": shown, "refusal": None}
+        logprobs = self._logprobs(text.generated.logprobs)
+        return {"index": text.index, "message": message, "logprobs": logprobs, "finish_reason": text.finish_reason}
+
+    def opening(self, text: ServedText) -> dict[str, Any] | None:
+        """See `Answer.opening`."""
+        return self._delta(text, {"role": "assistant", "content": "", "refusal": None})
+
+    def piece(self, text: ServedText, piece: str, logprobs: list[Logprob]) -> dict[str, Any] | None:
+        """See `Answer.piece`."""
+        shown = piece if self._has_begun[text.index] else piece.lstrip()
+        self._has_begun[text.index] |= bool(shown)
+        if not shown and not (logprobs and self._shows_logprobs):
+            return None
+        return self._delta(text, {"content": shown}, self._logprobs(logprobs))
+
+    def ending(self, text: ServedText) -> dict[str, Any]:
+        """See `Answer.ending`."""
+        return {**self._delta(text, {}), "finish_reason": text.finish_reason}
+
+    def _delta(self, text: ServedText, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"index": text.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+    def _logprobs(self, logprobs: list[Logprob]) -> dict[str, Any] | None:
+        return forms.of_chat(self._tokenizer, logprobs) if self._shows_logprobs else None
