@@ -6,9 +6,7 @@ import json
 import signal
 
 import pytest
-from conftest import ROOT
 from served import Client, begun, in_thread, is_idle, openai, wait_until
-from snippets import blocks_of
 
 from rwkv_engine.server.jinja_template import JinjaTemplate
 from rwkv_engine.server.schemas import ChatRequest
@@ -199,16 +197,6 @@ def test_the_result_of_a_call_goes_back(ai, tales, template):
     assert reply.choices[0].message.content == tales.generate(prompt, 8, seed=1, stop=stop).lstrip()
     # Without tools the conversation can still go on.
     assert ai.chat.completions.create(model="tales", messages=history, max_tokens=2).choices
-
-
-def test_the_example_of_the_documentation(ai, capsys):
-    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8").replace("RWKV-4-Raven-1B5.pth", "tales")
-    [example] = [block.code for block in blocks_of("docs/serving.md", text) if "tool_call_id" in block.code]
-    names = {"client": ai}
-    exec(example, names)
-    assert [message if isinstance(message, dict) else message.role for message in names["messages"]][1] == "assistant"
-    assert len(names["messages"]) >= 3
-    assert capsys.readouterr().out
 
 
 def test_the_template_ends_calls_too(tooled, tales):
