@@ -6,77 +6,25 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from rwkv_engine.generation.sampling import Logprob
-from rwkv_engine.server import logprobs as forms
-from rwkv_engine.server.answers import Answer, respond
+from rwkv_engine.server.answers import respond
+from rwkv_engine.server.chat_answer import ChatAnswer, opening_of
 from rwkv_engine.server.document import STREAM
 from rwkv_engine.server.errors import ApiError
-from rwkv_engine.server.formats import format_of
 from rwkv_engine.server.jinja_template import JinjaTemplate
 from rwkv_engine.server.schemas import ChatRequest, Message
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import origin_of
-from rwkv_engine.server.texts import ServedText, texts_of
+from rwkv_engine.server.texts import texts_of
 from rwkv_engine.server.threads import in_thread
-from rwkv_engine.text.reply_text import ReplyText
+from rwkv_engine.server.tool_answer import ToolAnswer
+from rwkv_engine.server.tools import Calling, calling_of
 from rwkv_engine.text.templates import Template
 
 SYSTEM = ("system", "developer")
-
-
-class ChatAnswer(Answer):
-    """Replies as `/v1/chat/completions` returns them, without the blanks that they begin with."""
-
-    whole = "chat.completion"
-    chunk = "chat.completion.chunk"
-    prefix = "chatcmpl"
-    body: ChatRequest
-
-    def __init__(self, service: Service, request: Request, body: ChatRequest, texts: Sequence[ServedText]):
-        """The arguments are those of `Answer`."""
-        super().__init__(service, request, body, texts)
-        self._tokenizer = service.model.tokenizer
-        self._shows_logprobs = bool(body.logprobs)
-        self._opening = opening_of(service.template, body)
-        self._shown = [self._reply_text(text) for text in texts]
-
-    def choice(self, text: ServedText) -> dict[str, Any]:
-        """See `Answer.choice`."""
-        shown = self._reply_text(text).add(text.text)
-        message = {"role": "assistant", "content": shown, "refusal": None}
-        logprobs = self._logprobs(text.generated.logprobs)
-        return {"index": text.index, "message": message, "logprobs": logprobs, "finish_reason": text.finish_reason}
-
-    def opening(self, text: ServedText) -> dict[str, Any] | None:
-        """See `Answer.opening`."""
-        return self._delta(text, {"role": "assistant", "content": "", "refusal": None})
-
-    def piece(self, text: ServedText, piece: str, logprobs: list[Logprob]) -> dict[str, Any] | None:
-        """See `Answer.piece`."""
-        shown = self._shown[text.index].add(piece)
-        if not shown and not (logprobs and self._shows_logprobs):
-            return None
-        return self._delta(text, {"content": shown}, self._logprobs(logprobs))
-
-    def ending(self, text: ServedText) -> dict[str, Any]:
-        """See `Answer.ending`."""
-        return {**self._delta(text, {}), "finish_reason": text.finish_reason}
-
-    def _reply_text(self, text: ServedText) -> ReplyText:
-        # What continues a message, or has a format, may begin with a blank that belongs to it.
-        is_verbatim = bool(self.body.continue_final_message) or text.goes_on or text.allowed is not None
-        return ReplyText(self._opening, is_verbatim)
-
-    def _delta(self, text: ServedText, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-        return {"index": text.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-
-    def _logprobs(self, logprobs: list[Logprob]) -> dict[str, Any] | None:
-        return forms.of_chat(self._tokenizer, logprobs) if self._shows_logprobs else None
 
 
 def chat(service: Service) -> APIRouter:
@@ -92,23 +40,20 @@ def chat(service: Service) -> APIRouter:
         with ExitStack() as held:
             origin = await origin_of(service, body, owner, held)
             is_rest = origin.snapshot is not None
-            # In a thread, because a template of somebody else's may take a while.
-            prompts = [await in_thread(_prompt, service, body, is_rest)]
-            texts = await in_thread(texts_of, service, body, owner, origin, prompts, template.stop, logprobs)
-            return await respond(service, request, ChatAnswer(service, request, body, texts), origin, held)
+            # In a thread, because schemas, and a template of somebody else's, may take a while.
+            calling = await in_thread(calling_of, service, body)
+            prompts = [await in_thread(_prompt, service, body, is_rest, calling)]
+            stop = () if calling.is_required else template.stop
+            form = calling.format
+            texts = await in_thread(texts_of, service, body, owner, origin, prompts, stop, logprobs, form=form)
+            with_tools = ToolAnswer(service, request, body, texts, calling) if calling.names else None
+            answer = with_tools or ChatAnswer(service, request, body, texts)
+            return await respond(service, request, answer, origin, held)
 
     return router
 
 
-def opening_of(template: Template | JinjaTemplate, body: ChatRequest) -> str:
-    """The beginning of the reply that the prompt has: the template's, except where something else begins the reply."""
-    is_begun = body.continue_final_message or not body.messages
-    if isinstance(template, JinjaTemplate) or is_begun or format_of(body.response_format, body.structured_outputs):
-        return ""
-    return template.opening
-
-
-def _prompt(service: Service, body: ChatRequest, is_rest: bool) -> str:
+def _prompt(service: Service, body: ChatRequest, is_rest: bool, calling: Calling) -> str:
     """The prompt of a request, in the template of the server.
 
     Raises:
@@ -120,7 +65,7 @@ def _prompt(service: Service, body: ChatRequest, is_rest: bool) -> str:
             if is_given:
                 message = f"{name}: is not supported with this server's template, which formats whole conversations"
                 raise ApiError(HTTPStatus.BAD_REQUEST, message, name, "unsupported_parameter")
-        return template.prompt(messages, service.model.tokenizer)
+        return template.prompt(messages, service.model.tokenizer, calling.shown)
     if is_rest and is_begun:
         message = "continue_final_message: is not possible with a state, which has the beginning of the message"
         raise ApiError(HTTPStatus.BAD_REQUEST, message, "continue_final_message", "unsupported_parameter")

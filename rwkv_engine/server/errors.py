@@ -129,5 +129,5 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _is_name(part: str | int) -> bool:
-    """Whether a part of a place is a field or an index, and not the name of a type."""
-    return isinstance(part, int) or part.isidentifier()
+    """Whether a part of a place is a field or an index, and not the name of a type, as those of classes are."""
+    return isinstance(part, int) or (part.isidentifier() and not part[0].isupper())

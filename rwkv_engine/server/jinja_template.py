@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError, meta
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.runtime import Context
@@ -67,6 +67,7 @@ class JinjaTemplate:
     Attributes:
         name: the file's name.
         stop: strings that end a reply, in addition to the end-of-text token.
+        takes_tools: whether it tells the model of tools: it uses the variable `tools`.
     """
 
     def __init__(self, source: str, name: str, stop: Sequence[str] = ()):
@@ -77,7 +78,9 @@ class JinjaTemplate:
         """
         self.name, self.stop, self._source = name, tuple(stop), source
         try:
-            _Sandbox().from_string(source)
+            sandbox = _Sandbox()
+            sandbox.from_string(source)
+            self.takes_tools = "tools" in meta.find_undeclared_variables(sandbox.parse(source))
         except TemplateSyntaxError as error:
             raise RequestError(
                 f"template: {name}, line {error.lineno}: not a Jinja template: {error.message}"
@@ -96,18 +99,21 @@ class JinjaTemplate:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise RequestError(f"template: {path} cannot be read: {reason}") from error
 
-    def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> str:
+    def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The conversation as the model reads it, up to the reply.
+
+        Args:
+            messages: the conversation.
+            tokenizer: of the model.
+            tools: what the model may call, in OpenAI's form.
 
         Raises:
             ApiError: the template refuses these messages, or fails (400).
         """
         end = next((name for name, token in tokenizer.special_tokens.items() if token == tokenizer.end_of_text), "")
         variables = {
-            "messages": [
-                {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-                for message in messages
-            ],
+            "messages": _variables_of(messages),
+            "tools": list(tools) or None,
             "add_generation_prompt": True,
             "bos_token": end,
             "eos_token": end,
@@ -124,6 +130,23 @@ class JinjaTemplate:
             raise ApiError(
                 HTTPStatus.BAD_REQUEST, f"messages: the template {self.name} refuses them: {problem}", "messages"
             ) from error
+
+
+def _variables_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as templates expect them: arguments of calls are objects, and a tool's result has the tool's name."""
+    names, found = dict[str | None, str](), list[dict[str, Any]]()
+    for message in messages:
+        role = "system" if message.role == "developer" else message.role
+        variables: dict[str, Any] = {"role": role, "content": message.text}
+        if message.tool_calls:
+            variables["tool_calls"] = calls = [call.model_dump() for call in message.tool_calls]
+            for call in calls:
+                names[call["id"]] = call["function"]["name"]
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        if message.role == "tool":
+            variables |= {"tool_call_id": message.tool_call_id, "name": names.get(message.tool_call_id, "")}
+        found.append(variables)
+    return found
 
 
 def _joined(parts: Any, require_time: Callable[[], None]) -> str:

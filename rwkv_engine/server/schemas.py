@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from rwkv_engine.portable.sessions import NAME
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.formats import ResponseFormat, StructuredOutputs
 from rwkv_engine.server.other_names import require_own_names
+from rwkv_engine.server.tool_schemas import Id, ToolCallList, ToolChoice, Tools
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[str, StringConstraints(pattern="^[0-9]{1,9}$")]
@@ -162,21 +163,44 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: ToolCallList | None = Field(None, description="The assistant's calls.")
+    tool_call_id: Id | None = Field(None, validate_default=True, description="The call whose result a tool returns.")
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = Field(
+        None, validate_default=True, description="The text; an assistant that calls tools may have none."
+    )
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _are_of_the_assistant(cls, got: ToolCallList | None, message: ValidationInfo) -> ToolCallList | None:
+        if got and message.data.get("role") not in (None, "assistant"):
+            raise ValueError("expected in messages of the assistant only")
+        return got
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _has_call(cls, got: str | None, message: ValidationInfo) -> str | None:
+        if got is None and message.data.get("role") == "tool":
+            raise ValueError("is missing, expected the id of the call whose result this is")
+        return got
+
+    @field_validator("content")
+    @classmethod
+    def _has_text(cls, got: str | list[TextPart] | None, message: ValidationInfo) -> str | list[TextPart] | None:
+        if got is None and not message.data.get("tool_calls"):
+            raise ValueError("is missing, expected a text")
+        return got
 
     @property
     def text(self) -> str:
         """What it says."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
 
 class ChatRequest(Sampled):
     """The body of `/v1/chat/completions`."""
 
     unsupported = {
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
@@ -192,6 +216,11 @@ class ChatRequest(Sampled):
     continue_final_message: bool | None = Field(
         None, description="Continue the last message, which is the assistant's, instead of replying to it."
     )
+    tools: Tools | None = Field(None, description="Functions that the model may call, if the template can tell it.")
+    tool_choice: ToolChoice | None = Field(
+        None, description="Whether it must call one, or which one; by default it decides itself."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Whether it may make several calls; true by default.")
     logprobs: bool | None = Field(None, description="Report the log-probabilities of tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Report this many of the most likely tokens.")
 

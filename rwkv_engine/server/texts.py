@@ -77,6 +77,7 @@ def texts_of(
     stop: Sequence[str] = (),
     logprobs: int | None = None,
     default_tokens: int | None = None,
+    form: CompiledFormat | None = None,
 ) -> list[ServedText]:
     """The texts that a request asks for: `n` samples of the first prompt, then those of the next one.
 
@@ -89,6 +90,7 @@ def texts_of(
         stop: stop strings in addition to those of the request.
         logprobs: how many of the most likely tokens to report, None for no log-probabilities.
         default_tokens: the largest number of tokens if the request has none; None for that of the server.
+        form: the format of the texts, if the request names none itself.
 
     Raises:
         ApiError: a value is wrong, or too much is asked for (400, 413).
@@ -104,14 +106,14 @@ def texts_of(
         raise ApiError(HTTPStatus.BAD_REQUEST, "session: got more than one text, expected one", "session")
     own = [body.stop] if isinstance(body.stop, str) else body.stop or []
     given = {name: value for name in OPTIONS if (value := getattr(body, name)) is not None}
-    form = format_of(body.response_format, body.structured_outputs)
+    named = format_of(body.response_format, body.structured_outputs)
     # A format says itself where a text ends; a stop string could end it before.
-    options = cast(TextOptions, given | {"stop": own if form else (*stop, *own), "logprobs": logprobs})
+    options = cast(TextOptions, given | {"stop": own if named else (*stop, *own), "logprobs": logprobs})
     if body.logit_bias:
         options["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     tokenizer = service.model.tokenizer
-    if form:
-        options["allowed_tokens"] = _compiled(body, tokenizer, form)
+    if allowed := _compiled(body, tokenizer, named) if named else form:
+        options["allowed_tokens"] = allowed
     texts = list[ServedText]()
     try:
         for prompt in prompts:

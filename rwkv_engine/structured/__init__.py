@@ -5,6 +5,7 @@ from __future__ import annotations
 from rwkv_engine.structured.compiled import CompiledFormat, compiled
 from rwkv_engine.structured.formats import Choice, Format, Grammar, JsonObject, JsonSchema, Regex
 from rwkv_engine.structured.matcher import FormatError, Matcher, fill_masks
+from rwkv_engine.structured.tool_calls import ToolCalls
 from rwkv_engine.structured.vocabulary import StructuredOutputError
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Matcher",
     "Regex",
     "StructuredOutputError",
+    "ToolCalls",
     "compiled",
     "fill_masks",
 ]

@@ -61,7 +61,7 @@ def compiled(tokenizer: Tokenizer, form: Format) -> CompiledFormat:
     try:
         require_small_divisors(form)
         grammar = _grammar(form)
-        tokens = vocabulary(tokenizer, form.kind == "json_schema")  # type: ignore[arg-type]  # it has a hash
+        tokens = vocabulary(tokenizer, form.kind in ("json_schema", "tool_calls"))  # type: ignore[arg-type]  # it has a hash
         root = found.LLMatcher(tokens, grammar, log_level=0, limits=found.LLParserLimits(**LIMITS))
     except (ValueError, RecursionError) as error:
         raise _refused(form, str(error)) from error
@@ -75,11 +75,19 @@ def _grammar(form: Format) -> str:
     found = library()
     if form.kind == "json_schema":
         # As overrides, because the schema of a client could contain the library's own options.
-        options: dict[str, object] = {"lenient": False, "coerce_one_of": False}
-        options |= {"item_separator": ",", "key_separator": ":", "whitespace_flexible": not form.is_compact}
-        options["whitespace_pattern"] = None if form.is_compact else WHITE_SPACE
+        options = json_options(form.is_compact)
         return str(found.LLMatcher.grammar_from_json_schema(form.source, overrides=options))
+    if form.kind == "tool_calls":
+        return str(found.LLMatcher.grammar_from_lark(form.source))
     return str(found.grammar_from(form.kind, form.source))
+
+
+def json_options(is_compact: bool) -> dict[str, object]:
+    """The library's options for a JSON schema: to guarantee all of it, and the white space of `JsonSchema`."""
+    options: dict[str, object] = {"lenient": False, "coerce_one_of": False}
+    options |= {"item_separator": ",", "key_separator": ":", "whitespace_flexible": not is_compact}
+    options["whitespace_pattern"] = None if is_compact else WHITE_SPACE
+    return options
 
 
 def _refused(form: Format, problem: str) -> RequestError:

@@ -17,10 +17,10 @@ from rwkv_engine.errors import RequestError
 
 @dataclass(frozen=True, init=False)
 class Format:
-    """What a text may look like; the classes below are the kinds.
+    """What a text may look like; its subclasses are the kinds.
 
     Attributes:
-        kind: "json_schema", "regex", "choice" or "grammar".
+        kind: "json_schema", "regex", "choice", "grammar" or "tool_calls".
         source: the schema or the list as JSON, the expression, or the grammar.
         is_compact: whether JSON has no white space between its parts.
     """

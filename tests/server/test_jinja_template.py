@@ -55,7 +55,20 @@ def test_replies_are_those_of_the_prompt(tales):
     text = prompt(tales, SOURCE, ("user", "Tell me."))
     expected = tales.generate(text, 12, seed=1, stop=["\n\n"])
     assert choice["message"]["content"] == expected.lstrip()
-    assert client.post("/v1/chat/completions", body | {"tools": [{}]}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("source", "takes"),
+    [
+        ("{% if tools %}{{ tools | tojson }}{% endif %}", True),
+        ("{% if not tools is defined %}{% set tools = none %}{% endif %}{% if tools is not none %}x{% endif %}", True),
+        ("{% for message in messages %}{{ message.tools }}{% endfor %}", False),
+        ("{% set tools = [] %}{{ tools }}", False),
+        ("tools {# tools #}", False),
+    ],
+)
+def test_templates_that_take_tools(source, takes):
+    assert JinjaTemplate(source, "t.jinja").takes_tools == takes
 
 
 @pytest.mark.parametrize(
