@@ -29,7 +29,7 @@ def fixed(ln1: nn.LayerNorm, att: TimeMixing, ln2: nn.LayerNorm, ffn: ChannelMix
     matrices = att.receptance, att.key, att.value, att.output, ffn.key
     receptance, key, value, output, ffn_key = (cast(Tiled, matrix) for matrix in matrices)
     ffn_value = cast(InputMajor, ffn.value)
-    none = torch.empty(0, device=ln1.weight.device)
+    none = torch.empty(0, dtype=torch.float32, device=ln1.weight.device)
     layer = Layer7(
         ln1_weight=ln1.weight,
         ln1_bias=ln1.bias,

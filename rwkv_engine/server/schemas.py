@@ -134,13 +134,6 @@ class CompletionRequest(Sampled):
     echo: bool | None = Field(None, description="Return the prompt before the text.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Report this many of the most likely tokens.")
 
-    def require_supported(self) -> None:
-        """See `Body.require_supported`."""
-        super().require_supported()
-        if self.echo and self.logprobs is not None and (self.state is not None or self.session is not None):
-            message = "logprobs: are not known of a prompt that follows a state; leave out echo"
-            raise ApiError(HTTPStatus.BAD_REQUEST, message, "logprobs", "unsupported_parameter")
-
 
 class TextPart(BaseModel):
     """A part of a message."""

@@ -114,7 +114,7 @@ def test_what_a_state_cannot_give_is_refused(keyed):
     state = {"state": state_of(keyed), "max_tokens": 5}
     response = post(keyed, prompt=" and", echo=True, logprobs=1, **state)
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == "logprobs"
+    assert response.json()["error"]["param"] == "echo"
     assert post(keyed, prompt=" and", echo=True, **state).status_code == 200
     for form in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"choice": ["a"]}}):
         assert post(keyed, prompt=" and", **form, **state).status_code == 200
