@@ -188,10 +188,11 @@ class Bucket:
 
     def load(self, tokens: Tensor, slots: Sequence[int]) -> None:
         """Sets the tokens and slots of the next step; padding rows process token 0 in the dummy slot."""
-        n, padding = len(slots), len(self.tokens) - len(slots)
+        n, size = len(slots), len(self.tokens)
+        host = torch.tensor([[0] * size, [*slots, *[self._pool.dummy] * (size - n)]], dtype=torch.int64)
         is_here = tokens.device.type == "cpu"
-        ids = [*(tokens.tolist() if is_here else [0] * n), *[0] * padding]
-        host = torch.tensor([ids, [*slots, *[self._pool.dummy] * padding]], dtype=torch.int64)
+        if is_here:
+            host[0, :n].copy_(tokens)
         copy_to(self._inputs, host)
         if not is_here:
             self.tokens[:n].copy_(tokens)

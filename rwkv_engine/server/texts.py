@@ -118,7 +118,7 @@ def texts_of(
     try:
         for prompt in prompts:
             ids, state, begun = beginning(service.model, prompt, origin.snapshot)
-            if form and begun:
+            if allowed and begun:
                 raise _wrong_format(body, "is not possible for the rest of a text, which would begin the format again")
             require_short(service, ids, "prompt")
             for sample in range(body.n):
