@@ -122,8 +122,8 @@ def test_each_role_gets_its_form_and_format(path):
     assert block.att.r_k.dtype == block.att.w0.dtype == torch.float32
 
 
-# Against the oracle with the same rounded weights, so that only activations differ. In prefill those are rounded too, to
-# bf16 and fp16, and to 16-bit integers beside int8 and int4 weights.
+# Against the oracle with the same rounded weights, so that only activations differ: in prefill they are rounded too, to
+# 16-bit floats, or to 16-bit integers beside int8 weights.
 @pytest.mark.parametrize(
     ("strategy", "tolerance"), [("cpu bf16", 0.05), ("cpu fp16", 0.01), ("cpu fp32i8", 1e-3), ("cpu fp32i4", 0.02)]
 )
