@@ -30,6 +30,7 @@ struct Layer {
                  .C = C,
                  .H = H,
                  .N = N,
+                 .x = nullptr,
                  .norm = norm,
                  .mixes = mixes.data(),
                  .w0 = vector(0),
@@ -52,17 +53,22 @@ struct Layer {
                  .wkv = to_wkv.data() + slots.offset(A * N),
                  .shift_stride = slots.stride(C),
                  .wkv_stride = slots.stride(A * N),
-                 .slots = slots.data()};
+                 .slots = slots.data(),
+                 .before = nullptr,
+                 .y = nullptr};
     step.channel = {.B = B,
                     .C = C,
                     .F = F,
+                    .x = nullptr,
                     .norm = norm,
                     .mix = mixes.data(),
                     .key = channel_key.in_tiles(),
                     .value = channel_value.transposed(),
                     .shift = to_channel.data() + slots.offset(C),
                     .shift_stride = slots.stride(C),
-                    .slots = slots.data()};
+                    .slots = slots.data(),
+                    .before = nullptr,
+                    .y = nullptr};
     return step;
   }
 };
