@@ -109,7 +109,7 @@ class StepArguments {
   std::string op;
   int64_t rows_of_state = -1;  // S, the same in all states
 
- private:
+ protected:
   LayerNorm norm(const Tensor& weight, const Tensor& bias, double eps) {
     return {floats("ln_weight", weight, {C_}), floats("ln_bias", bias, {C_}), static_cast<float>(eps)};
   }

@@ -13,17 +13,11 @@ namespace {
 // What a layer contributes to the lists of blocks7_step.
 constexpr int64_t kParameters7 = 28, kScales7 = 6, kStates7 = 3;
 
-// Fills in the arguments of a step, and keeps tensors that were made contiguous for it.
-class Step7Arguments {
+// The arguments of RWKV-7's layers.
+class Step7Arguments : public StepArguments {
  public:
   Step7Arguments(const char* op, const Tensor& x, const Tensor& first, const Slots& slots, const Slots& before)
-      : op(op), device_(x.device()) {
-    TORCH_CHECK(x.dim() == 2, op, ": x: expected shape (B, C), got ", x.sizes());
-    B_ = x.size(0), C_ = x.size(1);
-    x_ = floats("x", x, {B_, C_});
-    slots_ = slots_argument(op, "slots", slots, x);
-    before_ = slots_argument(op, "before", before, x);
-    TORCH_CHECK(slots_ || !before_, op, ": before: expected none without slots");
+      : StepArguments(op, x, slots, before) {
     TORCH_CHECK(first.dim() == 2 && first.size(0) == B_ && first.is_contiguous(), op, ": first: expected contiguous (",
                 B_, ", A), got shape ", first.sizes());
     check_float(op, "first", first, device_);
@@ -60,7 +54,7 @@ class Step7Arguments {
         .value = tiles_argument(op.c_str(), "value", p[21], A_, C_, scales[2], device_),
         .output = tiles_argument(op.c_str(), "output", p[22], C_, A_, scales[3], device_),
         .first = first_,
-        .shift = shift("att_shift", state[0]),
+        .shift = this->state("att_shift", state[0], C_),
         .wkv = wkv(state[1], H, N),
         .shift_stride = state[0].stride(0),
         .wkv_stride = state[1].stride(0),
@@ -84,7 +78,7 @@ class Step7Arguments {
         .mix = floats("ffn mix", p[25], {C_}),
         .key = tiles_argument(op.c_str(), "ffn key", p[26], F, C_, scales[4], device_),
         .value = rows_argument(op.c_str(), "ffn value", value, C_, F, scales[5], device_),
-        .shift = shift("ffn_shift", state[2]),
+        .shift = this->state("ffn_shift", state[2], C_),
         .shift_stride = state[2].stride(0),
         .slots = slots_,
         .before = before_,
@@ -93,11 +87,9 @@ class Step7Arguments {
   }
 
   void check_slots() const {
-    rwkv::check_slots(op.c_str(), "slots", slots_, B_, rows_of_state_);
-    rwkv::check_slots(op.c_str(), "before", before_, B_, rows_of_state_);
+    rwkv::check_slots(op.c_str(), "slots", slots_, B_, rows_of_state);
+    rwkv::check_slots(op.c_str(), "before", before_, B_, rows_of_state);
   }
-
-  std::string op;  // begins the messages
 
  private:
   LayerNorm norm(const char* name, const Tensor& weight, const Tensor& bias, int64_t width, double eps) {
@@ -112,20 +104,8 @@ class Step7Arguments {
             tiles_argument(op.c_str(), second_name, second, A_, rank, {}, device_)};
   }
   static Matrix nothing(int64_t N, int64_t K) { return {Format::fp32, nullptr, N, K, nullptr, nullptr}; }
-  const float* floats(const char* name, const Tensor& tensor, at::IntArrayRef shape) {
-    kept_.push_back(float_argument(op.c_str(), name, tensor, shape, device_));
-    return kept_.back().const_data_ptr<float>();
-  }
-  int64_t rows_of(const Tensor& state) {
-    if (rows_of_state_ < 0) rows_of_state_ = slots_ ? state.size(0) : B_;
-    return rows_of_state_;
-  }
-  float* shift(const char* name, const Tensor& state) {
-    TORCH_CHECK(state.dim() == 2, op, ": ", name, ": expected shape (S, ", C_, "), got ", state.sizes());
-    return state_argument(op.c_str(), name, state, rows_of(state), C_, device_);
-  }
   float* wkv(const Tensor& state, int64_t H, int64_t N) {
-    const int64_t S = rows_of_state_;
+    const int64_t S = rows_of_state;
     TORCH_CHECK(state.sizes() == at::IntArrayRef({S, H, N, N}), op, ": wkv: expected shape (", S, ", ", H, ", ", N,
                 ", ", N, "), got ", state.sizes());
     check_float(op.c_str(), "wkv", state, device_);
@@ -134,12 +114,8 @@ class Step7Arguments {
     return state.data_ptr<float>();
   }
 
-  const at::Device device_;
-  int64_t B_, C_, A_, rows_of_state_ = -1;  // rows are the same in all states
-  std::vector<Tensor> kept_;
-  const float* x_;
+  int64_t A_;
   float* first_;
-  const int64_t *slots_, *before_;
 };
 
 Tensor blocks7_step(const Tensor& x, const Tensor& first, double eps, at::TensorList parameters,

@@ -21,7 +21,7 @@ class Block(nn.Module):
     """One layer. The first layer also has ln0, which normalises the embedding.
 
     Each RWKV version derives a class from it that calls `__init__` with its config and the layer's index, and that
-    implements `forward`. A fused `step` for packed weights makes decoding faster, and fused `steps` even more.
+    implements `forward`. Fused `steps` for packed weights make decoding faster.
 
     Attributes:
         watched: the modules whose outputs `verify` reports besides the residual stream, by their names in the report.
@@ -71,6 +71,12 @@ class Block(nn.Module):
         Returns:
             The residual stream (B, C), and `first` for the layers after this one.
         """
+        return self.steps([self], x, [state], slots, first)
+
+    def _step_by_reading(
+        self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`step` by `forward`, as a text of one token."""
         before = {name: rows_of(field, slots) for name, field in state.items()}
         y, after, handed_on = self(x.unsqueeze(1), before, None if first is None else first.unsqueeze(1))
         for name, field in state.items():
@@ -109,6 +115,8 @@ class Block(nn.Module):
                 rows.append(row)
                 handed_on += [] if passed is None else [passed]
             return torch.cat(rows), torch.cat(handed_on) if handed_on else None
+        if len(blocks) == 1:
+            return blocks[0]._step_by_reading(x, states[0], slots, first)
         for block, state in zip(blocks, states, strict=True):
             x, first = block.step(x, state, slots, first)
         return x, first

@@ -172,14 +172,6 @@ class Rwkv4Block(Block):
         state = [layer[name] for layer in states for name in _STATE]
         return blocks4_step(Blocks4Step(x, blocks[0].ln1.eps, parameters, scales, state, slots, before)), None
 
-    def step(
-        self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Processes one token of each sequence, see `Block.step`."""
-        if self._fixed is None:
-            return super().step(x, state, slots, first)
-        return self.steps([self], x, [state], slots, first)
-
     @cached_property
     def _fixed(self) -> Fixed | None:
         """What a fused step needs besides x and the state; None if nothing is packed.

@@ -202,14 +202,6 @@ class Rwkv7Block(Block):
         step = Blocks7Step(x, first, blocks[0].ln1.eps, parameters, scales, state, slots, before)
         return blocks7_step(step), first
 
-    def step(
-        self, x: Tensor, state: LayerState, slots: Tensor | None, first: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Processes one token of each sequence, see `Block.step`."""
-        if self._fixed is None:
-            return super().step(x, state, slots, first)
-        return self.steps([self], x, [state], slots, first)
-
     @cached_property
     def _fixed(self) -> Fixed | None:
         """What a fused step needs besides x and the state; None if nothing is packed. Cached, see `Rwkv4Block`."""

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/residual_product.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/step_inputs.h"
 #include "kernels/cpu/wkv7_row.h"
@@ -223,16 +224,7 @@ void time_mixing7_step(const TimeMixing7Step& step, void* scratch, const Run& ru
       for (int64_t b = 0; b < B; ++b) run_head(step, at, b, h);
   });
 
-  prepare_rows(step.output, at.gated, B, at.out, run);
-  run(tile_blocks(C), B * A * kTileRows, [=, &step, &at](int64_t begin, int64_t end) {
-    const auto [out] = thread_buffers<Lanes>(B);
-    for (int64_t block = begin; block < end; ++block) {
-      tile_product(step.output, block, at.out, B, out);
-      const int64_t c = block * kTileRows, lanes = std::min<int64_t>(kTileRows, C - c);
-      for (int64_t b = 0; b < B; ++b)
-        for (int64_t i = 0; i < lanes; ++i) step.y[b * C + c + i] = step.x[b * C + c + i] + out[b][i];
-    }
-  });
+  residual_product(step.output, at.gated, B, at.out, step.x, step.y, run);
 }
 
 }  // namespace rwkv::cpu
