@@ -3,13 +3,12 @@
     python -m bench.serving --tokenizer 20B_tokenizer.json --shape 169m --strategy "cpu fp32i8"
 
 The server is a process of its own. It and the library run in turn, on the same prompts, options and seeds. The client
-shares the machine with the server, so it reads lines of a socket and does no more.
+shares the machine with the server, so it does little more than to read sockets.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import re
 import subprocess
@@ -27,6 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.stream_client import streamed
 from rwkv_engine import RWKV
 from rwkv_engine.benchmark.machine import facts
 from rwkv_engine.benchmark.models import parse_shape, write_synthetic
@@ -57,28 +57,12 @@ def server(model: Path, strategy: str, tokenizer: str, *more: str) -> Iterator[i
             process.terminate()
 
 
-async def stream(port: int, body: dict[str, object]) -> tuple[float, int]:
-    """The time of the first event, and the number of generated tokens."""
-    # Without the cache, which the library's texts do not have either.
-    content = json.dumps({**body, "no_cache": True, "stream": True, "stream_options": {"include_usage": True}})
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
-    first, last = 0.0, b""
-    async for line in reader:
-        if line.startswith(b"data: {"):
-            first = first or time.perf_counter()
-            last = line
-    writer.close()
-    return first, json.loads(last.removeprefix(b"data: "))["usage"]["completion_tokens"]
-
-
-async def serve_round(port: int, streams: int, tokens: int) -> float:
+def serve_round(port: int, streams: int, tokens: int) -> float:
     """Tokens per second of streams that begin together."""
-    body = {"prompt": PROMPT, "max_tokens": tokens, **SAMPLING}
     begin = time.perf_counter()
-    counts = await asyncio.gather(*(stream(port, {**body, "seed": seed}) for seed in range(streams)))
-    return sum(n for _, n in counts) / (time.perf_counter() - begin)
+    bodies = [{"prompt": PROMPT, "max_tokens": tokens, "seed": seed, **SAMPLING} for seed in range(streams)]
+    n_tokens = sum(stream.n_tokens for stream in streamed(port, bodies))
+    return n_tokens / (time.perf_counter() - begin)
 
 
 def library_round(model: RWKV, streams: int, tokens: int) -> float:
@@ -99,8 +83,8 @@ def first_piece(model: RWKV) -> float:
 def served_first_piece(port: int) -> float:
     """The same through the server."""
     begin = time.perf_counter()
-    first, _ = asyncio.run(stream(port, {"prompt": PROMPT, "max_tokens": 8, "seed": 1, **SAMPLING}))
-    return first - begin
+    (stream,) = streamed(port, [{"prompt": PROMPT, "max_tokens": 8, "seed": 1, **SAMPLING}])
+    return stream.first - begin
 
 
 def spread(values: Sequence[float], scale: float = 1.0) -> str:
@@ -128,7 +112,7 @@ def main() -> None:
         with server(path, chosen.strategy, chosen.tokenizer) as port:
             for round_ in range(-1, chosen.rounds):  # the first one warms up
                 rate = library_round(model, chosen.streams, chosen.tokens)
-                served = asyncio.run(serve_round(port, chosen.streams, chosen.tokens))
+                served = serve_round(port, chosen.streams, chosen.tokens)
                 shorts = [(first_piece(model), served_first_piece(port)) for _ in range(10)]
                 if round_ >= 0:
                     rates["library"].append(rate)

@@ -66,13 +66,16 @@ class Json(JSONResponse):
         return as_json(content).encode("ascii")
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def as_json(content: Any) -> str:
     """JSON in ASCII on one line, as events need it.
 
     Raises:
         ValueError: a number is not finite, which JSON has no word for.
     """
-    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(content)
 
 
 def of_request(error: RwkvError, fields: Sequence[str] = ()) -> ApiError:
