@@ -192,8 +192,8 @@ class Soak:
 
 
 def _head(length: int) -> bytes:
-    lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {length}"]
-    return "\r\n".join([*lines, "", ""]).encode()
+    about = ["Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {length}"]
+    return "\r\n".join(["POST /v1/completions HTTP/1.1", *about, "", ""]).encode()
 
 
 def resident_bytes(process: int) -> int:

@@ -128,6 +128,13 @@ AT_LEAST_ONE = click.IntRange(min=1)
     help="On SIGTERM or Ctrl-C, finish what was begun for at most this long.",
 )
 @click.option(
+    "--allowed-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Name by which a proxy addresses a server that has no keys and listens on this machine only; may be repeated.",
+)
+@click.option(
     "--origin",
     "origins",
     multiple=True,
@@ -165,6 +172,7 @@ def serve(
     request_seconds: float | None,
     client_seconds: float,
     drain_seconds: float,
+    hosts: tuple[str, ...],
     origins: tuple[str, ...],
     page: bool,
 ) -> None:
@@ -197,6 +205,8 @@ def serve(
         request_seconds=request_seconds,
         client_seconds=client_seconds,
         keys=Keys.read(keys) if keys else None,
+        # A key tells who may use the server; and where it listens on other addresses too, its names are not known.
+        hosts=None if keys or host not in LOOPBACK else frozenset([*LOOPBACK, *map(str.lower, hosts)]),
         origins=origins,
         page=page,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rwkv_engine.checks import shown
 from rwkv_engine.server.clients import Client
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.keys import Keys
@@ -22,7 +24,12 @@ ALWAYS = (*OPEN, "/metrics")
 
 
 class Gate:
-    """Lets a request pass if it has a key and a body that is not too large, and if the server is ready."""
+    """Lets a request pass if it has a key and a body that is not too large, and if the server is ready.
+
+    Who reaches a server is not known where it has no keys. A web page of any site could: its owner lets the site's name
+    mean this machine's address, and the browser takes the server for a part of the site (DNS rebinding). The browser
+    then addresses the server by that name.
+    """
 
     def __init__(self, app: ASGIApp, service: Service):
         """`app` gets what passes."""
@@ -45,6 +52,12 @@ class Gate:
     def _check(self, path: str, headers: Headers) -> Client:
         service = self._service
         keys, client = service.settings.keys, None
+        if (hosts := service.settings.hosts) is not None and (name := _host_name(headers.get("host", ""))) not in hosts:
+            raise ApiError(
+                HTTPStatus.FORBIDDEN,
+                f"the host {shown(name)} is not expected; the server's option --allowed-host allows it",
+                code="host_not_allowed",
+            )
         if keys:
             client = keys.accept(headers.get("authorization", "").encode("latin-1"))
         is_open = path in OPEN or (service.settings.page and is_page(path))
@@ -87,3 +100,11 @@ class Gate:
 
     def _too_large(self) -> str:
         return f"the body is too large, expected at most {self._service.most_body_bytes} bytes"
+
+
+def _host_name(host: str) -> str:
+    """The name or address in the header Host, without a port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # a bracket of an IPv6 address is missing
+        return ""

@@ -54,6 +54,7 @@ class Settings:
         request_seconds: the longest time from a request to the end of its response; None for no limit.
         client_seconds: the longest time to wait for a client, to send a request or to read what was sent.
         keys: the keys of clients; None serves everyone.
+        hosts: the names by which requests may address the server; None for any.
         origins: the origins of web pages that may use the server (CORS).
         page: whether the chat page is at `/`.
     """
@@ -78,6 +79,7 @@ class Settings:
     request_seconds: float | None = None
     client_seconds: float = 30.0
     keys: Keys | None = None
+    hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()
     page: bool = True
 

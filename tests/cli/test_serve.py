@@ -39,3 +39,16 @@ def test_what_cannot_be_served(call, tmp_path):
     code, _, err = call("serve", "no-such-model", "--port", "0")
     assert code == 1
     assert "no-such-model: no such file" in err
+
+
+def test_a_server_of_this_machine_knows_its_names(call, monkeypatch, tmp_path):
+    run = pytest.importorskip("rwkv_engine.server.run", reason="the extra serve is not installed")
+    services = []
+    monkeypatch.setattr(run, "serve", lambda service, *_: services.append(service))
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    for options in (["--allowed-host", "Chat.example.com"], ["--keys", str(keys)], ["--host", "0.0.0.0"]):
+        assert call("serve", "tales", *options)[0] == 0
+    own, *others = [service.settings.hosts for service in services]
+    assert own == {"localhost", "127.0.0.1", "::1", "chat.example.com"}
+    assert others == [None, None]

@@ -74,6 +74,27 @@ def test_a_body_needs_its_content_type(client):
     assert "Content-Type: application/json" in response.json()["error"]["message"]
 
 
+def test_host_names(tales):
+    hosts = frozenset(["localhost", "127.0.0.1", "::1", "chat.example.com"])
+    client = Client(begun(tales, hosts=hosts))
+    for name in ("localhost", "localhost:8000", "127.0.0.1:80", "[::1]:8000", "[::1]", "Chat.Example.Com"):
+        assert client.get("/v1/models", host=name).status_code == 200
+    for name in (
+        "example.com",
+        "localhost.example.com:8000",
+        "127.0.0.1.example.com",
+        "a@b",
+        "[::1",
+        "",
+        "localhost@x",
+    ):
+        for path in ("/", "/v1/models", "/health"):
+            response = client.get(path, host=name)
+            assert response.status_code == 403
+            assert response.json()["error"]["code"] == "host_not_allowed"
+    assert Client(begun(tales)).get("/v1/models", host="example.com").status_code == 200
+
+
 def test_keys(tales):
     client = Client(begun(tales, keys=Keys(["one", "two", "dreiü"])))
     for path in (*ROUTES, "/v1/models", "/metrics", "/openapi.json", "/nothing"):

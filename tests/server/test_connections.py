@@ -34,8 +34,8 @@ def connect(server, window=None):
 
 
 def head(length):
-    lines = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {length}"]
-    return "\r\n".join([*lines, "", ""])
+    about = ["Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {length}"]
+    return "\r\n".join(["POST /v1/completions HTTP/1.1", *about, "", ""])
 
 
 def received(client):
