@@ -22,6 +22,14 @@ struct DrawTokens {
 // additions; smaller ones than 2^-46 become 0.
 constexpr double kWhole = 0x1p45, kLeast = 0x1p-46;
 
+// By this the differences of logits are multiplied; a division for each would take longer than the exponential. It is
+// finite for every temperature above 0, because the largest logit's difference is 0.
+RWKV_HOST_DEVICE inline double reciprocal(double temperature) {
+  constexpr double kMost = 0x1.fffffffffffffp1023;
+  const double scale = 1 / temperature;
+  return scale < kMost ? scale : kMost;
+}
+
 RWKV_HOST_DEVICE inline int64_t bits_of(double x) {
   int64_t bits;
   memcpy(&bits, &x, sizeof bits);

@@ -25,7 +25,8 @@ int64_t defined(const Logit* logits, int64_t V, const Parameters& of, double dra
   const double largest = *std::max_element(logits, logits + V);
   if (of.temperature == 0) return std::find(logits, logits + V, static_cast<Logit>(largest)) - logits;
   std::vector<double> weights(V);
-  for (int64_t i = 0; i < V; ++i) weights[i] = rwkv::exp_nonpositive((logits[i] - largest) / of.temperature);
+  const double scale = rwkv::reciprocal(of.temperature);
+  for (int64_t i = 0; i < V; ++i) weights[i] = rwkv::exp_nonpositive((logits[i] - largest) * scale);
   const auto whole = [&](int64_t i) { return static_cast<int64_t>(std::nearbyint(weights[i] * 0x1p45)); };
   std::vector<int64_t> order(V);
   std::iota(order.begin(), order.end(), 0);

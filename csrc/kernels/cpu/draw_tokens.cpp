@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -17,19 +18,29 @@ constexpr int kShift = 46;
 int64_t bucket_of(double weight) { return (bits_of(weight) - bits_of(kLeast)) >> kShift; }
 
 // The last token before which the measures of tokens sum to less than target(their sum over all tokens), which is
-// positive. measure(i) is that of token i, an integer >= 0, and 0 below kLeast. Only the tokens of one bucket are
-// sorted.
+// positive. measure(i) is that of token i, an integer >= 0, and 0 below kLeast.
 template <class Target, class Measure>
 Place last_place(const std::vector<double>& weights, const Target& target_of, const Measure& measure) {
+  constexpr int64_t kBlock = 128;
+  constexpr uint16_t kNone = -1;
   const auto V = static_cast<int64_t>(weights.size());
-  std::vector<uint16_t> buckets(V);
-  for (int64_t i = 0; i < V; ++i) buckets[i] = bucket_of(weights[i] >= kLeast ? weights[i] : kLeast);
+  std::vector<uint16_t> buckets((V + kBlock - 1) / kBlock * kBlock, kNone);
   // Two, because an addition to a bucket waits for the one before it.
   std::array<std::vector<int64_t>, 2> halves;
   for (auto& sums : halves) sums.resize(bucket_of(1) + 1);
-  for (int64_t i = 0; i + 1 < V; i += 2)
-    halves[0][buckets[i]] += measure(i), halves[1][buckets[i + 1]] += measure(i + 1);
-  if (V % 2) halves[0][buckets[V - 1]] += measure(V - 1);
+  for (int64_t begin = 0; begin < V; begin += kBlock) {
+    const int64_t n = std::min(kBlock, V - begin);
+    int64_t measures[kBlock];  // apart from the additions, so that the compiler vectorises this
+    for (int64_t i = 0; i < n; ++i) {
+      const double weight = weights[begin + i];
+      buckets[begin + i] = bucket_of(weight >= kLeast ? weight : kLeast), measures[i] = measure(begin + i);
+    }
+    for (int64_t i = 0; i + 1 < n; i += 2) {
+      halves[0][buckets[begin + i]] += measures[i];
+      halves[1][buckets[begin + i + 1]] += measures[i + 1];
+    }
+    if (n % 2) halves[0][buckets[begin + n - 1]] += measures[n - 1];
+  }
   auto& [sums, others] = halves;
   int64_t all = 0;
   for (size_t bucket = 0; bucket < sums.size(); ++bucket) all += sums[bucket] += others[bucket];
@@ -41,23 +52,28 @@ Place last_place(const std::vector<double>& weights, const Target& target_of, co
   before -= sums[last];
 
   std::vector<Place> inside;
-  constexpr int64_t kBlock = 64;  // few of which contain one: the compiler vectorises the loop that looks for them
+  constexpr int64_t kFew = 32;  // which seldom contain one of the bucket, and are compared at once
   const auto wanted = static_cast<uint16_t>(last);
-  for (int64_t begin = 0; begin < V; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, V);
+  for (size_t begin = 0; begin < buckets.size(); begin += kFew) {
     uint16_t hits = 0;
-    for (int64_t i = begin; i < end; ++i) hits |= buckets[i] == wanted;
-    for (int64_t i = begin; hits && i < end; ++i)
+    for (int64_t i = 0; i < kFew; ++i) hits |= buckets[begin + i] == wanted;
+    for (int64_t i = begin; hits && i < static_cast<int64_t>(begin) + kFew; ++i)
       if (buckets[i] == wanted && weights[i] >= kLeast) inside.push_back({weights[i], i});
   }
-  std::sort(inside.begin(), inside.end(),
-            [](const Place& a, const Place& b) { return a.includes(b.weight, b.id) < b.includes(a.weight, a.id); });
-  Place found = inside.front();
-  for (const Place& place : inside) {
-    if (static_cast<double>(before) >= target) break;
-    found = place, before += measure(place.id);
+  const auto is_before = [](const Place& a, const Place& b) {
+    return a.includes(b.weight, b.id) < b.includes(a.weight, a.id);
+  };
+  const auto added = [&](int64_t sum, const Place& place) { return sum + measure(place.id); };
+  auto begin = inside.begin(), end = inside.end();
+  while (end - begin > 1) {  // half of what is left, which takes less time than to sort it
+    const auto middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end, is_before);
+    if (const int64_t sum = std::accumulate(begin, middle, before, added); static_cast<double>(sum) >= target)
+      end = middle;
+    else
+      begin = middle, before = sum;
   }
-  return found;
+  return *begin;
 }
 
 // The largest of V logits, or NaN if they are not as `DrawTokens` says. A maximum for each of several lanes, because
@@ -87,16 +103,9 @@ void keep(const Place& last, std::vector<double>& weights) {
     weights[i] = last.includes(weights[i], static_cast<int64_t>(i)) ? weights[i] : 0;
 }
 
-int64_t sum_of(const int64_t* numbers, int64_t n) {
-  int64_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += numbers[i];
-  return sum;
-}
-
-// Samples from one row. `weights` and `whole` are scratch memory for V numbers.
+// Samples from one row. `weights` and `sums` are scratch memory, the former for V numbers.
 template <class Logit>
-int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>& weights,
-                   std::vector<int64_t>& whole) {
+int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>& weights, std::vector<int64_t>& sums) {
   const int64_t V = draw.V, top_k = draw.top_k[b];
   const double temperature = draw.temperatures[b], top_p = draw.top_p[b], min_p = draw.min_p[b];
   const Logit* const logits = draw.logits + b * V;
@@ -105,27 +114,35 @@ int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>
   if (temperature == 0) return std::find(logits, logits + V, largest) - logits;
 
   const auto subtracted = static_cast<double>(largest);
-  for (int64_t i = 0; i < V; ++i) weights[i] = exp_nonpositive((logits[i] - subtracted) / temperature);
+  const double scale = reciprocal(temperature);
+  for (int64_t i = 0; i < V; ++i) weights[i] = exp_nonpositive((logits[i] - subtracted) * scale);
   if (0 < top_k && top_k < V) {
     const auto target = [=](int64_t) { return static_cast<double>(top_k); };
     keep(last_place(weights, target, [&](int64_t i) { return weights[i] >= kLeast; }), weights);
   }
-  for (int64_t i = 0; i < V; ++i) whole[i] = whole_number(weights[i]);
   Place last{0, V};
   if (top_p < 1) {
     const auto target = [=](int64_t all) { return top_p * static_cast<double>(all); };
-    last = last_place(weights, target, [&](int64_t i) { return whole[i]; });
+    last = last_place(weights, target, [&](int64_t i) { return whole_number(weights[i]); });
   }
-  if (top_p < 1 || min_p > 0)
-    for (int64_t i = 0; i < V; ++i) whole[i] = (weights[i] >= min_p) & last.includes(weights[i], i) ? whole[i] : 0;
+  const auto kept = [&](int64_t i) {
+    return (weights[i] >= min_p) & last.includes(weights[i], i) ? whole_number(weights[i]) : 0;
+  };
 
-  // A product may be rounded up to the total itself, which no sum exceeds.
-  const int64_t total = sum_of(whole.data(), V);
-  int64_t target = std::min(static_cast<int64_t>(draw.draws[b] * static_cast<double>(total)), total - 1);
   constexpr int64_t kBlock = 256;
-  int64_t id = 0;
-  for (int64_t sum; (sum = sum_of(&whole[id], std::min(kBlock, V - id))) <= target; id += kBlock) target -= sum;
-  for (; whole[id] <= target; ++id) target -= whole[id];
+  sums.clear();
+  for (int64_t begin = 0; begin < V; begin += kBlock) {
+    int64_t sum = 0;
+    for (int64_t i = begin; i < std::min(begin + kBlock, V); ++i) sum += kept(i);
+    sums.push_back(sum);
+  }
+  const int64_t total = std::accumulate(sums.begin(), sums.end(), int64_t{0});
+  // A product may be rounded up to the total itself, which no sum exceeds.
+  int64_t target = std::min(static_cast<int64_t>(draw.draws[b] * static_cast<double>(total)), total - 1);
+  int64_t block = 0;
+  while (sums[block] <= target) target -= sums[block++];
+  int64_t id = block * kBlock;
+  for (int64_t whole; (whole = kept(id)) <= target; ++id) target -= whole;
   return id;
 }
 
@@ -136,8 +153,8 @@ void draw_tokens(const DrawTokens<Logit>& draw, const Run& run) {
   constexpr int64_t kWork = 32;  // multiply-adds, about, per logit
   run(draw.B, kWork * draw.V, [&](int64_t begin, int64_t end) {
     std::vector<double> weights(draw.V);
-    std::vector<int64_t> whole(draw.V);
-    for (int64_t b = begin; b < end; ++b) draw.ids[b] = draw_token(draw, b, weights, whole);
+    std::vector<int64_t> sums;
+    for (int64_t b = begin; b < end; ++b) draw.ids[b] = draw_token(draw, b, weights, sums);
   });
 }
 

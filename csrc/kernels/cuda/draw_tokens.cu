@@ -78,8 +78,9 @@ __global__ void __launch_bounds__(kThreads) weigh_kernel(DrawTokens<Logit> draw,
   if (blockIdx.y == 0 && thread() == 0) draw.ids[b] = draws ? kToDraw : is_sound ? first : -1;
   if (!draws) return;
   const auto subtracted = static_cast<double>(largest);
+  const double scale = reciprocal(temperature);
   for (int64_t i = begin + thread(); i < begin + kPiece && i < draw.V; i += kThreads)
-    weights[b * layout.numbers() + layout.place(i)] = exp_nonpositive((row[i] - subtracted) / temperature);
+    weights[b * layout.numbers() + layout.place(i)] = exp_nonpositive((row[i] - subtracted) * scale);
 }
 
 // Digits of the weights in [2^-46, 1], whose bits, less those of 2^-46, are a number of 58 bits: four digits of 12 bits
