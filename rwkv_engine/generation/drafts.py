@@ -18,6 +18,9 @@ _RUNS = {6: 0.7, 4: 0.5, 3: 0.4, 2: 0.25}
 _FOLLOWING = {"replaced": 0.15, "found": 0.5, "right": 0.6}
 # How far after the first difference a token is looked for, and how many differences end the passage.
 _WINDOW = 16
+# The same for guesses after a right one, by whether the token that is repeated was guessed right itself; None if there
+# was no guess.
+_AFTER_RIGHT = {None: 0.7, True: 0.8, False: 0.5}
 _ASSUMED_COUNT = 2.0
 # With every further guess, an earlier one counts less by this factor.
 _FORGETTING = 0.95
@@ -41,37 +44,38 @@ class _Record:
 class Drafts:
     """What has followed each run of tokens in one text, and how often that was right.
 
-    Whether the next token would have been guessed is recorded for every token, also for those that no draft contained,
-    because that costs no step of the model.
+    Whether the next token would have been guessed is known for every token, also for those that no draft contained,
+    because that costs no step of the model. A token that was guessed itself, such as the name of a field in a form, is
+    more likely to come again than one that was not, such as what was filled in. So a guess is judged by how it was
+    found, and by whether the token that it repeats was guessed.
     """
 
     def __init__(self, tokens: Iterable[int]):
-        """`tokens`: the text so far."""
+        """`tokens`: the text so far. Its guesses are not counted, because a prompt may repeat less than its answer."""
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # a run: the index of what followed it the last time
+        self._guessed: list[bool | None] = []  # whether each token was guessed right, None if it was not guessed
         shares: list[tuple[int | str, float]] = [*_RUNS.items(), *_FOLLOWING.items()]
-        self._records = {how: _Record(share) for how, share in shares}
+        self._first = {(how, known): _Record(share) for how, share in shares for known in _AFTER_RIGHT}
+        self._later = {known: _Record(share) for known, share in _AFTER_RIGHT.items()}
         self._passage = _Passage()
         for token in tokens:
-            self._append(token)
+            self._append(token, False)
 
     def add(self, token: int) -> None:
         """Adds the next token of the text."""
-        how, at = self._next()
-        if how:
-            self._records[how].add(self._tokens[at] == token)
-            self._passage.follow(self._tokens, at, token)
-        self._append(token)
+        self._append(token, True)
 
-    def guess(self, most: int) -> tuple[list[int], float]:
+    def guess(self, most: int) -> tuple[list[int], list[float]]:
         """`most` tokens that may follow, or none; and how likely each is to be right if those before it are."""
         how, at = self._next()
         if not how:
-            return [], 0.0
-        guessed = self._tokens[at : at + most]
-        while len(guessed) < most:  # what followed is shorter, so it repeats: the draft is its own continuation
-            guessed.append(guessed[at + len(guessed) - len(self._tokens)])
-        return guessed, self._records[how].share
+            return [], []
+        places = list(range(at, min(at + most, len(self._tokens))))
+        while len(places) < most:  # what followed is shorter, so it repeats: the draft is its own continuation
+            places.append(places[at + len(places) - len(self._tokens)])
+        records = [self._first[how, self._guessed[at]], *(self._later[self._guessed[place]] for place in places[1:])]
+        return [self._tokens[place] for place in places], [record.share for record in records[:most]]
 
     def _next(self) -> tuple[int | str, int]:
         """How the next token is guessed, and the index of an equal one: what followed the longest run at the end that
@@ -83,11 +87,20 @@ class Drafts:
             return self._passage.how, self._passage.at
         return 0, 0
 
-    def _append(self, token: int) -> None:
+    def _append(self, token: int, counts: bool) -> None:
+        how, at = self._next()
+        is_right = self._tokens[at] == token if how else None
+        if is_right is not None:
+            if counts:
+                self._first[how, self._guessed[at]].add(is_right)
+            if counts and self._guessed[-1]:
+                self._later[self._guessed[at]].add(is_right)
+            self._passage.follow(self._tokens, at, token)
         for run in _RUNS:
             if len(self._tokens) >= run:
                 self._after[tuple(self._tokens[-run:])] = len(self._tokens)
         self._tokens.append(token)
+        self._guessed.append(is_right)
 
 
 class _Passage:

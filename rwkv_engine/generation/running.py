@@ -131,8 +131,8 @@ class Running:
             return []
         if request.drafts is None:
             request.drafts = Drafts([*request.prompt, *request.tokens])
-        tokens, chance = request.drafts.guess(room)
-        return tokens[: self._cost.best_draft(running, len(tokens), chance)]
+        tokens, chances = request.drafts.guess(room)
+        return tokens[: self._cost.best_draft(running, chances)]
 
     def _drop_ahead(self, request: Request) -> None:
         """Forgets what was processed after the slot's state."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+
 # A step counts this much against all earlier ones of the same size.
 _NEWS = 0.1
 # What is assumed before anything is known, as shares of a step of one row: preparing a draft, and each of its tokens.
@@ -20,14 +24,14 @@ class StepCost:
         before = self._seconds.setdefault((texts, drafted), seconds)
         self._seconds[texts, drafted] += _NEWS * (seconds - before)
 
-    def best_draft(self, texts: int, most: int, chance: float) -> int:
-        """The length of the draft, at most `most`, with which a step of `texts` texts makes most tokens per second.
+    def best_draft(self, texts: int, chances: Sequence[float]) -> int:
+        """The length of the draft with which a step of `texts` texts makes most tokens per second.
 
-        `chance` is the probability that a token of the draft is right if those before it are.
+        `chances` are the probabilities that each token of the longest draft is right if those before it are.
         """
         best, best_rate, expected = 0, float(texts), float(texts)
-        for n in range(1, most + 1):
-            expected += chance**n
+        for n, chance in enumerate(accumulate(chances, mul), 1):
+            expected += chance
             if (rate := expected / self._relative(texts, n)) > best_rate:
                 best, best_rate = n, rate
         return best

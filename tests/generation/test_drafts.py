@@ -58,7 +58,9 @@ class Foreseen(Drafts):
     def guess(self, most):
         length = self._rng.randrange(most + 1)
         coming = self._coming[:length]
-        return [self._rng.randrange(V) if self._rng.random() < self._wrong else token for token in coming], 1.0
+        return [self._rng.randrange(V) if self._rng.random() < self._wrong else token for token in coming], [
+            1.0
+        ] * length
 
 
 texts = st.lists(
@@ -141,7 +143,7 @@ def test_paused_texts_keep_what_was_processed_ahead(engine, monkeypatch):
     expected = alone(engine, [1, 2, 3], SamplingParams(temperature=0), 30).tokens
     each = request([1, 2, 3], 30, temperature=0)
     each.drafts = Foreseen([*expected, *[0] * 9], random.Random(0), 0)
-    each.drafts.guess = lambda most: (each.drafts._coming[:most], 1.0)
+    each.drafts.guess = lambda most: (each.drafts._coming[:most], [1.0] * most)
     rows = counted_steps(scheduler, monkeypatch)
     scheduler.add(each)
     for n in range(1, 31):
@@ -157,12 +159,12 @@ def test_paused_texts_keep_what_was_processed_ahead(engine, monkeypatch):
 def test_paused_texts_make_room_for_others(engine):
     """Their drafts may take every slot."""
     scheduler = Scheduler(engine.model, slots=6)
-    scheduler._steps._running._cost.best_draft = lambda running, most, chance: most
+    scheduler._steps._running._cost.best_draft = lambda running, chances: len(chances)
     paused = [request([1, 2, 3], 40, drafts=15, temperature=0) for _ in range(2)]
     expected = alone(engine, [1, 2, 3], SamplingParams(temperature=0), 40).tokens
     for each in paused:
         each.drafts = Foreseen([*expected, *[0] * 15], random.Random(0), 0)
-        each.drafts.guess = lambda most, drafts=each.drafts: (drafts._coming[:most], 1.0)
+        each.drafts.guess = lambda most, drafts=each.drafts: (drafts._coming[:most], [1.0] * most)
         each.wanted = 2
         scheduler.add(each)
         scheduler.wait(lambda each=each: len(each.tokens) >= 2)
@@ -254,37 +256,51 @@ def test_a_passage_is_left_after_many_differences():
     drafts = Drafts([1, 2, 3, 4, 5, *range(100, 150)])
     for token in [1, 2, 3, 4, *range(200, 217)]:
         drafts.add(token)
-    assert drafts.guess(4) == ([], 0.0)
+    assert drafts.guess(4) == ([], [])
 
 
 def test_how_often_guesses_were_right():
-    drafts = Drafts([1, 2, 3, 4] * 3)
-    assert drafts.guess(5) == ([1, 2, 3, 4, 1], 0.7), "an assumption, before anything was seen to be right"
+    drafts = Drafts([1, 2, 3, 4] * 2)
+    assert drafts.guess(5) == ([1, 2, 3, 4, 1], [0.5, 0.7, 0.8, 0.8, 0.7]), "assumptions, before any was seen"
     for token in [1, 2, 3, 4] * 20:
         drafts.add(token)
-    assert drafts.guess(8)[1] > 0.97
+    assert min(drafts.guess(8)[1]) > 0.97
     rng = random.Random(1)
     for _ in range(300):
         drafts.add(rng.randrange(4))
-    assert drafts.guess(8)[1] < 0.5
+    assert max(drafts.guess(8)[1]) < 0.6
+
+
+def test_names_of_fields_are_guessed_and_what_is_filled_in_is_not():
+    """Each record is 1 2 3 A 4 5 6 B, where A and B are always new."""
+    new = iter(range(100, 200))
+    text = [token for _ in range(6) for token in (1, 2, 3, next(new), 4, 5, 6, next(new))]
+    drafts = Drafts(text[:16])
+    for token in [*text[16:], 1, 2]:
+        drafts.add(token)
+    guessed, chances = drafts.guess(8)
+    assert guessed == [3, text[43], 4, 5, 6, text[47], 1, 2]
+    assert min(chances[0], chances[3], chances[4]) > 0.85
+    assert max(chances[1], chances[5]) < 0.25
+    assert StepCost().best_draft(1, chances) == 1
 
 
 def test_a_draft_is_as_long_as_it_pays():
     cost = StepCost()
-    assert cost.best_draft(1, 8, 1.0) == 8
-    assert cost.best_draft(1, 8, 0.6) in range(2, 6)
-    assert cost.best_draft(1, 8, 0.1) == 0
-    assert cost.best_draft(8, 8, 0.5) == 0, "each token delays all texts of the step"
+    assert cost.best_draft(1, [1.0] * 8) == 8
+    assert cost.best_draft(1, [0.6] * 8) in range(2, 6)
+    assert cost.best_draft(1, [0.1] * 8) == 0
+    assert cost.best_draft(8, [0.5] * 8) == 0, "each token delays all texts of the step"
     cost.add(1, 0, 1.0)
     cost.add(1, 1, 1.5)
     cost.add(1, 2, 1.5)
-    assert cost.best_draft(1, 2, 0.3) == 0, "steps of three rows were slow, and seemed so to one of two"
+    assert cost.best_draft(1, [0.3] * 2) == 0, "steps of three rows were slow, and seemed so to one of two"
     for _ in range(100):
         cost.add(1, 2, 1.01)
-    assert cost.best_draft(1, 2, 0.3) == 2
+    assert cost.best_draft(1, [0.3] * 2) == 2
     cost.add(1, 8, 100.0)
-    assert cost.best_draft(1, 8, 1.0) == 7
-    assert StepCost().best_draft(1, 0, 1.0) == 0
+    assert cost.best_draft(1, [1.0] * 8) == 7
+    assert StepCost().best_draft(1, []) == 0
 
 
 def test_a_draft_that_once_was_slow_is_tried_again():
@@ -292,7 +308,7 @@ def test_a_draft_that_once_was_slow_is_tried_again():
     cost.add(1, 0, 1.0)
     for drafted in range(1, 9):
         cost.add(1, drafted, 1000.0)
-    assert cost.best_draft(1, 8, 0.95) > 0
+    assert cost.best_draft(1, [0.95] * 8) > 0
 
 
 def test_drafts_that_are_not_a_number_are_refused():
