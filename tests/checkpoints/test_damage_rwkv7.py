@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import numpy as np
 import oracle7
 import pytest
 import torch
 from checkpoint_files import save_packed, save_pth, save_safetensors
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rwkv_engine import RWKV, Checkpoint, CheckpointError
+from rwkv_engine.convert import to_hugging_face
 
 SHAPE = oracle7.Shape(n_layer=2, n_head=2, head_size=8, n_ffn=40, n_vocab=33)
 NAMES = list(oracle7.random_weights(SHAPE))
@@ -82,8 +87,6 @@ def test_a_layer_that_is_missing_is_named(layers, tmp_path):
 @pytest.mark.parametrize("strategy", [None, "cpu fp32i8"])
 def test_a_packed_file_of_other_sizes_is_refused(strategy, tmp_path):
     """Tensors of one packed file in another one, whose heads have twice as many channels."""
-    from safetensors import safe_open
-
     wide = oracle7.random_weights(oracle7.Shape(2, 1, 16, 40, 33))
     one = save_packed(oracle7.random_weights(SHAPE), tmp_path / "a.safetensors", strategy)
     other = save_packed(wide, tmp_path / "b.safetensors", strategy)
@@ -94,3 +97,38 @@ def test_a_packed_file_of_other_sizes_is_refused(strategy, tmp_path):
         tensors[name] = second.get_tensor(name)
     save_file(tensors, tmp_path / "c.safetensors", metadata)
     assert "r_k" in refused(tmp_path / "c.safetensors")
+
+
+SETTINGS = {
+    "model_type": "rwkv",
+    "vocab_size": 34,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "decay_low_rank_dim": 8,
+    "a_low_rank_dim": 8,
+    "v_low_rank_dim": 8,
+    "gate_low_rank_dim": 8,
+    "norm_eps": "small",
+}
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_a_config_that_disagrees_is_refused(key, tmp_path):
+    to_hugging_face(save_pth(oracle7.random_weights(SHAPE), tmp_path / "m.pth"), tmp_path / "hf")
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: SETTINGS[key]}))
+    assert key in refused(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors", "packed"])
+def test_a_file_cut_anywhere_is_refused(form, tmp_path):
+    save = {"pth": save_pth, "safetensors": save_safetensors, "packed": save_packed}[form]
+    path = save(oracle7.random_weights(SHAPE), tmp_path / ("m.pth" if form == "pth" else "m.safetensors"))
+    whole, rng = path.read_bytes(), random.Random(form)
+    for length in (0, 1, 8, 200, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(30))):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=path.name):
+            RWKV.from_pretrained(path)
