@@ -92,6 +92,16 @@ CHANGES = [
 ]
 
 
+SHAPES = {
+    "one channel": oracle7.Shape(2, 1, 1, 1, 7, (1, 1, 1, 1)),
+    "one layer": oracle7.Shape(1, 2, 32, 100, 50),
+    "heads of 64, wider": oracle7.Shape(2, 1, 64, 90, 50, (33, 17, 15, 31), width=40),
+    "heads of 32, narrower": oracle7.Shape(3, 2, 32, 257, 50, (16, 1, 32, 48), width=100),
+    "heads of 128": oracle7.Shape(2, 1, 128, 8, 50, (130, 64, 3, 129)),
+    "ranks above the width": oracle7.Shape(2, 1, 8, 9, 50, (20, 40, 9, 33)),
+}
+
+
 def relative(got, expected) -> float:
     got, expected = np.asarray(got), np.asarray(expected)
     return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-30))
@@ -116,6 +126,21 @@ def test_numbers_at_their_ends(change, tmp_path):
         logits, state = model.forward([token], state)
         single.append(logits)
     check(torch.stack(single), state, expected, end, 1e-4)
+
+
+@pytest.mark.parametrize(("strategy", "bound"), [("cpu fp32", 1e-4), ("cpu fp32i8", 2e-3), ("cpu bf16i4", 5e-2)])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_unusual_shapes(shape, strategy, bound, tmp_path):
+    weights = oracle7.random_weights(shape)
+    model = RWKV.from_pretrained(save_pth(weights, tmp_path / "m.pth"), strategy)
+    ids = [i % shape.n_vocab for i in IDS[:40]]
+    expected, end = oracle7.forward(weights | rounded(model), ids)
+    check(*model.forward(ids, full_output=True), expected, end, bound)
+    single, state = [], None
+    for token in ids:
+        logits, state = model.forward([token], state)
+        single.append(logits)
+    check(torch.stack(single), state, expected, end, bound)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 129])
