@@ -8,7 +8,7 @@ import pytest
 import torch
 from checkpoint_files import save_pth
 
-from rwkv_engine import RWKV, Checkpoint, Strategy
+from rwkv_engine import RWKV, Checkpoint, State, Strategy
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
 from rwkv_engine.runtime import Engine, load_model
 
@@ -95,8 +95,8 @@ CHANGES = [
 SHAPES = {
     "one channel": oracle7.Shape(2, 1, 1, 1, 7, (1, 1, 1, 1)),
     "one layer": oracle7.Shape(1, 2, 32, 100, 50),
-    "heads of 64, wider": oracle7.Shape(2, 1, 64, 90, 50, (33, 17, 15, 31), width=40),
-    "heads of 32, narrower": oracle7.Shape(3, 2, 32, 257, 50, (16, 1, 32, 48), width=100),
+    "heads of 64, narrower stream": oracle7.Shape(2, 1, 64, 90, 50, (33, 17, 15, 31), width=40),
+    "heads of 32, wider stream": oracle7.Shape(3, 2, 32, 257, 50, (16, 1, 32, 48), width=100),
     "heads of 128": oracle7.Shape(2, 1, 128, 8, 50, (130, 64, 3, 129)),
     "ranks above the width": oracle7.Shape(2, 1, 8, 9, 50, (20, 40, 9, 33)),
 }
@@ -198,3 +198,24 @@ def test_a_squared_relu_beyond_float16_does_not_overflow(precision, rows, tmp_pa
     logits, _ = model.forward(tokens, full_output=True)
     expected = np.stack([oracle7.forward(weights | rounded(model), row.tolist())[0] for row in tokens[:2]])
     assert relative(logits[:2], expected) < {"bf16": 0.1, "fp16": 0.02}[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [change_nothing, never_forget])
+def test_rounding_does_not_grow_over_100_000_tokens(change, tmp_path):
+    """The same model in float64, whose chunks end elsewhere, is the measure."""
+    shape = oracle7.Shape(n_layer=2, n_head=1, head_size=32, n_ffn=40, n_vocab=20)
+    weights = oracle7.random_weights(shape)
+    change(weights)
+    checkpoint = Checkpoint.open(save_pth(weights, tmp_path / "m.pth"))
+    tokens = torch.randint(20, (1, 100_000), generator=torch.Generator().manual_seed(0))
+    engine = Engine(load_model(checkpoint, Strategy.parse("cpu fp32")))
+    exact = load_model(checkpoint, Strategy.parse("cpu fp32"), trainable=True).requires_grad_(False).double()
+    state, other = engine.initial_state(), engine.initial_state()
+    other = State({name: field.double() for name, field in other.fields.items()}, other.position)
+    for begin in range(0, 100_000, 20_000):
+        logits, state = engine.forward(tokens[:, begin : begin + 20_000], state)
+        for chunk in tokens[:, begin : begin + 20_000].split(1000, 1):
+            expected, other = exact(chunk, other)
+        assert relative(logits, expected) < 1e-4
+        assert relative(state.wkv, other.wkv) < 1e-4
