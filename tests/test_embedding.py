@@ -210,6 +210,12 @@ def test_the_initial_state_gives_zeros(tales):
     assert torch.equal(vectors, torch.zeros(2, dimension(tales.config, "state")))
 
 
+def test_a_state_of_an_rwkv7_is_refused(tmp_path):
+    goose = RWKV.from_pretrained(save_pth(weights_of(7), tmp_path / "m.pth"))
+    with pytest.raises(RequestError, match="got the fields att_shift, ffn_shift, wkv, expected a state of an RWKV-4"):
+        of_state(goose.forward([1])[1])
+
+
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
