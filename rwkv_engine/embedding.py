@@ -70,7 +70,15 @@ def of_state(state: State) -> Tensor:
 
     Returns:
         (N, D) float32, lowest layer first, on the state's device; zeros before the first token.
+
+    Raises:
+        RequestError: the state is not that of an RWKV-4.
     """
+    if "wkv_den" not in state.fields:
+        raise RequestError(
+            f"state: got the fields {', '.join(sorted(state.fields))}, expected a state of an RWKV-4;"
+            " of other versions, embed the text with mean"
+        )
     upper = slice(state.wkv_den.shape[1] // 2, None)
     num, den = state.wkv_num[:, upper], state.wkv_den[:, upper]
     return torch.where(den > 0, num / den, 0).flatten(1)

@@ -15,10 +15,15 @@ class Shape:
     n_ffn: int = 40
     n_vocab: int = 33
     ranks: tuple[int, int, int, int] = (5, 3, 7, 4)  # of w, a, v, g
+    width: int | None = None  # of the residual stream, if not that of all heads together
+
+    @property
+    def n_att(self) -> int:
+        return self.n_head * self.head_size
 
     @property
     def n_embd(self) -> int:
-        return self.n_head * self.head_size
+        return self.width or self.n_att
 
 
 def random_weights(shape: Shape, seed: int = 0, unused: bool = False) -> dict[str, np.ndarray]:
@@ -27,28 +32,29 @@ def random_weights(shape: Shape, seed: int = 0, unused: bool = False) -> dict[st
     `unused` adds layer 0's v0, v1 and v2.
     """
     rng = np.random.default_rng(seed)
-    c, f = shape.n_embd, shape.n_ffn
+    c, a, f = shape.n_embd, shape.n_att, shape.n_ffn
 
     def matrix(rows: int, columns: int, inputs: int) -> np.ndarray:
         return rng.normal(0, 1.2 / np.sqrt(inputs), (rows, columns))
 
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {f"{name}.weight": rng.normal(1, 0.2, c), f"{name}.bias": rng.normal(0, 0.2, c)}
+    def norm(name: str, width: int = c) -> dict[str, np.ndarray]:
+        return {f"{name}.weight": rng.normal(1, 0.2, width), f"{name}.bias": rng.normal(0, 0.2, width)}
 
     w = {"emb.weight": rng.normal(0, 1, (shape.n_vocab, c)), **norm("blocks.0.ln0")}
     for i in range(shape.n_layer):
         b = f"blocks.{i}."
-        w |= norm(b + "ln1") | norm(b + "ln2") | norm(b + "att.ln_x")
+        w |= norm(b + "ln1") | norm(b + "ln2") | norm(b + "att.ln_x", a)
         w |= {b + f"att.x_{name}": rng.uniform(0, 1, (1, 1, c)) for name in "rwkvag"}
         for name, rank in zip("wavg", shape.ranks, strict=True):
             if name == "v" and i == 0 and not unused:
                 continue
             if name != "g":
-                w[b + f"att.{name}0"] = rng.normal(0, 1, (1, 1, c))
-            w[b + f"att.{name}1"], w[b + f"att.{name}2"] = matrix(c, rank, c), matrix(rank, c, rank)
-        w[b + "att.k_k"], w[b + "att.k_a"] = rng.normal(1, 0.3, (1, 1, c)), rng.uniform(0, 1, (1, 1, c))
+                w[b + f"att.{name}0"] = rng.normal(0, 1, (1, 1, a))
+            w[b + f"att.{name}1"], w[b + f"att.{name}2"] = matrix(c, rank, c), matrix(rank, a, rank)
+        w[b + "att.k_k"], w[b + "att.k_a"] = rng.normal(1, 0.3, (1, 1, a)), rng.uniform(0, 1, (1, 1, a))
         w[b + "att.r_k"] = rng.normal(0, 0.3, (shape.n_head, shape.head_size))
-        w |= {b + f"att.{name}.weight": matrix(c, c, c) for name in ("receptance", "key", "value", "output")}
+        w |= {b + f"att.{name}.weight": matrix(a, c, c) for name in ("receptance", "key", "value")}
+        w[b + "att.output.weight"] = matrix(c, a, a)
         w[b + "ffn.x_k"] = rng.uniform(0, 1, (1, 1, c))
         w[b + "ffn.key.weight"], w[b + "ffn.value.weight"] = matrix(f, c, c), matrix(c, f, f)
     w |= norm("ln_out")
@@ -70,7 +76,7 @@ def forward(weights: dict[str, np.ndarray], tokens: list[int]) -> tuple[np.ndarr
     w = {name: value.reshape(-1) if value.ndim == 3 else value for name, value in w.items()}
     n_layer = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("blocks."))
     heads, n = w["blocks.0.att.r_k"].shape
-    c = heads * n
+    c = w["emb.weight"].shape[1]
     att_last, ffn_last, wkv = np.zeros((n_layer, c)), np.zeros((n_layer, c)), np.zeros((n_layer, heads, n, n))
     logits = []
 

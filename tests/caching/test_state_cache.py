@@ -165,8 +165,8 @@ def consistent(cache):
 
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8", "cpu fp32i4"])
 @pytest.mark.slow
-def test_no_format_changes_a_bit(strategy):
-    model = RWKV.from_pretrained("tales", strategy)
+def test_no_format_changes_a_bit(strategy, talker):
+    model = RWKV.from_pretrained(talker.source, strategy)
     rng = random.Random(3)
     shared = [rng.randrange(2000) for _ in range(70)]
     scheduler = Scheduler(model.engine.model, chunk=32, budget=9, cache=StateCache())

@@ -7,6 +7,7 @@ import json
 import mutations
 import numpy as np
 import oracle
+import oracle7
 import pytest
 from checkpoint_files import save_packed, save_pth, save_safetensors
 from oracle import Shape
@@ -15,6 +16,7 @@ from rwkv_engine import Checkpoint, CheckpointError, Rwkv4Config
 from rwkv_engine.core.rwkv4 import TENSORS_PER_LAYER
 
 SHAPE = Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=33)
+WEIGHTS = {4: oracle.random_weights(SHAPE), 7: oracle7.random_weights(oracle7.Shape(2, 2, 8, 40, 33), unused=True)}
 
 LOAD_ALL = """
 import collections, json, pathlib, resource, sys, time, warnings
@@ -55,20 +57,24 @@ print(json.dumps({"bad": bad, "seen": seen, "slowest": slowest, "grown": megabyt
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make", "name", "count"),
+    ("make", "name", "count", "version"),
     [
-        ("safetensors_headers", "good.safetensors", 500),
-        ("safetensors_headers", "packed.safetensors", 500),
-        ("packed_metadata", "packed.safetensors", 500),
-        ("safetensors_headers", "packed.i8.safetensors", 300),
-        ("packed_metadata", "packed.i8.safetensors", 300),
-        ("safetensors_headers", "packed.i4.safetensors", 300),
-        ("packed_metadata", "packed.i4.safetensors", 300),
-        ("pickles", "good.pth", 100),
-        ("pickles", "legacy.pth", 100),
+        ("safetensors_headers", "good.safetensors", 500, 4),
+        ("safetensors_headers", "packed.safetensors", 500, 4),
+        ("packed_metadata", "packed.safetensors", 500, 4),
+        ("safetensors_headers", "packed.i8.safetensors", 300, 4),
+        ("packed_metadata", "packed.i8.safetensors", 300, 4),
+        ("safetensors_headers", "packed.i4.safetensors", 300, 4),
+        ("packed_metadata", "packed.i4.safetensors", 300, 4),
+        ("pickles", "good.pth", 100, 4),
+        ("pickles", "legacy.pth", 100, 4),
+        ("safetensors_headers", "good.safetensors", 200, 7),
+        ("safetensors_headers", "packed.i8.safetensors", 200, 7),
+        ("packed_metadata", "packed.i4.safetensors", 200, 7),
+        ("pickles", "good.pth", 60, 7),
     ],
 )
-def test_mutated_files_are_refused_or_harmless(make, name, count, tmp_path, run_python):
+def test_mutated_files_are_refused_or_harmless(make, name, count, version, tmp_path, run_python):
     kinds = {
         "good.safetensors": save_safetensors,
         "packed.safetensors": save_packed,
@@ -81,7 +87,7 @@ def test_mutated_files_are_refused_or_harmless(make, name, count, tmp_path, run_
         "packed.i8.safetensors": {"strategy": "cpu fp32i8"},
         "packed.i4.safetensors": {"strategy": "cpu fp32i4"},
     }.get(name, {})
-    good = save(oracle.random_weights(SHAPE), tmp_path / name, **options)
+    good = save(WEIGHTS[version], tmp_path / name, **options)
     result = run_python(LOAD_ALL, make, str(good), str(count))
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 
-import oracle
 import pytest
 import torch
-from checkpoint_files import save_pth
 from generation.alone import alone
 from generation.test_scheduler import PARAMS, V, check, finish, free_slots, same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Shape
 
 from rwkv_engine import RWKV, RequestError
 from rwkv_engine.generation import Sampler, SamplingParams
@@ -25,9 +22,8 @@ FORMATS = ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8", "cpu fp32i4"]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    weights = oracle.random_weights(Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=V))
-    engine = RWKV.from_pretrained(save_pth(weights, tmp_path_factory.mktemp("model") / "m.pth")).engine
+def engine(each_version):
+    engine = RWKV.from_pretrained(each_version).engine
     if not engine.model.layers[0].is_packed:
         pytest.skip("needs compiled kernels: without them drafts are not made")
     return engine

@@ -110,8 +110,8 @@ def test_every_text_is_what_it_is_alone(engine, arrivals, slots, chunk, budget, 
 
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp16", "cpu fp32i8", "cpu fp32i4"])
 @pytest.mark.slow
-def test_no_format_lets_a_text_see_its_company(strategy):
-    model = RWKV.from_pretrained("tales", strategy)
+def test_no_format_lets_a_text_see_its_company(strategy, talker):
+    model = RWKV.from_pretrained(talker.source, strategy)
     rng = random.Random(1)
     scheduler = Scheduler(model.engine.model, slots=5, chunk=64, budget=7, turn=6)
     requests, params = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import oracle
+import oracle7
 import pytest
 import torch
 from checkpoint_files import save_pth
@@ -21,14 +22,20 @@ STRATEGIES = ("cpu fp32", "cpu fp32i8")
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
-def model(request):
-    return RWKV.from_pretrained("tales", request.param)
+def model(request, talker):
+    return RWKV.from_pretrained(talker.source, request.param, tokenizer=talker.tokenizer.name)
 
 
-@pytest.fixture(scope="module")
-def of_bytes(tmp_path_factory):
+OF_BYTES = {
+    "rwkv4": oracle.random_weights(Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=256)),
+    "rwkv7": oracle7.random_weights(oracle7.Shape(2, 2, 16, 40, 256)),
+}
+
+
+@pytest.fixture(scope="module", params=OF_BYTES.values(), ids=OF_BYTES)
+def of_bytes(request, tmp_path_factory):
     """A model whose tokens are bytes, at random, so that most of them end inside of a character."""
-    weights = oracle.random_weights(Shape(n_layer=2, n_embd=16, n_att=24, n_ffn=40, n_vocab=256))
+    weights = request.param
     loaded = RWKV.from_pretrained(save_pth(weights, tmp_path_factory.mktemp("bytes") / "m.pth"))
     return RWKV(loaded.engine, loaded.strategy, ByteTokenizer(), loaded.source)
 

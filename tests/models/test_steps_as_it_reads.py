@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import oracle
+import oracle7
 import pytest
 import torch
 from checkpoint_files import save_pth
@@ -58,4 +59,10 @@ def test_a_trained_model():
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16", "cpu fp32i4", "cpu fp32i8 *1 -> cpu fp32"])
 def test_other_formats_do_not(strategy, tmp_path):
     model = loaded(strategy, save_pth(oracle.random_weights(SHAPES[1]), tmp_path / "m.pth"))
+    assert not model.steps_as_it_reads
+
+
+def test_an_rwkv7_does_not(tmp_path):
+    """Its low-rank factors are floats, whose sums differ between the two."""
+    model = loaded("cpu fp32i8", save_pth(oracle7.random_weights(oracle7.Shape()), tmp_path / "m.pth"))
     assert not model.steps_as_it_reads

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
 import oracle
+import oracle7
 import pytest
 import torch
 from checkpoint_files import save_pth
 from oracle import Shape
-from states import FIELDS
 from tape import tape
 
 from rwkv_engine import RWKV, RequestError
@@ -25,13 +25,16 @@ from rwkv_engine.runtime.engine import CHUNK, GPU_CHUNK, chunk_for
 from rwkv_engine.runtime.graph import WARM_UPS, cuda_graph, eager
 
 SHAPE = Shape(n_layer=3, n_embd=40, n_att=56, n_ffn=72, n_vocab=101)
+SHAPE_7 = oracle7.Shape(n_layer=3, n_head=2, head_size=20, n_ffn=72, n_vocab=101)
+WEIGHTS = {4: oracle.random_weights(SHAPE), 7: oracle7.random_weights(SHAPE_7)}
 CAPTURES = {"eager": eager, "tape": tape}
 
 
-@pytest.fixture(params=["fp32", "bf16", "fp16"])
+@pytest.fixture(params=[(4, "fp32"), (4, "bf16"), (4, "fp16"), (7, "fp32")], ids=lambda p: f"rwkv{p[0]} {p[1]}")
 def engine(request, tmp_path) -> Engine:
-    path = save_pth(oracle.random_weights(SHAPE), tmp_path / "m.pth")
-    return RWKV.from_pretrained(path, f"cpu {request.param}").engine
+    version, precision = request.param
+    path = save_pth(WEIGHTS[version], tmp_path / "m.pth")
+    return RWKV.from_pretrained(path, f"cpu {precision}").engine
 
 
 def read(engine: Engine, batch: int, seed: int = 0):
@@ -41,7 +44,7 @@ def read(engine: Engine, batch: int, seed: int = 0):
 
 
 def assert_states_equal(one, other) -> None:
-    for name in (*FIELDS, "position"):
+    for name in (*one.fields, "position"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.fingerprint == other.fingerprint
 
@@ -69,7 +72,7 @@ def test_other_slots_stay_as_they_are(engine, capture):
     slots = decoder.pool.take(state)
     decoder.step(torch.tensor([3, 4, 5]), [slots[4], slots[0], slots[2]])
     after = decoder.pool.read(slots)
-    for name in (*FIELDS, "position"):
+    for name in (*state.fields, "position"):
         assert torch.equal(getattr(after, name)[[1, 3]], getattr(state, name)[[1, 3]])
         assert not torch.equal(getattr(after, name)[[0, 2, 4]], getattr(state, name)[[0, 2, 4]])
 
@@ -84,7 +87,7 @@ def test_a_bucket_keeps_nothing_from_its_last_step(engine):
     decoder.step(torch.tensor([5, 6, 7]), slots[:3])
     assert torch.equal(first, kept), "logits are the caller's"
     after = decoder.pool.read(slots)
-    for name in (*FIELDS, "position"):
+    for name in (*state.fields, "position"):
         assert torch.equal(getattr(after, name)[3], getattr(before, name)[3])
 
     draw, tokens = Draw(temperature=1.0), torch.tensor([1, 2, 3, 4])

@@ -22,8 +22,9 @@ PROMPT = "Once upon a time there was a king"
 
 
 @pytest.fixture(scope="module", params=("cpu fp32", "cpu fp32i8"))
-def client(request):
-    return Client(begun(RWKV.from_pretrained("tales", request.param), state_keys=SealingKeys([NEW])))
+def client(request, talker):
+    model = RWKV.from_pretrained(talker.source, request.param, tokenizer=talker.tokenizer.name)
+    return Client(begun(model, state_keys=SealingKeys([NEW])))
 
 
 @pytest.fixture(scope="module")
