@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from rwkv_engine.models import Model
 from rwkv_engine.native import build
 from rwkv_engine.runtime import Decoder
 
-linear_many = sys.modules["rwkv_engine.ops.linear_many"]  # the module, whose name the package gives to its function
+# The modules, whose names the package gives to their functions.
+linear_many, embed_norm = (sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm"))
 
 # What launches nothing: views and allocations.
 NOTHING = re.compile(
@@ -56,9 +58,21 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def _as_on_gpu() -> Iterator[None]:
+    """Makes functions that look at the device do what they do on a GPU."""
+    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference
+    linear_many._has_mixed_products = lambda x: True
+    embed_norm.embed_norm_reference = torch.ops.rwkv_engine.embed_norm
+    try:
+        yield
+    finally:
+        linear_many._has_mixed_products, embed_norm.embed_norm_reference = before
+
+
 def counted(function: Callable[[], object]) -> Counter[str]:
     """The kernels that a call launches, by operator."""
-    with torch.no_grad(), Launches() as launches:
+    with torch.no_grad(), _as_on_gpu(), Launches() as launches:
         function()
     return launches.counts
 
@@ -84,8 +98,7 @@ def of_a_chunk(model: Model, tokens: int, layers: int) -> int:
     def read(n: int) -> int:
         return sum(counted(lambda: model(torch.zeros(1, n, dtype=torch.int64), state)).values())
 
-    before, kept = linear_many._has_mixed_products, model.blocks
-    linear_many._has_mixed_products = lambda x: True  # as on a GPU
+    kept = model.blocks
     try:
         whole = read(tokens)
         model.blocks = kept[:-1]
@@ -93,6 +106,6 @@ def of_a_chunk(model: Model, tokens: int, layers: int) -> int:
         state = State.initial(replace(model.config, n_layer=len(kept) - 1))
         of_a_layer = whole - read(tokens)
     finally:
-        linear_many._has_mixed_products, model.blocks = before, kept
+        model.blocks = kept
         model.forget()
     return whole + (layers - len(kept)) * of_a_layer

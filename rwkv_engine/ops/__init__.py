@@ -4,6 +4,7 @@ from rwkv_engine.ops.blocks4_step import Blocks4Step, blocks4_step
 from rwkv_engine.ops.blocks7_step import Blocks7Step, Layer7, blocks7_step
 from rwkv_engine.ops.channel_mixing4_step import ChannelMixing4Step, channel_mixing4_step
 from rwkv_engine.ops.draw_tokens import draw_tokens
+from rwkv_engine.ops.embed_norm import embed_norm
 from rwkv_engine.ops.gate_residual import gate_residual
 from rwkv_engine.ops.linear import linear
 from rwkv_engine.ops.linear_many import linear_many
@@ -27,6 +28,7 @@ __all__ = [
     "blocks7_step",
     "channel_mixing4_step",
     "draw_tokens",
+    "embed_norm",
     "gate_residual",
     "linear",
     "linear_many",

@@ -25,6 +25,7 @@ from torch import Tensor
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels
 from rwkv_engine.ops import (
     draw_tokens,
+    embed_norm,
     gate_residual,
     linear,
     linear_many,
@@ -66,7 +67,7 @@ def test_every_operator_has_a_kernel(name, gpu):
         pytest.skip("torch's products serve it on GPUs")
     if name == "wkv7" and gpu != "cpu":
         pytest.skip("RWKV-7 has no kernels for GPUs yet")
-    if name in ("most_likely", "scale_rows") and gpu == "cpu":
+    if name in ("embed_norm", "most_likely", "scale_rows") and gpu == "cpu":
         pytest.skip("the reference serves it on the CPU")
     if name == "blocks4_step" and gpu != "cpu":
         pytest.skip("the operators of both halves serve it on GPUs")
@@ -271,6 +272,16 @@ def test_the_most_likely_tokens(gpu):
         logits[row, 17] = value
     for given in (logits, logits.double()):
         assert torch.equal(most_likely(on(gpu, [given])[0]).cpu(), most_likely_reference(given))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_normalised_embeddings(dtype, gpu):
+    table, weight, bias = normal(100, 777).to(dtype), normal(777, seed=1), normal(777, seed=2)
+    tokens = torch.arange(99, -1, -9)
+    exact = embed_norm(tokens, table.double(), weight.double(), bias.double(), 1e-5)
+    with torch.no_grad():
+        got = embed_norm(*on(gpu, [tokens, table, weight, bias]), 1e-5)
+    torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-6, atol=3e-6)
 
 
 def test_scaled_rows(gpu):
