@@ -264,6 +264,9 @@ def test_tokens_are_those_of_the_cpu(gpu):
     off = torch.zeros_like(draws)
     arguments = [logits, temperatures, torch.arange(64) % 3 * 20, off + 0.9, off, draws]
     assert torch.equal(draw_tokens(*on(gpu, arguments)).cpu(), draw_tokens(*arguments))
+    keys = torch.randint(2**62, (3, 64), generator=generator)
+    made = draw_tokens(*on(gpu, arguments[:5]), tuple(on(gpu, list(keys))))
+    assert torch.equal(made.cpu(), draw_tokens(*arguments[:5], tuple(keys)))
 
 
 def test_the_most_likely_tokens(gpu):

@@ -121,7 +121,7 @@ int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>
 
   // A product may be rounded up to the total itself, which no sum exceeds.
   const int64_t total = sum_of(whole.data(), V);
-  int64_t target = std::min(static_cast<int64_t>(draw.draws[b] * static_cast<double>(total)), total - 1);
+  int64_t target = std::min(static_cast<int64_t>(draw.fraction(b) * static_cast<double>(total)), total - 1);
   constexpr int64_t kBlock = 256;
   int64_t id = 0;
   for (int64_t sum; (sum = sum_of(&whole[id], std::min(kBlock, V - id))) <= target; id += kBlock) target -= sum;
