@@ -51,6 +51,10 @@ class Launches(TorchDispatchMode):
         if func.namespace == "rwkv_engine" and name not in self._registered:
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
+        with self:  # what torch composes of other operators, such as a reshape that may or may not copy
+            composed = func.decompose(*args, **(kwargs or {}))
+        if composed is not NotImplemented:
+            return composed
         if not NOTHING.match(name):
             self.counts[name] += OURS.get(name, 1)
         if func is torch.ops.aten.mm.dtype:  # which the CPU does not have
@@ -96,6 +100,7 @@ def of_a_chunk(model: Model, tokens: int, layers: int) -> int:
     state = State.initial(model.config).to(model.device_map.home)
 
     def read(n: int) -> int:
+        counted(lambda: model(torch.zeros(1, 2, dtype=torch.int64), state))  # layers keep what they make of parameters
         return sum(counted(lambda: model(torch.zeros(1, n, dtype=torch.int64), state)).values())
 
     kept = model.blocks

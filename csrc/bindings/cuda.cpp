@@ -1,5 +1,6 @@
 // The operators of the CUDA library, in one translation unit: reading torch's headers takes six seconds, ten times what
 // the rest of a binding does.
+#include "bindings/activate_rows_cuda.h"
 #include "bindings/draw_tokens_cuda.h"
 #include "bindings/embed_norm_cuda.h"
 #include "bindings/linear_cuda.h"

@@ -11,7 +11,10 @@ from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
 from rwkv_engine.ops.philox_uniform import philox_uniform_reference
 
-DRAW_TOKENS_SCHEMA = "draw_tokens(Tensor logits, Tensor temperatures, Tensor top_k, Tensor top_p, Tensor min_p, Tensor[] draws) -> Tensor"
+DRAW_TOKENS_SCHEMA = (
+    "draw_tokens(Tensor logits, Tensor temperatures, Tensor top_k, Tensor top_p, Tensor min_p,"
+    " Tensor[] draws) -> Tensor"
+)
 # The integer that stands for the largest probability of a row; the sum of 2^17 of them fits into int64.
 LARGEST = 2.0**45
 

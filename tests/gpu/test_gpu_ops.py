@@ -24,31 +24,47 @@ from torch import Tensor
 
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels
 from rwkv_engine.ops import (
+    activate_rows,
     draw_tokens,
     embed_norm,
     gate_residual,
     linear,
     linear_many,
     ln_shift,
+    ln_shift_rounded,
     most_likely,
     philox_uniform,
+    residual_rows,
     scale_rows,
     squared_relu_,
     tile,
     untile,
+    untile_alike,
 )
+from rwkv_engine.ops.activate_rows import activate_rows_reference
 from rwkv_engine.ops.gate_residual import gate_residual_reference
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.linear_many import dense_product
 from rwkv_engine.ops.ln_shift import ln_shift_reference
 from rwkv_engine.ops.most_likely import most_likely_reference
 from rwkv_engine.ops.philox_uniform import philox_uniform_reference
+from rwkv_engine.ops.residual_rows import residual_rows_reference
 from rwkv_engine.ops.scale_rows import scale_rows_reference
 from rwkv_engine.ops.squared_relu import squared_relu_reference
 from rwkv_engine.ops.tiles import tiled_shape
 
 pytestmark = pytest.mark.gpu
 require_gpu()
+# The reference serves them on the CPU.
+FOR_GPUS = {
+    "activate_rows",
+    "embed_norm",
+    "ln_shift_rounded",
+    "most_likely",
+    "residual_rows",
+    "scale_rows",
+    "untile_alike",
+}
 MATRICES = [(1, 1), (16, 32), (17, 33), (15, 31), (40, 100), (2056, 8), (8, 2056), (50, 65), (768, 3072), (8192, 2048)]
 
 
@@ -67,7 +83,7 @@ def test_every_operator_has_a_kernel(name, gpu):
         pytest.skip("torch's products serve it on GPUs")
     if name == "wkv7" and gpu != "cpu":
         pytest.skip("RWKV-7 has no kernels for GPUs yet")
-    if name in ("embed_norm", "most_likely", "scale_rows") and gpu == "cpu":
+    if name in FOR_GPUS and gpu == "cpu":
         pytest.skip("the reference serves it on the CPU")
     if name == "blocks4_step" and gpu != "cpu":
         pytest.skip("the operators of both halves serve it on GPUs")
@@ -175,6 +191,9 @@ def test_tiles(size, dtype, gpu):
     tile(weight.to(gpu), tiles)
     assert torch.equal(tiles.cpu(), tiled(weight))
     assert torch.equal(untile(tiles, *size).cpu(), weight)
+    other = tiled(weight.flip(0)).to(gpu)
+    alike = untile_alike([tiles, other, tiles], *size).cpu()
+    assert torch.equal(alike, torch.stack([weight, weight.flip(0), weight]))
     if size[1] > 1:
         transposed = weight.to(gpu).t()
         back = torch.empty(tiled_shape(*transposed.shape, dtype), dtype=dtype, device=gpu)
@@ -292,6 +311,26 @@ def test_scaled_rows(gpu):
     for columns in (None, normal(777).abs()):
         for got, expected in zip(scale_rows(*on(gpu, [x, columns])), scale_rows_reference(x, columns), strict=True):
             assert torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rows_around_products_in_16_bits(dtype, gpu):
+    """Rounded once; the activations before may differ from the reference's by float32's rounding."""
+    x, y, gate = (normal(50, 777, seed=i, scale=9) for i in range(3))
+    unit = torch.finfo(dtype).eps
+    for own in (None, gate):
+        arguments = on(gpu, [x, own])
+        for got, expected in zip(activate_rows(*arguments, dtype), activate_rows_reference(x, own, dtype), strict=True):
+            assert got.dtype == expected.dtype
+            torch.testing.assert_close(got.cpu().float(), expected.float(), rtol=unit, atol=1e-6)
+        powers = 2.0 ** torch.arange(-25, 25).unsqueeze(-1)
+        got, exact = residual_rows(*on(gpu, [x, own, y, powers])), residual_rows_reference(x, own, y, powers)
+        torch.testing.assert_close(got.cpu(), exact, rtol=1e-5, atol=1e-5)
+    arguments = shifts(2, 40, 24)
+    mixed, last = ln_shift_rounded(*on(gpu, arguments), dtype)
+    expected, end = ln_shift(*on(gpu, arguments))
+    assert torch.equal(mixed, expected.to(dtype))
+    assert torch.equal(last, end)
 
 
 def test_powers_of_two_are_exact(gpu):

@@ -74,3 +74,10 @@ def test_a_token_launches_what_the_documentation_says():
         for name, draw in {"greedy": Draw(0.0), "temperature": Draw(1.0), "top-p": Draw(0.8, top_p=0.9)}.items()
     }
     assert counts == {"greedy": 7, "temperature": 8, "top-p": 8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_chunk_launches_what_the_documentation_says(dtype):
+    model = RWKV.from_pretrained("tales", f"cpu {dtype}").engine.model
+    assert launches.of_a_chunk(model, 200, 24) == 492
