@@ -20,7 +20,9 @@ from rwkv_engine.native import build
 from rwkv_engine.runtime import Decoder
 
 # The modules, whose names the package gives to their functions.
-linear_many, embed_norm = (sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm"))
+linear_many, embed_norm, positions = (
+    sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm", "advance_positions")
+)
 
 # What launches nothing: views and allocations.
 NOTHING = re.compile(
@@ -65,13 +67,15 @@ class Launches(TorchDispatchMode):
 @contextmanager
 def _as_on_gpu() -> Iterator[None]:
     """Makes functions that look at the device do what they do on a GPU."""
-    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference
+    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference, positions.advance_positions_reference
     linear_many._has_mixed_products = lambda x: True
     embed_norm.embed_norm_reference = torch.ops.rwkv_engine.embed_norm
+    positions.advance_positions_reference = torch.ops.rwkv_engine.advance_positions
     try:
         yield
     finally:
-        linear_many._has_mixed_products, embed_norm.embed_norm_reference = before
+        linear_many._has_mixed_products = before[0]
+        embed_norm.embed_norm_reference, positions.advance_positions_reference = before[1:]
 
 
 def counted(function: Callable[[], object]) -> Counter[str]:

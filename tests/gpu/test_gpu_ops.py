@@ -25,6 +25,7 @@ from torch import Tensor
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels
 from rwkv_engine.ops import (
     activate_rows,
+    advance_positions,
     draw_tokens,
     embed_norm,
     gate_residual,
@@ -58,6 +59,7 @@ require_gpu()
 # The reference serves them on the CPU.
 FOR_GPUS = {
     "activate_rows",
+    "advance_positions",
     "embed_norm",
     "ln_shift_rounded",
     "most_likely",
@@ -304,6 +306,13 @@ def test_normalised_embeddings(dtype, gpu):
     with torch.no_grad():
         got = embed_norm(*on(gpu, [tokens, table, weight, bias]), 1e-5)
     torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-6, atol=3e-6)
+
+
+def test_positions_advance(gpu):
+    positions, after = torch.arange(17).to(gpu), torch.zeros(3, dtype=torch.int64, device=gpu)
+    advance_positions(positions, torch.tensor([16, 0, 5], device=gpu), after)
+    assert after.tolist() == [17, 1, 6]
+    assert positions.tolist() == [1, 1, 2, 3, 4, 6, *range(6, 16), 17]
 
 
 def test_scaled_rows(gpu):
