@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,10 @@ from rwkv_engine.models import Model
 from rwkv_engine.native import build
 from rwkv_engine.runtime import Decoder
 
-linear_many = sys.modules["rwkv_engine.ops.linear_many"]  # the module, whose name the package gives to its function
+# The modules, whose names the package gives to their functions.
+linear_many, embed_norm, positions = (
+    sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm", "advance_positions")
+)
 
 # What launches nothing: views and allocations.
 NOTHING = re.compile(
@@ -49,6 +53,10 @@ class Launches(TorchDispatchMode):
         if func.namespace == "rwkv_engine" and name not in self._registered:
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
+        with self:  # what torch composes of other operators, such as a reshape that may or may not copy
+            composed = func.decompose(*args, **(kwargs or {}))
+        if composed is not NotImplemented:
+            return composed
         if not NOTHING.match(name):
             self.counts[name] += OURS.get(name, 1)
         if func is torch.ops.aten.mm.dtype:  # which the CPU does not have
@@ -56,9 +64,23 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def _as_on_gpu() -> Iterator[None]:
+    """Makes functions that look at the device do what they do on a GPU."""
+    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference, positions.advance_positions_reference
+    linear_many._has_mixed_products = lambda x: True
+    embed_norm.embed_norm_reference = torch.ops.rwkv_engine.embed_norm
+    positions.advance_positions_reference = torch.ops.rwkv_engine.advance_positions
+    try:
+        yield
+    finally:
+        linear_many._has_mixed_products = before[0]
+        embed_norm.embed_norm_reference, positions.advance_positions_reference = before[1:]
+
+
 def counted(function: Callable[[], object]) -> Counter[str]:
     """The kernels that a call launches, by operator."""
-    with torch.no_grad(), Launches() as launches:
+    with torch.no_grad(), _as_on_gpu(), Launches() as launches:
         function()
     return launches.counts
 
@@ -82,10 +104,10 @@ def of_a_chunk(model: Model, tokens: int, layers: int) -> int:
     state = State.initial(model.config).to(model.device_map.home)
 
     def read(n: int) -> int:
+        counted(lambda: model(torch.zeros(1, 2, dtype=torch.int64), state))  # layers keep what they make of parameters
         return sum(counted(lambda: model(torch.zeros(1, n, dtype=torch.int64), state)).values())
 
-    before, kept = linear_many._has_mixed_products, model.blocks
-    linear_many._has_mixed_products = lambda x: True  # as on a GPU
+    kept = model.blocks
     try:
         whole = read(tokens)
         model.blocks = kept[:-1]
@@ -93,6 +115,6 @@ def of_a_chunk(model: Model, tokens: int, layers: int) -> int:
         state = State.initial(replace(model.config, n_layer=len(kept) - 1))
         of_a_layer = whole - read(tokens)
     finally:
-        linear_many._has_mixed_products, model.blocks = before, kept
+        model.blocks = kept
         model.forget()
     return whole + (layers - len(kept)) * of_a_layer

@@ -6,6 +6,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <vector>
+
 #include "kernels/draw_tokens.h"
 
 namespace rwkv {
@@ -20,7 +22,7 @@ inline void check_logits(const char* op, const Tensor& logits) {
 
 template <class Device>
 Tensor draw_tokens(const Tensor& logits, const Tensor& temperatures, const Tensor& top_k, const Tensor& top_p,
-                   const Tensor& min_p, const Tensor& draws) {
+                   const Tensor& min_p, at::TensorList draws) {
   static constexpr char op[] = "rwkv_engine::draw_tokens";
   check_logits(op, logits);
   const int64_t B = logits.size(0);
@@ -33,14 +35,21 @@ Tensor draw_tokens(const Tensor& logits, const Tensor& temperatures, const Tenso
   };
   const Tensor numbers = logits.contiguous(), temperature = of_rows("temperatures", temperatures, at::kDouble),
                k = of_rows("top_k", top_k, at::kLong), p = of_rows("top_p", top_p, at::kDouble),
-               least = of_rows("min_p", min_p, at::kDouble), draw = of_rows("draws", draws, at::kDouble);
+               least = of_rows("min_p", min_p, at::kDouble);
+  const bool are_numbers = draws.size() == 1;  // otherwise they are seeds, samples and positions
+  TORCH_CHECK(are_numbers || draws.size() == 3, op,
+              ": draws: expected one tensor, or seeds, samples and positions, got ", draws.size());
+  std::vector<Tensor> keys;
+  for (const Tensor& key : draws) keys.push_back(of_rows("draws", key, are_numbers ? at::kDouble : at::kLong));
+  const auto key = [&](int i) { return are_numbers ? nullptr : keys[i].const_data_ptr<int64_t>(); };
   const Device on(logits.device());
   Tensor ids = at::empty({B}, k.options());
   const auto launch = [&]<class Logit>(Logit) {
     on.draw_tokens(
         DrawTokens<Logit>{B, logits.size(1), numbers.const_data_ptr<Logit>(), temperature.const_data_ptr<double>(),
-                          p.const_data_ptr<double>(), least.const_data_ptr<double>(), draw.const_data_ptr<double>(),
-                          k.const_data_ptr<int64_t>(), ids.data_ptr<int64_t>()},
+                          p.const_data_ptr<double>(), least.const_data_ptr<double>(),
+                          are_numbers ? keys[0].const_data_ptr<double>() : nullptr, k.const_data_ptr<int64_t>(),
+                          ids.data_ptr<int64_t>(), key(0), key(1), key(2)},
         temperature);
   };
   logits.scalar_type() == at::kFloat ? launch(float{}) : launch(double{});

@@ -1,6 +1,7 @@
-// rwkv_engine::tile, untile and linear on CUDA: check, allocate, launch, register. No arithmetic.
+// rwkv_engine::tile, untile, untile_alike and linear on CUDA: check, allocate, launch, register. No arithmetic.
 #pragma once
 
+#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -32,11 +33,32 @@ struct LinearOnCuda {
   }
 };
 
+Tensor untile_alike(at::TensorList tiles, int64_t outputs, int64_t inputs) {
+  static constexpr char op[] = "rwkv_engine::untile_alike";
+  const auto n = static_cast<int64_t>(tiles.size());
+  TORCH_CHECK(0 < n && n <= cuda::kMostAlike, op, ": tiles: expected 1 to ", cuda::kMostAlike, " matrices, got ", n);
+  const Tensor& first = tiles[0];
+  for (const Tensor& matrix : tiles) {
+    check_tiles(op, "tiles", matrix, outputs, inputs, first.device());
+    TORCH_CHECK(matrix.scalar_type() == first.scalar_type(), op, ": tiles: expected ", first.scalar_type(),
+                " as the first, got ", matrix.scalar_type());
+  }
+  Tensor weights = at::empty({n, outputs, inputs}, first.options());
+  const LinearOnCuda on(first.device());
+  for_tiled(op, "tiles", first, [&]<class Weight>(Weight) {
+    cuda::Alike<Weight> all{{}, static_cast<int>(n)};
+    for (int64_t i = 0; i < n; ++i) all.tiles[i] = static_cast<const Weight*>(tiles[i].const_data_ptr());
+    C10_CUDA_CHECK(cuda::untile_alike(all, outputs, inputs, static_cast<Weight*>(weights.data_ptr()), on.stream));
+  });
+  return weights;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rwkv_engine, CUDA, m) {
   m.impl("tile", &tile<LinearOnCuda>);
   m.impl("untile", &untile<LinearOnCuda>);
+  m.impl("untile_alike", &untile_alike);
   m.impl("linear", &linear<LinearOnCuda>);
 }
 

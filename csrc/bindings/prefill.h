@@ -16,10 +16,10 @@ namespace rwkv {
 
 using at::Tensor;
 
+// ln_shift whose mixed rows have this dtype, which must be one that the device's kernel writes.
 template <class Device>
-std::tuple<Tensor, Tensor> ln_shift(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
-                                    const Tensor& mixes, const Tensor& shift) {
-  static constexpr char op[] = "rwkv_engine::ln_shift";
+std::tuple<Tensor, Tensor> ln_shift_as(const char* op, const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias,
+                                       double eps, const Tensor& mixes, const Tensor& shift, at::ScalarType dtype) {
   TORCH_CHECK(x.dim() == 3 && x.size(1) > 0, op, ": x: expected shape (B, T, C) with T > 0, got ", x.sizes());
   TORCH_CHECK(mixes.dim() == 2, op, ": mixes: expected shape (M, C), got ", mixes.sizes());
   const at::Device device = x.device();
@@ -29,18 +29,25 @@ std::tuple<Tensor, Tensor> ln_shift(const Tensor& x, const Tensor& ln_weight, co
                bias = float_argument(op, "ln_bias", ln_bias, {C}, device),
                mix = float_argument(op, "mixes", mixes, {M, C}, device),
                before = float_argument(op, "shift", shift, {B, C}, device);
-  Tensor mixed = at::empty({M, B, T, C}, rows.options()), last = at::empty({B, C}, rows.options());
-  Device(device).ln_shift({B,
-                           T,
-                           C,
-                           M,
-                           rows.const_data_ptr<float>(),
-                           {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
-                           mix.const_data_ptr<float>(),
-                           before.const_data_ptr<float>(),
-                           mixed.data_ptr<float>(),
-                           last.data_ptr<float>()});
+  Tensor mixed = at::empty({M, B, T, C}, rows.options().dtype(dtype)), last = at::empty({B, C}, rows.options());
+  const LnShift all{B,
+                    T,
+                    C,
+                    M,
+                    rows.const_data_ptr<float>(),
+                    {weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)},
+                    mix.const_data_ptr<float>(),
+                    before.const_data_ptr<float>(),
+                    dtype == at::kFloat ? mixed.data_ptr<float>() : nullptr,
+                    last.data_ptr<float>()};
+  Device(device).ln_shift(all, mixed);
   return {mixed, last};
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor> ln_shift(const Tensor& x, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
+                                    const Tensor& mixes, const Tensor& shift) {
+  return ln_shift_as<Device>("rwkv_engine::ln_shift", x, ln_weight, ln_bias, eps, mixes, shift, at::kFloat);
 }
 
 template <class Device>

@@ -15,7 +15,7 @@ namespace {
 struct PrefillOnCpu {
   explicit PrefillOnCpu(at::Device) {}
 
-  void ln_shift(const LnShift& all) const { cpu::ln_shift(all, torch_threads); }
+  void ln_shift(const LnShift& all, const at::Tensor&) const { cpu::ln_shift(all, torch_threads); }
   void squared_relu(float* k, int64_t n) const { cpu::squared_relu(k, n, torch_threads); }
   void gate_residual(const float* x, const float* r, const float* y, int64_t n, float* out) const {
     cpu::gate_residual(x, r, y, n, out, torch_threads);

@@ -2,20 +2,28 @@
 #pragma once
 
 #include "kernels/math.h"
+#include "kernels/philox.h"
 
 namespace rwkv {
 
 // Samples a token for each of B texts from the logits of a vocabulary of V. Temperature, top-k, top-p and min-p apply
-// in this order, then the inverse of the cumulative distribution at `draws`, as the reference in
+// in this order, then the inverse of the cumulative distribution at `draws`, or
+// at the random numbers of seeds, samples and positions where `draws` is null, as the reference in
 // rwkv_engine/ops/draw_tokens.py says. Logit is float, whose rows must be finite, or double, where -inf bans a token. A
 // row that is not so gets -1.
 template <class Logit>
 struct DrawTokens {
   int64_t B, V;
-  const Logit* logits;                                 // (B, V)
-  const double *temperatures, *top_p, *min_p, *draws;  // (B,) each
-  const int64_t* top_k;                                // (B,)
-  int64_t* ids;                                        // (B,)
+  const Logit* logits;                                                       // (B, V)
+  const double *temperatures, *top_p, *min_p, *draws;                        // (B,) each
+  const int64_t* top_k;                                                      // (B,)
+  int64_t* ids;                                                              // (B,)
+  const int64_t *seeds = nullptr, *samples = nullptr, *positions = nullptr;  // (B,) each, without draws
+
+  // The random number of row b.
+  RWKV_HOST_DEVICE double fraction(int64_t b) const {
+    return draws ? draws[b] : philox_number(seeds[b], samples[b], positions[b]);
+  }
 };
 
 // Probabilities relative to the largest become integers, for their sums are exact, and do not depend on the order of

@@ -27,7 +27,7 @@ RWKV_HOST_DEVICE inline PhiloxWords philox4x32(PhiloxWords counter, uint32_t key
 }
 
 // A number in [0, 1) with 53 random bits; the arguments are unsigned 64-bit integers.
-RWKV_HOST_DEVICE inline double philox_uniform(int64_t seed, int64_t sample, int64_t position) {
+RWKV_HOST_DEVICE inline double philox_number(int64_t seed, int64_t sample, int64_t position) {
   const uint64_t key = seed, high = sample, low = position;
   const PhiloxWords bits = philox4x32({{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32),
                                         static_cast<uint32_t>(high), static_cast<uint32_t>(high >> 32)}},

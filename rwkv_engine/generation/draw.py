@@ -51,10 +51,10 @@ class Draw:
         """The same for logits (B, V) float64 with -inf for banned tokens, which are not checked with `compat`."""
         if self.temperature == 0 and self.compat is None:
             return most_likely(logits)
-        draws = philox_uniform(seeds, samples, positions)
         if self.compat is None:
-            return draw_tokens(logits, *of_rows((self,) * len(logits), logits.device), draws)
-        return inverse_cdf(self.probabilities(logits), draws)
+            rows = of_rows((self,) * len(logits), logits.device)
+            return draw_tokens(logits, *rows, (seeds, samples, positions))
+        return inverse_cdf(self.probabilities(logits), philox_uniform(seeds, samples, positions))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution that `ids` samples from, see the module `distribution`."""

@@ -11,7 +11,7 @@ from rwkv_engine.generation.draw import of_rows, where_finite
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.token_mask import apply_masks, check_allowed
 from rwkv_engine.ops.draw_tokens import draw_tokens
-from rwkv_engine.ops.philox_uniform import as_int64, philox_uniform
+from rwkv_engine.ops.philox_uniform import as_int64
 from rwkv_engine.runtime.transfer import moved
 
 
@@ -34,7 +34,7 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         ids[row] = requests[row].sampler.draw.ids(adjusted[row : row + 1], positions, seeds, samples)[0]
     if len(own) < len(requests):
         draws = tuple(request.sampler.draw for request in requests)
-        drawn = draw_tokens(adjusted, *of_rows(draws, logits.device), philox_uniform(*numbers))
+        drawn = draw_tokens(adjusted, *of_rows(draws, logits.device), (numbers[0], numbers[1], numbers[2]))
         is_own = torch.tensor([bool(d.compat) for d in draws], device=ids.device) if own else None
         ids = drawn if is_own is None else torch.where(is_own, ids, drawn)
     check_allowed(adjusted, ids, requests)

@@ -26,6 +26,7 @@ from rwkv_engine.models.block import Block, float32_norm
 from rwkv_engine.models.int4 import Int4Error
 from rwkv_engine.models.streaming import Streaming
 from rwkv_engine.models.weights import Dense
+from rwkv_engine.ops.embed_norm import embed_norm
 from rwkv_engine.ops.linear import MOST_ROWS
 
 
@@ -181,7 +182,8 @@ class Model(nn.Module):
         Returns:
             Logits (B, V).
         """
-        x, first = self._embed(tokens), None
+        norm, table = self.layers[0].ln0, self.emb.weight
+        x, first = embed_norm(tokens.to(table.device), table, norm.weight, norm.bias, norm.eps), None
         blocks = self.layers
         with self._forward_pass():
             for device, run in self.device_map.runs:

@@ -20,15 +20,18 @@ from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.core.state import LayerState
 from rwkv_engine.models.block import Block, float32_parameter
 from rwkv_engine.models.model import Model
+from rwkv_engine.models.rwkv4_made import Made, shifted
 from rwkv_engine.models.rwkv4_noise import input_moments, noise
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops import (
     Blocks4Step,
+    activate_rows,
     blocks4_step,
     gate_residual,
-    ln_shift,
+    residual_rows,
     squared_relu_,
+    untile_alike,
     wkv4,
 )
 
@@ -57,17 +60,33 @@ class TimeMixing(nn.Module):
         self.output = Dense(a, c)
 
     def forward(
-        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None
+        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None, made: Made
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `att_shift` and `wkv_*`."""
-        mixes = torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r])
-        (k_in, v_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["att_shift"], lengths)
-        k, v, r = self.key(k_in), self.value(v_in), self.receptance(r_in)
-        decay = -torch.exp(self.time_decay)
+        dtype = made.rounded_for(x, self.key, self.value, self.receptance, self.output)
+        (k_in, v_in, r_in), shift = shifted(x, norm, made.mixes, state["att_shift"], lengths, dtype)
+        if dtype is None:
+            k, v, r = self.key(k_in), self.value(v_in), self.receptance(r_in)
+        else:
+            own = [cast(Tiled, matrix) for matrix in (self.key, self.value, self.receptance)]
+            weights = untile_alike([matrix.tiles for matrix in own], own[0].out_features, own[0].in_features)
+            k, v, r = (
+                matrix(rows, weight) for matrix, rows, weight in zip(own, (k_in, v_in, r_in), weights, strict=True)
+            )
         before = state["wkv_num"], state["wkv_den"], state["wkv_max"]
-        y, num, den, max = wkv4(decay, self.time_first, k, v, *before, lengths=lengths)
-        out = self.output(gate_residual(None, r, y))
-        return x + out, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
+        assert made.decay is not None
+        y, num, den, max = wkv4(made.decay, self.time_first, k, v, *before, lengths=lengths)
+        if dtype is None:
+            x = x + self.output(gate_residual(None, r, y))
+        else:
+            rows, powers = activate_rows(y.flatten(0, 1), r.flatten(0, 1), dtype)
+            x = residual_rows(x.flatten(0, 1), None, self.output(rows), powers).view_as(x)
+        return x, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
+
+    def made(self, norm: nn.LayerNorm) -> Made:
+        """What `forward` needs besides the parameters."""
+        mixes = torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r])
+        return Made(mixes, -torch.exp(self.time_decay), norm)
 
     def fixed(self, norm: nn.LayerNorm) -> Fixed:
         """The arguments of `TimeMixing4Step` from `ln_weight` to `output` but `eps`, and `scales`."""
@@ -103,13 +122,21 @@ class ChannelMixing(nn.Module):
         self.value = Dense(f, c)
 
     def forward(
-        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None
+        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None, made: Made
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `ffn_shift`."""
-        mixes = torch.stack([self.time_mix_k, self.time_mix_r])
-        (k_in, r_in), shift = ln_shift(x, norm.weight, norm.bias, norm.eps, mixes, state["ffn_shift"], lengths)
-        v = self.value(squared_relu_(self.key(k_in)))
-        return gate_residual(x, self.receptance(r_in), v), {"ffn_shift": shift}
+        dtype = made.rounded_for(x, self.key, self.receptance, self.value)
+        (k_in, r_in), shift = shifted(x, norm, made.mixes, state["ffn_shift"], lengths, dtype)
+        k, r = self.key(k_in), self.receptance(r_in)
+        if dtype is None:
+            return gate_residual(x, r, self.value(squared_relu_(k))), {"ffn_shift": shift}
+        rows, powers = activate_rows(k.flatten(0, 1), None, dtype)
+        y = residual_rows(x.flatten(0, 1), r.flatten(0, 1), self.value(rows), powers)
+        return y.view_as(x), {"ffn_shift": shift}
+
+    def made(self, norm: nn.LayerNorm) -> Made:
+        """What `forward` needs besides the parameters."""
+        return Made(torch.stack([self.time_mix_k, self.time_mix_r]), None, norm)
 
     def fixed(self, norm: nn.LayerNorm) -> Fixed:
         """The arguments of `ChannelMixing4Step` from `ln_weight` to `value`, and `scales`."""
@@ -148,8 +175,9 @@ class Rwkv4Block(Block):
         self, x: Tensor, state: LayerState, first: Tensor | None = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, LayerState, Tensor | None]:
         """Processes many tokens, see `Block.forward`."""
-        x, att_state = self.att(x, self.ln1, state, lengths)
-        x, ffn_state = self.ffn(x, self.ln2, state, lengths)
+        time, channel = self._made if self.is_packed else self._make()
+        x, att_state = self.att(x, self.ln1, state, lengths, time)
+        x, ffn_state = self.ffn(x, self.ln2, state, lengths, channel)
         return x, {**att_state, **ffn_state}, None
 
     @classmethod
@@ -183,6 +211,15 @@ class Rwkv4Block(Block):
         time, channel = self.att.fixed(self.ln1), self.ffn.fixed(self.ln2)
         return Fixed([*time.parameters, *channel.parameters], [*time.scales, *channel.scales])
 
+    def _make(self) -> tuple[Made, Made]:
+        return self.att.made(self.ln1), self.ffn.made(self.ln2)
+
+    @cached_property
+    def _made(self) -> tuple[Made, Made]:
+        """What a prompt needs; without a gradient, as the parameters of packed layers. On a GPU each is a launch."""
+        with torch.no_grad():
+            return self._make()
+
     @property
     def is_packed(self) -> bool:
         """Whether the matrices have the memory layouts that the kernels of `step` read."""
@@ -198,7 +235,8 @@ class Rwkv4Block(Block):
 
     def forget(self) -> None:
         """Drops tensors that were computed from parameters."""
-        self.__dict__.pop("_fixed", None)
+        for name in ("_fixed", "_made"):
+            self.__dict__.pop(name, None)
 
 
 class Rwkv4(Model):

@@ -1,5 +1,7 @@
 """The matrices of a model, one class for each memory layout. Inputs and outputs are float32.
 
+On a GPU, inputs of packed 16-bit matrices may have the dtype of the weights, see `ops.linear_many.mixed_product`.
+
 An input (B, K) is one token of each of B sequences; (B, T, K) is many tokens.
 """
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from rwkv_engine.ops import linear, linear_many
 from rwkv_engine.ops.in_floats import rows_in_floats, tiles_in_floats
 from rwkv_engine.ops.linear import MOST_ROWS
-from rwkv_engine.ops.linear_many import dense_product
+from rwkv_engine.ops.linear_many import dense_product, mixed_product
 
 
 class Dense(nn.Linear):
@@ -40,8 +42,10 @@ class Tiled(nn.Module):
         """W (outputs, inputs), a row-major copy; quantised weights are converted to float32."""
         return tiles_in_floats(self.tiles, self.out_features, self.in_features, self.scales)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., inputs) -> (..., outputs)."""
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x (..., inputs) -> (..., outputs). `weight`: what the attribute gives, if the caller has it already."""
+        if x.dtype == self.tiles.dtype != torch.float32:
+            return mixed_product(x, self.weight if weight is None else weight)
         # A short chunk (B, T, K) of a long text also counts as many tokens: results must not depend on the chunks.
         few = x.ndim == 2 and len(x) <= MOST_ROWS
         product = linear if few else linear_many
@@ -66,6 +70,8 @@ class InputMajor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
+        if x.dtype == self.rows.dtype != torch.float32:
+            return mixed_product(x, self.weight)
         rows = linear_many(x.reshape(-1, self.in_features), self.rows, self.out_features, self.scales)
         return rows.view(*x.shape[:-1], self.out_features)
 

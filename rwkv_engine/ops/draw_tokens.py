@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
+from rwkv_engine.ops.philox_uniform import philox_uniform_reference
 
 DRAW_TOKENS_SCHEMA = (
-    "draw_tokens(Tensor logits, Tensor temperatures, Tensor top_k, Tensor top_p, Tensor min_p, Tensor draws) -> Tensor"
+    "draw_tokens(Tensor logits, Tensor temperatures, Tensor top_k, Tensor top_p, Tensor min_p,"
+    " Tensor[] draws) -> Tensor"
 )
 # The integer that stands for the largest probability of a row; the sum of 2^17 of them fits into int64.
 LARGEST = 2.0**45
 
 
 def draw_tokens(
-    logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, draws: Tensor
+    logits: Tensor,
+    temperatures: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    draws: Tensor | tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
     """Samples one id for each row, after temperature, top-k, top-p and min-p; see `SamplingParams`.
 
@@ -29,7 +38,8 @@ def draw_tokens(
         top_k: (B,) int64; 0 is off.
         top_p: (B,) float64; 1 is off.
         min_p: (B,) float64; 0 is off.
-        draws: (B,) float64, random numbers in [0, 1).
+        draws: (B,) float64, random numbers in [0, 1); or the seeds, samples and positions that `philox_uniform` makes
+            them of, which on a GPU takes no kernel of its own.
 
     Returns:
         (B,) int64, -1 for rows with NaN or infinity, unless it is -inf in float64, and for rows of which every token is
@@ -39,11 +49,13 @@ def draw_tokens(
         RuntimeError: shapes, dtypes or devices do not match.
     """
     cpu_kernels.ensure_loaded()
-    return torch.ops.rwkv_engine.draw_tokens(logits, temperatures, top_k, top_p, min_p, draws)
+    return torch.ops.rwkv_engine.draw_tokens(
+        logits, temperatures, top_k, top_p, min_p, [draws] if isinstance(draws, Tensor) else draws
+    )
 
 
 def draw_tokens_reference(
-    logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, draws: Tensor
+    logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, draws: Sequence[Tensor]
 ) -> Tensor:
     """`draw_tokens` in plain torch."""
     largest = logits.amax(dim=-1, keepdim=True)
@@ -60,7 +72,8 @@ def draw_tokens_reference(
     cumulative = whole.cumsum(dim=-1)
     is_kept = (cumulative - whole < top_p.unsqueeze(-1) * cumulative[:, -1:].double()) | (top_p == 1).unsqueeze(-1)
     ordered = ordered.where(is_kept & (ordered >= min_p.unsqueeze(-1)), 0)
-    sampled = inverse_cdf(torch.zeros_like(weights).scatter(-1, ids, ordered), draws)
+    numbers = draws[0] if len(draws) == 1 else philox_uniform_reference(*draws)
+    sampled = inverse_cdf(torch.zeros_like(weights).scatter(-1, ids, ordered), numbers)
     return torch.where(greedy, logits.argmax(dim=-1), sampled).masked_fill(~is_sound, -1)
 
 

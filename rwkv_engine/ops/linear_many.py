@@ -75,6 +75,22 @@ def dense_product(x: Tensor, weight: Tensor) -> Tensor:
     return _times_power(_rounded_product(x, weight), exponent)
 
 
+def mixed_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows (..., K) times W^T, both bfloat16 or both float16, on a GPU -> (..., N) float32. It has no gradient."""
+    flat = rows.view(-1, rows.shape[-1])
+    return torch.mm(flat, weight.t(), out_dtype=torch.float32).view(*rows.shape[:-1], len(weight))
+
+
+def rounded_for(x: Tensor, *weights: Tensor) -> torch.dtype | None:
+    """The 16-bit dtype that the activations x are rounded to before products with these weights.
+
+    None where weights have other dtypes than one of 16 bits, or where `mixed_product` cannot serve.
+    """
+    dtype = weights[0].dtype
+    is_rounded = dtype in (torch.bfloat16, torch.float16) and all(weight.dtype == dtype for weight in weights)
+    return dtype if is_rounded and x.dtype == torch.float32 and _has_mixed_products(x) else None
+
+
 def int8_product(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
     """x (M, K) float32 times W^T -> (M, N) float32 on a GPU, with int8 weights W as in `ops.int8`, in float16.
 
@@ -111,8 +127,7 @@ def _has_mixed_products(x: Tensor) -> bool:
 
 def _rounded_product(x: Tensor, weight: Tensor) -> Tensor:
     if _has_mixed_products(x):
-        rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        return torch.mm(rows, weight.t(), out_dtype=x.dtype).view(*x.shape[:-1], len(weight))
+        return mixed_product(x.contiguous().to(weight.dtype), weight)
     return F.linear(x.to(weight.dtype), weight).to(x.dtype)
 
 

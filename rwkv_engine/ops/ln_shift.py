@@ -20,6 +20,10 @@ from rwkv_engine.ops._library import define, kernels_serve
 LN_SHIFT_SCHEMA = (
     "ln_shift(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mixes, Tensor shift) -> (Tensor, Tensor)"
 )
+LN_SHIFT_ROUNDED_SCHEMA = (
+    "ln_shift_rounded(Tensor x, Tensor ln_weight, Tensor ln_bias, float eps, Tensor mixes, Tensor shift,"
+    " ScalarType dtype) -> (Tensor, Tensor)"
+)
 
 
 def ln_shift(
@@ -59,6 +63,35 @@ def ln_shift(
     return torch.ops.rwkv_engine.ln_shift(x, ln_weight, ln_bias, eps, mixes, shift)
 
 
+def ln_shift_rounded(
+    x: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    mixes: Tensor,
+    shift: Tensor,
+    dtype: torch.dtype,
+    lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ln_shift` whose first result is rounded to bfloat16 or float16, for products on a GPU; without gradients.
+
+    Numbers beyond 65504 become infinite in float16; `largest_mixed` tells whether there can be any.
+    """
+    cpu_kernels.ensure_loaded()
+
+    def shifted(rows: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.rwkv_engine.ln_shift_rounded(rows, ln_weight, ln_bias, eps, mixes, before, dtype)
+
+    return shifted(x, shift) if lengths is None else _of_texts(shifted, x, shift, lengths)
+
+
+def largest_mixed(ln_weight: Tensor, ln_bias: Tensor, mixes: Tensor) -> float:
+    """A bound of what `ln_shift` gives for any x, if the state was made by the same LayerNorm."""
+    # sqrt(C - 1) is the largest distance from the mean of C numbers, in standard deviations.
+    normalised = len(ln_weight) ** 0.5 * ln_weight.abs().max() + ln_bias.abs().max()
+    return float(normalised * (mixes.abs() + (1 - mixes).abs()).max())
+
+
 def _of_texts(
     shifted: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, shift: Tensor, lengths: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -79,8 +112,18 @@ def ln_shift_reference(
     return torch.lerp(last, now, mixes[:, None, None]), now[:, -1].clone()
 
 
+def _rounded_reference(x, ln_weight, ln_bias, eps, mixes, shift, dtype):  # type: ignore[no-untyped-def]
+    mixed, last = ln_shift_reference(x, ln_weight, ln_bias, eps, mixes, shift)
+    return mixed.to(dtype), last
+
+
+def _rounded_fake(x, ln_weight, ln_bias, eps, mixes, shift, dtype):  # type: ignore[no-untyped-def]
+    return x.new_empty(len(mixes), *x.shape, dtype=dtype), torch.empty_like(shift)
+
+
 def _fake(x, ln_weight, ln_bias, eps, mixes, shift):  # type: ignore[no-untyped-def]
     return x.new_empty(len(mixes), *x.shape), torch.empty_like(shift)
 
 
 define(LN_SHIFT_SCHEMA, ln_shift_reference, _fake)
+define(LN_SHIFT_ROUNDED_SCHEMA, _rounded_reference, _rounded_fake)

@@ -35,10 +35,16 @@ def scale_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor
 def scale_rows_reference(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`scale_rows` in plain torch."""
     x = x if columns is None else x * columns
+    down, powers = powers_of_rows(x)
+    return (x * down).half(), powers
+
+
+def powers_of_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The powers of two of `scale_rows` for the rows of x, (M, 1) float32: their inverses, and themselves."""
     _, exponent = torch.frexp(x.abs().nan_to_num(0, torch.inf).amax(dim=-1, keepdim=True))
     exponent = exponent.where(x.abs().amax(dim=-1, keepdim=True) != torch.inf, 0).clamp(-126, 126)
     one = torch.ones_like(exponent, dtype=x.dtype)
-    return (x * torch.ldexp(one, -exponent)).half(), torch.ldexp(one, exponent)
+    return torch.ldexp(one, -exponent), torch.ldexp(one, exponent)
 
 
 def _fake(x, columns=None):  # type: ignore[no-untyped-def]

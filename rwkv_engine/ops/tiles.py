@@ -8,6 +8,8 @@ at [i, j, g, r, p]. N and K are padded with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +19,7 @@ from rwkv_engine.ops._library import define
 
 TILE_SCHEMA = "tile(Tensor weight, Tensor(a!) tiles) -> ()"
 UNTILE_SCHEMA = "untile(Tensor tiles, int outputs, int inputs) -> Tensor"
+UNTILE_ALIKE_SCHEMA = "untile_alike(Tensor[] tiles, int outputs, int inputs) -> Tensor"
 ROWS = GROUPS = 16
 
 
@@ -38,6 +41,12 @@ def untile(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
     return torch.ops.rwkv_engine.untile(tiles, outputs, inputs)
 
 
+def untile_alike(tiles: Sequence[Tensor], outputs: int, inputs: int) -> Tensor:
+    """`untile` of up to three matrices of one size and dtype, (n, outputs, inputs); on a GPU by one kernel."""
+    cpu_kernels.ensure_loaded()
+    return torch.ops.rwkv_engine.untile_alike(list(tiles), outputs, inputs)
+
+
 def tile_reference(weight: Tensor, tiles: Tensor) -> None:
     """`tile` in plain torch."""
     n, k = weight.shape
@@ -57,5 +66,15 @@ def _untile_fake(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
     return tiles.new_empty(outputs, inputs)
 
 
+def untile_alike_reference(tiles: Sequence[Tensor], outputs: int, inputs: int) -> Tensor:
+    """`untile_alike` by `untile`."""
+    return torch.stack([untile(matrix, outputs, inputs) for matrix in tiles])
+
+
+def _untile_alike_fake(tiles: Sequence[Tensor], outputs: int, inputs: int) -> Tensor:
+    return tiles[0].new_empty(len(tiles), outputs, inputs)
+
+
 define(TILE_SCHEMA, tile_reference, lambda weight, tiles: None)
 define(UNTILE_SCHEMA, untile_reference, _untile_fake)
+define(UNTILE_ALIKE_SCHEMA, untile_alike_reference, _untile_alike_fake)

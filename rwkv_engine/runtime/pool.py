@@ -12,7 +12,7 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
-from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.ops.advance_positions import advance_positions
 
 
 class StatePool:
@@ -31,7 +31,6 @@ class StatePool:
         self._parts = self._device_map.spread(State.initial(self._config, slots + 1), copy=True)
         self.layers = self._device_map.layers(self._parts)
         self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=self._device_map.home)
-        self._ones = torch.ones(max(slots, MOST_ROWS), dtype=torch.int64, device=self._device_map.home)
         self.dummy = slots
         self._free = list(range(slots))
         # Copying even a few numbers to a GPU takes as long as launching several kernels.
@@ -103,8 +102,9 @@ class StatePool:
                 positions[slot] = positions[origin] + 1
             self.positions.copy_(torch.tensor(positions))
             return self.positions.index_select(0, slots)
-        self.positions.index_add_(0, slots, self._ones[: len(slots)])
-        return torch.index_select(self.positions, 0, slots, out=out)
+        after = torch.empty_like(slots) if out is None else out
+        advance_positions(self.positions, slots, after)
+        return after
 
 
 def _index(slots: tuple[int, ...], device: torch.device) -> Tensor:

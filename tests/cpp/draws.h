@@ -56,7 +56,7 @@ struct Rows {
   int64_t B, V;
   std::vector<Logit> logits;
   std::vector<double> temperatures, top_p, min_p, draws;
-  std::vector<int64_t> top_k, ids;
+  std::vector<int64_t> top_k, ids, keys[3];  // keys: seeds, samples and positions, if the kernel makes the draws
 
   Rows(int64_t B, int64_t V, double spread, bool are_equal) : B(B), V(V), ids(B, -3) {
     std::normal_distribution<double> normal(0, spread);
@@ -72,9 +72,27 @@ struct Rows {
       draws.push_back(b % 7 ? uniform() : 1 - 0x1p-53);
     }
   }
+  // Replaces the draws by those of random seeds, samples and positions.
+  void draw_by_keys() {
+    for (auto& key : keys)
+      for (int64_t b = 0; b < B; ++b)
+        key.push_back(static_cast<int64_t>(uint64_t{random_bits()} << 32 | random_bits()));
+    for (int64_t b = 0; b < B; ++b) draws[b] = rwkv::philox_number(keys[0][b], keys[1][b], keys[2][b]);
+  }
   rwkv::DrawTokens<Logit> arguments() {
-    return {B,         V, logits.data(), temperatures.data(), top_p.data(), min_p.data(), draws.data(), top_k.data(),
-            ids.data()};
+    const double* const numbers = keys[0].empty() ? draws.data() : nullptr;
+    return {B,
+            V,
+            logits.data(),
+            temperatures.data(),
+            top_p.data(),
+            min_p.data(),
+            numbers,
+            top_k.data(),
+            ids.data(),
+            keys[0].data(),
+            keys[1].data(),
+            keys[2].data()};
   }
   int64_t expected(int64_t b) const {
     return defined(&logits[b * V], V, {temperatures[b], top_p[b], min_p[b], top_k[b]}, draws[b]);

@@ -12,8 +12,9 @@ using namespace rwkv;
 namespace {
 
 template <class Logit>
-void test(int64_t B, int64_t V, double spread, bool are_equal) {
+void test(int64_t B, int64_t V, double spread, bool are_equal, bool by_keys = false) {
   Rows<Logit> rows(B, V, spread, are_equal);
+  if (by_keys) rows.draw_by_keys();
   check_same_bits([&](const cpu::Run& run) {
     std::fill(rows.ids.begin(), rows.ids.end(), -3);
     cpu::draw_tokens(rows.arguments(), run);
@@ -50,6 +51,7 @@ int main() {
       for (const bool are_equal : {false, true})
         test<float>(23, V, spread, are_equal), test<double>(9, V, spread, are_equal);
   test<float>(3, 20000, 2.0, false);
+  test<float>(23, 100, 2.0, false, true);
   test_unsound<float>(), test_unsound<double>();
   return failures();
 }

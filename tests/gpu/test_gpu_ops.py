@@ -24,30 +24,49 @@ from torch import Tensor
 
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels
 from rwkv_engine.ops import (
+    activate_rows,
+    advance_positions,
     draw_tokens,
+    embed_norm,
     gate_residual,
     linear,
     linear_many,
     ln_shift,
+    ln_shift_rounded,
     most_likely,
     philox_uniform,
+    residual_rows,
     scale_rows,
     squared_relu_,
     tile,
     untile,
+    untile_alike,
 )
+from rwkv_engine.ops.activate_rows import activate_rows_reference
 from rwkv_engine.ops.gate_residual import gate_residual_reference
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.linear_many import dense_product
 from rwkv_engine.ops.ln_shift import ln_shift_reference
 from rwkv_engine.ops.most_likely import most_likely_reference
 from rwkv_engine.ops.philox_uniform import philox_uniform_reference
+from rwkv_engine.ops.residual_rows import residual_rows_reference
 from rwkv_engine.ops.scale_rows import scale_rows_reference
 from rwkv_engine.ops.squared_relu import squared_relu_reference
 from rwkv_engine.ops.tiles import tiled_shape
 
 pytestmark = pytest.mark.gpu
 require_gpu()
+# The reference serves them on the CPU.
+FOR_GPUS = {
+    "activate_rows",
+    "advance_positions",
+    "embed_norm",
+    "ln_shift_rounded",
+    "most_likely",
+    "residual_rows",
+    "scale_rows",
+    "untile_alike",
+}
 MATRICES = [(1, 1), (16, 32), (17, 33), (15, 31), (40, 100), (2056, 8), (8, 2056), (50, 65), (768, 3072), (8192, 2048)]
 
 
@@ -66,7 +85,7 @@ def test_every_operator_has_a_kernel(name, gpu):
         pytest.skip("torch's products serve it on GPUs")
     if name == "wkv7" and gpu != "cpu":
         pytest.skip("RWKV-7 has no kernels for GPUs yet")
-    if name in ("most_likely", "scale_rows") and gpu == "cpu":
+    if name in FOR_GPUS and gpu == "cpu":
         pytest.skip("the reference serves it on the CPU")
     if name == "blocks4_step" and gpu != "cpu":
         pytest.skip("the operators of both halves serve it on GPUs")
@@ -174,6 +193,9 @@ def test_tiles(size, dtype, gpu):
     tile(weight.to(gpu), tiles)
     assert torch.equal(tiles.cpu(), tiled(weight))
     assert torch.equal(untile(tiles, *size).cpu(), weight)
+    other = tiled(weight.flip(0)).to(gpu)
+    alike = untile_alike([tiles, other, tiles], *size).cpu()
+    assert torch.equal(alike, torch.stack([weight, weight.flip(0), weight]))
     if size[1] > 1:
         transposed = weight.to(gpu).t()
         back = torch.empty(tiled_shape(*transposed.shape, dtype), dtype=dtype, device=gpu)
@@ -263,6 +285,9 @@ def test_tokens_are_those_of_the_cpu(gpu):
     off = torch.zeros_like(draws)
     arguments = [logits, temperatures, torch.arange(64) % 3 * 20, off + 0.9, off, draws]
     assert torch.equal(draw_tokens(*on(gpu, arguments)).cpu(), draw_tokens(*arguments))
+    keys = torch.randint(2**62, (3, 64), generator=generator)
+    made = draw_tokens(*on(gpu, arguments[:5]), tuple(on(gpu, list(keys))))
+    assert torch.equal(made.cpu(), draw_tokens(*arguments[:5], tuple(keys)))
 
 
 def test_the_most_likely_tokens(gpu):
@@ -273,11 +298,48 @@ def test_the_most_likely_tokens(gpu):
         assert torch.equal(most_likely(on(gpu, [given])[0]).cpu(), most_likely_reference(given))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_normalised_embeddings(dtype, gpu):
+    table, weight, bias = normal(100, 777).to(dtype), normal(777, seed=1), normal(777, seed=2)
+    tokens = torch.arange(99, -1, -9)
+    exact = embed_norm(tokens, table.double(), weight.double(), bias.double(), 1e-5)
+    with torch.no_grad():
+        got = embed_norm(*on(gpu, [tokens, table, weight, bias]), 1e-5)
+    torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-6, atol=3e-6)
+
+
+def test_positions_advance(gpu):
+    positions, after = torch.arange(17).to(gpu), torch.zeros(3, dtype=torch.int64, device=gpu)
+    advance_positions(positions, torch.tensor([16, 0, 5], device=gpu), after)
+    assert after.tolist() == [17, 1, 6]
+    assert positions.tolist() == [1, 1, 2, 3, 4, 6, *range(6, 16), 17]
+
+
 def test_scaled_rows(gpu):
     x = normal(50, 777) * 10.0 ** torch.arange(-25, 25).unsqueeze(-1)
     for columns in (None, normal(777).abs()):
         for got, expected in zip(scale_rows(*on(gpu, [x, columns])), scale_rows_reference(x, columns), strict=True):
             assert torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rows_around_products_in_16_bits(dtype, gpu):
+    """Rounded once; the activations before may differ from the reference's by float32's rounding."""
+    x, y, gate = (normal(50, 777, seed=i, scale=9) for i in range(3))
+    unit = torch.finfo(dtype).eps
+    for own in (None, gate):
+        arguments = on(gpu, [x, own])
+        for got, expected in zip(activate_rows(*arguments, dtype), activate_rows_reference(x, own, dtype), strict=True):
+            assert got.dtype == expected.dtype
+            torch.testing.assert_close(got.cpu().float(), expected.float(), rtol=unit, atol=1e-6)
+        powers = 2.0 ** torch.arange(-25, 25).unsqueeze(-1)
+        got, exact = residual_rows(*on(gpu, [x, own, y, powers])), residual_rows_reference(x, own, y, powers)
+        torch.testing.assert_close(got.cpu(), exact, rtol=1e-5, atol=1e-5)
+    arguments = shifts(2, 40, 24)
+    mixed, last = ln_shift_rounded(*on(gpu, arguments), dtype)
+    expected, end = ln_shift(*on(gpu, arguments))
+    assert torch.equal(mixed, expected.to(dtype))
+    assert torch.equal(last, end)
 
 
 def test_powers_of_two_are_exact(gpu):

@@ -73,4 +73,11 @@ def test_a_token_launches_what_the_documentation_says():
         name: sum(launches.beside_the_layers(model, draw).values())
         for name, draw in {"greedy": Draw(0.0), "temperature": Draw(1.0), "top-p": Draw(0.8, top_p=0.9)}.items()
     }
-    assert counts == {"greedy": 8, "temperature": 10, "top-p": 10}
+    assert counts == {"greedy": 6, "temperature": 7, "top-p": 7}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_chunk_launches_what_the_documentation_says(dtype):
+    model = RWKV.from_pretrained("tales", f"cpu {dtype}").engine.model
+    assert launches.of_a_chunk(model, 200, 24) == 492

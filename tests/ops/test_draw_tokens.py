@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkv_engine.ops import draw_tokens
+from rwkv_engine.ops import draw_tokens, philox_uniform
 from rwkv_engine.ops.draw_tokens import draw_tokens_reference
 
 FUNCTIONS = pytest.mark.parametrize("function", [draw_tokens, draw_tokens_reference])
@@ -20,7 +20,8 @@ def call(function, logits, rows, draws):
     """`rows`: temperature, top_k, top_p and min_p of each row."""
     temperature, top_k, top_p, min_p = zip(*rows, strict=True)
     floats = [torch.tensor(values, dtype=torch.float64) for values in (temperature, top_p, min_p, draws)]
-    return function(logits, floats[0], torch.tensor(top_k), *floats[1:]).tolist()
+    numbers = floats[3] if function is draw_tokens else [floats[3]]
+    return function(logits, floats[0], torch.tensor(top_k), *floats[1:3], numbers).tolist()
 
 
 def defined(logits, temperature, top_k, top_p, min_p, draw):
@@ -81,6 +82,18 @@ def test_kernel_and_reference_agree_on_a_whole_vocabulary():
             assert alone == tokens
 
 
+def test_random_numbers_may_be_given_by_what_they_are_made_of():
+    generator = torch.Generator().manual_seed(2)
+    logits, keys = torch.randn(40, 300, generator=generator), torch.randint(-(2**62), 2**62, (3, 40))
+    ones, off = torch.ones(40, dtype=torch.float64), torch.zeros(40, dtype=torch.int64)
+    numbers, made = philox_uniform(*keys), (keys[0], keys[1], keys[2])
+    expected = draw_tokens(logits, ones, off, ones, ones * 0, numbers)
+    assert torch.equal(draw_tokens(logits, ones, off, ones, ones * 0, made), expected)
+    assert torch.equal(draw_tokens_reference(logits, ones, off, ones, ones * 0, made), expected)
+    with pytest.raises(RuntimeError, match="expected one tensor, or seeds, samples and positions, got 2"):
+        draw_tokens(logits, ones, off, ones, ones * 0, made[:2])
+
+
 @FUNCTIONS
 def test_rows_that_are_not_finite(function):
     logits = torch.tensor([[1.0, 2.0, 3.0]] * 4)
@@ -105,7 +118,7 @@ def test_opcheck():
     arguments = [torch.ones(3, dtype=torch.float64) for _ in range(4)]
     arguments.insert(1, torch.zeros(3, dtype=torch.int64))
     torch.library.opcheck(
-        torch.ops.rwkv_engine.draw_tokens.default, (torch.randn(3, 9), *arguments[:4], arguments[4] / 2)
+        torch.ops.rwkv_engine.draw_tokens.default, (torch.randn(3, 9), *arguments[:4], [arguments[4] / 2])
     )
 
 

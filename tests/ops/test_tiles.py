@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rwkv_engine.ops import linear, tile, untile
+from rwkv_engine.ops import linear, tile, untile, untile_alike
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.tiles import tile_reference, tiled_shape, untile_reference
 
@@ -43,6 +43,7 @@ def test_tiles_are_where_the_layout_says(size, dtype):
     assert torch.count_nonzero(tiles) == torch.count_nonzero(weight), "the rest is zeros"
     assert torch.equal(untile(tiles, *size), weight)
     assert torch.equal(untile_reference(tiles, *size), weight)
+    assert torch.equal(untile_alike([tiles] * 2, *size), torch.stack([weight] * 2))
 
 
 def test_a_matrix_that_is_not_contiguous():
@@ -55,6 +56,7 @@ def test_tiling_passes_opcheck():
     tiles = tiled(weight)
     torch.library.opcheck(torch.ops.rwkv_engine.tile.default, (weight, tiles))
     torch.library.opcheck(torch.ops.rwkv_engine.untile.default, (tiles, 20, 40))
+    torch.library.opcheck(torch.ops.rwkv_engine.untile_alike.default, ([tiles, tiles], 20, 40))
     torch.library.opcheck(torch.ops.rwkv_engine.linear.default, (torch.randn(3, 40), tiles, 20))
 
 

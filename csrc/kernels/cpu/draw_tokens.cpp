@@ -138,7 +138,7 @@ int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>
   }
   const int64_t total = std::accumulate(sums.begin(), sums.end(), int64_t{0});
   // A product may be rounded up to the total itself, which no sum exceeds.
-  int64_t target = std::min(static_cast<int64_t>(draw.draws[b] * static_cast<double>(total)), total - 1);
+  int64_t target = std::min(static_cast<int64_t>(draw.fraction(b) * static_cast<double>(total)), total - 1);
   int64_t block = 0;
   while (sums[block] <= target) target -= sums[block++];
   int64_t id = block * kBlock;

@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(DrawTokens<Logit> draw
   if (draw.ids[b] != kToDraw) return;
   const Layout layout(V);
   const Row row{weights + b * layout.numbers(), layout, shared};
-  const double top_p = draw.top_p[b], min_p = draw.min_p[b], fraction = draw.draws[b];
+  const double top_p = draw.top_p[b], min_p = draw.min_p[b], fraction = draw.fraction(b);
 
   const Place all{-1, V};
   Place of_k = all, of_p = all;

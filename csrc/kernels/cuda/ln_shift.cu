@@ -3,6 +3,7 @@
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
+#include "kernels/cuda/narrow.cuh"
 
 namespace rwkv::cuda {
 namespace {
@@ -11,7 +12,8 @@ constexpr int kThreads = 256;
 
 // Computes all mixes of one row. The previous row is normalised again, with the same arithmetic, which avoids waiting
 // for the block that also does it.
-__global__ void __launch_bounds__(kThreads) ln_shift_kernel(LnShift all) {
+template <class Number>
+__global__ void __launch_bounds__(kThreads) ln_shift_kernel(LnShift all, Number* mixed) {
   __shared__ RowStatistics<2, kThreads> statistics;
   const int64_t row = blockIdx.x, b = row / all.T, t = row % all.T, C = all.C;
   const bool is_first = t == 0;
@@ -26,15 +28,20 @@ __global__ void __launch_bounds__(kThreads) ln_shift_kernel(LnShift all) {
     const float now = normalise(x[c], now_row);
     const float last = is_first ? before[c] : normalise(before[c], 0);
     for (int64_t m = 0; m < all.M; ++m)
-      all.mixed[(m * all.B * all.T + row) * C + c] = token_shift(now, last, all.mixes[m * C + c]);
+      mixed[(m * all.B * all.T + row) * C + c] = narrow<Number>(token_shift(now, last, all.mixes[m * C + c]));
     if (t == all.T - 1) all.last[b * C + c] = now;
   }
 }
 
 }  // namespace
 
-cudaError_t ln_shift(const LnShift& all, cudaStream_t stream) {
-  return launch(&ln_shift_kernel, grid_of(all.B * all.T), kThreads, 0, stream, all);
+template <class Number>
+cudaError_t ln_shift(const LnShift& all, Number* mixed, cudaStream_t stream) {
+  return launch(&ln_shift_kernel<Number>, grid_of(all.B * all.T), kThreads, 0, stream, all, mixed);
 }
+
+template cudaError_t ln_shift(const LnShift&, float*, cudaStream_t);
+template cudaError_t ln_shift(const LnShift&, Bfloat16*, cudaStream_t);
+template cudaError_t ln_shift(const LnShift&, Float16*, cudaStream_t);
 
 }  // namespace rwkv::cuda

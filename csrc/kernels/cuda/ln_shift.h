@@ -7,6 +7,8 @@
 
 namespace rwkv::cuda {
 
-cudaError_t ln_shift(const LnShift& all, cudaStream_t stream);
+// `mixed` is written instead of all.mixed; Number is float, Bfloat16 or Float16.
+template <class Number>
+cudaError_t ln_shift(const LnShift& all, Number* mixed, cudaStream_t stream);
 
 }  // namespace rwkv::cuda

@@ -11,7 +11,7 @@ constexpr int kThreads = 128;
 __global__ void __launch_bounds__(kThreads) philox_uniform_kernel(const int64_t* seeds, const int64_t* samples,
                                                                   const int64_t* positions, int64_t B, double* out) {
   const int64_t b = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (b < B) out[b] = rwkv::philox_uniform(seeds[b], samples[b], positions[b]);
+  if (b < B) out[b] = rwkv::philox_number(seeds[b], samples[b], positions[b]);
 }
 
 }  // namespace

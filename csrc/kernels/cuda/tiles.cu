@@ -45,16 +45,17 @@ __global__ void __launch_bounds__(kThreads) tile_kernel(const Weight* matrix, in
 }
 
 template <class Weight>
-__global__ void __launch_bounds__(kThreads) untile_kernel(const Weight* tiles, int64_t N, int64_t K, Weight* matrix) {
+__global__ void __launch_bounds__(kThreads) untile_kernel(Alike<Weight> all, int64_t N, int64_t K, Weight* matrices) {
   using Words = typename Exchange<Weight>::Words;
   using Word = typename Exchange<Weight>::Word;
   __shared__ Words words;
   const Exchange<Weight> at(N, K);
+  const Weight* const tiles = all.tiles[blockIdx.y];
   words[at.group][at.row] =
       reinterpret_cast<const Word*>(tiles)[static_cast<int64_t>(blockIdx.x) * kThreads + thread()];
   __syncthreads();
   const Word word = words[at.row][at.group];
-  Weight* const to = matrix + at.n * K + at.k;
+  Weight* const to = matrices + (blockIdx.y * N + at.n) * K + at.k;
   if (K % Exchange<Weight>::P == 0) {  // then the inputs of a word are contiguous
     if (at.inputs) *reinterpret_cast<Word*>(to) = word;
   } else {
@@ -63,8 +64,8 @@ __global__ void __launch_bounds__(kThreads) untile_kernel(const Weight* tiles, i
 }
 
 template <class Weight>
-dim3 one_block_per_tile(int64_t N, int64_t K) {
-  return grid_of(tile_blocks(N) * tiles_per_block<Weight>(K));
+dim3 one_block_per_tile(int64_t N, int64_t K, int matrices = 1) {
+  return grid_of(tile_blocks(N) * tiles_per_block<Weight>(K), matrices);
 }
 
 }  // namespace
@@ -75,14 +76,24 @@ cudaError_t tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles, cuda
 }
 
 template <class Weight>
+cudaError_t untile_alike(const Alike<Weight>& all, int64_t N, int64_t K, Weight* matrices, cudaStream_t stream) {
+  return launch(&untile_kernel<Weight>, one_block_per_tile<Weight>(N, K, all.count), kThreads, 0, stream, all, N, K,
+                matrices);
+}
+
+template <class Weight>
 cudaError_t untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix, cudaStream_t stream) {
-  return launch(&untile_kernel<Weight>, one_block_per_tile<Weight>(N, K), kThreads, 0, stream, tiles, N, K, matrix);
+  return untile_alike(Alike<Weight>{{tiles}, 1}, N, K, matrix, stream);
 }
 
 template cudaError_t tile(const float*, int64_t, int64_t, float*, cudaStream_t);
 template cudaError_t tile(const Bfloat16*, int64_t, int64_t, Bfloat16*, cudaStream_t);
 template cudaError_t tile(const Float16*, int64_t, int64_t, Float16*, cudaStream_t);
 template cudaError_t tile(const int8_t*, int64_t, int64_t, int8_t*, cudaStream_t);
+template cudaError_t untile_alike(const Alike<float>&, int64_t, int64_t, float*, cudaStream_t);
+template cudaError_t untile_alike(const Alike<Bfloat16>&, int64_t, int64_t, Bfloat16*, cudaStream_t);
+template cudaError_t untile_alike(const Alike<Float16>&, int64_t, int64_t, Float16*, cudaStream_t);
+template cudaError_t untile_alike(const Alike<int8_t>&, int64_t, int64_t, int8_t*, cudaStream_t);
 template cudaError_t untile(const float*, int64_t, int64_t, float*, cudaStream_t);
 template cudaError_t untile(const Bfloat16*, int64_t, int64_t, Bfloat16*, cudaStream_t);
 template cudaError_t untile(const Float16*, int64_t, int64_t, Float16*, cudaStream_t);

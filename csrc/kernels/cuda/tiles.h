@@ -11,6 +11,18 @@ namespace rwkv::cuda {
 template <class Weight>
 cudaError_t tile(const Weight* matrix, int64_t N, int64_t K, Weight* tiles, cudaStream_t stream);
 
+// The tiles of several matrices of one size.
+constexpr int kMostAlike = 3;
+template <class Weight>
+struct Alike {
+  const Weight* tiles[kMostAlike];
+  int count;  // at most kMostAlike
+};
+
+// all.count matrices, row-major, one after another.
+template <class Weight>
+cudaError_t untile_alike(const Alike<Weight>& all, int64_t N, int64_t K, Weight* matrices, cudaStream_t stream);
+
 template <class Weight>
 cudaError_t untile(const Weight* tiles, int64_t N, int64_t K, Weight* matrix, cudaStream_t stream);
 

@@ -20,8 +20,9 @@ void draw(Rows<Logit>& rows) {
 }
 
 template <class Logit>
-void test(const char* order, int64_t B, int64_t V, double spread, bool are_equal) {
+void test(const char* order, int64_t B, int64_t V, double spread, bool are_equal, bool by_keys = false) {
   Rows<Logit> rows(B, V, spread, are_equal);
+  if (by_keys) rows.draw_by_keys();
   draw(rows);
   for (int64_t b = 0; b < B; ++b)
     CHECK(rows.ids[b] == rows.expected(b), order, B, V, spread, b, rows.ids[b], rows.expected(b), rows.temperatures[b],
@@ -74,6 +75,7 @@ int main() {
     for (const int64_t V : {1, 33, 1025, 3000})  // few: a block has 1,024 threads
       for (const bool are_equal : {false, true}) test<float>(order, 3, V, 2.0, are_equal);
     test<double>(order, 2, 1025, 40.0, false);
+    test<float>(order, 5, 40, 2.0, false, true);
     test_chosen(order);
     test_unsound<float>(order), test_unsound<double>(order);
     Rows<float> none(0, 5, 1.0, false);

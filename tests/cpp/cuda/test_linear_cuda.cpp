@@ -18,6 +18,14 @@ void test_tiles(int64_t N, int64_t K, const char* order) {
   CHECK(cuda::untile(tiles.data(), N, K, rows.data(), nullptr) == cudaSuccess);
   CHECK(memcmp(rows.data(), matrix.rows.data(), N * K * sizeof(Weight)) == 0, N, K, order);
   CHECK(value_of(rows.back()) == value_of(behind), N, K, order);
+
+  // Several at once.
+  const RandomMatrix<Weight> other(N, K);
+  const cuda::Alike<Weight> both{{tiles.data(), other.tiles.data()}, 2};
+  std::vector<Weight> matrices(2 * N * K);
+  CHECK(cuda::untile_alike(both, N, K, matrices.data(), nullptr) == cudaSuccess);
+  CHECK(memcmp(matrices.data(), matrix.rows.data(), N * K * sizeof(Weight)) == 0, N, K, order);
+  CHECK(memcmp(matrices.data() + N * K, other.rows.data(), N * K * sizeof(Weight)) == 0, N, K, order);
 }
 
 template <class Weight>

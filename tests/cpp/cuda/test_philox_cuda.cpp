@@ -15,7 +15,7 @@ int main() {
                 cudaSuccess,
             order, B);
       for (int64_t b = 0; b < B; ++b)
-        CHECK(draws[b] == rwkv::philox_uniform(seeds[b], samples[b], positions[b]), order, B, b);
+        CHECK(draws[b] == rwkv::philox_number(seeds[b], samples[b], positions[b]), order, B, b);
       CHECK(draws[B] == -1, order, B);
     }
   });

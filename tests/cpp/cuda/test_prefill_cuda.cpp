@@ -2,6 +2,7 @@
 #include "kernels/cuda/gates.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ln_shift.h"
+#include "kernels/cuda/narrow.cuh"
 #include "mixing_reference.h"
 
 using namespace reference;
@@ -19,7 +20,18 @@ struct Prefill {
     const LnShift all{
         B,          T, C, M, x.data(), {weight.data(), bias.data(), kEps}, mixes.data(), shift.data(), mixed.data(),
         last.data()};
-    CHECK(cuda::ln_shift(all, nullptr) == cudaSuccess);
+    CHECK(cuda::ln_shift(all, mixed.data(), nullptr) == cudaSuccess);
+    check_rounded<Bfloat16>(all), check_rounded<Float16>(all);
+  }
+  // The same numbers, rounded.
+  template <class Number>
+  void check_rounded(const LnShift& all) {
+    std::vector<Number> rounded(mixed.size());
+    const Floats before = last;
+    CHECK(cuda::ln_shift(all, rounded.data(), nullptr) == cudaSuccess);
+    CHECK(last == before);
+    for (int64_t i = 0; i < M * B * T * C; ++i)
+      CHECK(rounded[i].bits == cuda::narrow<Number>(mixed[i]).bits, i, mixed[i], rounded[i].bits);
   }
   Doubles normalised_row(int64_t b, int64_t t) const { return normalised(row(x, b * T + t, C), weight, bias, kEps); }
 };

@@ -1,0 +1,48 @@
+"""embed_norm: the normalised embeddings of one token of each sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rwkv_engine.native import cpu_kernels
+from rwkv_engine.ops._library import define, wants_gradient
+
+EMBED_NORM_SCHEMA = "embed_norm(Tensor tokens, Tensor table, Tensor ln_weight, Tensor ln_bias, float eps) -> Tensor"
+_TABLES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def embed_norm(tokens: Tensor, table: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm(table[tokens]), on a GPU in one kernel. Elsewhere, and where a gradient is needed, in plain torch.
+
+    Args:
+        tokens: (B,) int64, each in [0, V); not checked on a GPU.
+        table: (V, C), of a floating-point dtype.
+        ln_weight, ln_bias: (C,) float32.
+        eps: of the LayerNorm.
+
+    Returns:
+        (B, C), of the dtype of `ln_weight`.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not match.
+    """
+    served = table.is_cuda and table.dtype in _TABLES and ln_weight.dtype == torch.float32
+    if not served or wants_gradient(table, ln_weight, ln_bias):
+        return embed_norm_reference(tokens, table, ln_weight, ln_bias, eps)
+    cpu_kernels.ensure_loaded()
+    return torch.ops.rwkv_engine.embed_norm(tokens, table, ln_weight, ln_bias, eps)
+
+
+def embed_norm_reference(tokens: Tensor, table: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float) -> Tensor:
+    """`embed_norm` in plain torch."""
+    x = F.embedding(tokens, table).to(ln_weight.dtype)
+    return F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
+
+
+def _fake(tokens, table, ln_weight, ln_bias, eps):  # type: ignore[no-untyped-def]
+    return ln_weight.new_empty(len(tokens), table.shape[1])
+
+
+define(EMBED_NORM_SCHEMA, embed_norm_reference, _fake)
