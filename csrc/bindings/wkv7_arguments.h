@@ -11,6 +11,7 @@
 namespace rwkv {
 
 using Wkv7Tensors = std::tuple<at::Tensor, at::Tensor>;
+using Wkv7GradTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 inline at::Tensor wkv7_argument(const char* op, const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
                                 const at::Tensor& r) {
@@ -47,7 +48,20 @@ struct Wkv7Arguments {
   }
 };
 
-// The allocated outputs.
+// The checked gradients with respect to the outputs.
+struct Wkv7GradArguments {
+  at::Tensor y, state;
+
+  Wkv7GradArguments(const char* op, const Wkv7Arguments& in, const at::Tensor& y, const at::Tensor& state)
+      : y(wkv7_argument(op, "grad_y", y, in.r.sizes(), in.r)),
+        state(wkv7_argument(op, "grad_state", state, in.state.sizes(), in.r)) {}
+  template <class Real>
+  Wkv7OutputGrads<Real> pointers() const {
+    return {y.const_data_ptr<Real>(), state.const_data_ptr<Real>()};
+  }
+};
+
+// The allocated outputs of the operators.
 struct Wkv7Results {
   at::Tensor y, state;
 
@@ -57,6 +71,25 @@ struct Wkv7Results {
     return {y.data_ptr<Real>(), state.data_ptr<Real>()};
   }
   Wkv7Tensors tensors() const { return {y, state}; }
+};
+
+struct Wkv7GradResults {
+  at::Tensor r, w, k, v, kappa, a, state;
+
+  explicit Wkv7GradResults(const Wkv7Arguments& in)
+      : r(at::empty_like(in.r)),
+        w(at::empty_like(in.r)),
+        k(at::empty_like(in.r)),
+        v(at::empty_like(in.r)),
+        kappa(at::empty_like(in.r)),
+        a(at::empty_like(in.r)),
+        state(at::empty_like(in.state)) {}
+  template <class Real>
+  Wkv7InputGrads<Real> pointers() {
+    return {r.data_ptr<Real>(),     w.data_ptr<Real>(), k.data_ptr<Real>(),    v.data_ptr<Real>(),
+            kappa.data_ptr<Real>(), a.data_ptr<Real>(), state.data_ptr<Real>()};
+  }
+  Wkv7GradTensors tensors() const { return {r, w, k, v, kappa, a, state}; }
 };
 
 }  // namespace rwkv

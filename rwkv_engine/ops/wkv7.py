@@ -79,7 +79,7 @@ def wkv7_reference(
     """`wkv7` in plain torch, one token after another."""
     outputs = []
     for r_t, *token in _tokens(r, w, k, v, kappa, a):
-        state = _update(*token, state)
+        state = _update(state, *token)
         outputs.append(_times(state, r_t))
     return torch.stack(outputs, dim=1), state.contiguous()
 
@@ -88,7 +88,7 @@ def _tokens(*inputs: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(x.unbind(1) for x in inputs), strict=True))
 
 
-def _update(w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor, state: Tensor) -> Tensor:
+def _update(state: Tensor, w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor) -> Tensor:
     removed = state @ kappa.unsqueeze(-1)
     return state * w.unsqueeze(-2) - removed * (kappa * a).unsqueeze(-2) + v.unsqueeze(-1) * k.unsqueeze(-2)
 
@@ -112,7 +112,7 @@ def wkv7_backward_reference(
     states = [state]
     for part in parts[:-1]:
         states.append(torch.ops.rwkv_engine.wkv7(*part, states[-1])[1])
-    grads = []
+    grads: list[tuple[Tensor, ...]] = []
     for part, before, grad in reversed(list(zip(parts, states, grad_y.split(CHECKPOINT_EVERY, 1), strict=True))):
         own, grad_state = _part_backward(grad, grad_state, part, before)
         grads.extend(own)
@@ -126,8 +126,8 @@ def _part_backward(
     """The chain rule: gradients of the inputs of each token, last token first, and of the state before the first."""
     tokens, states = _tokens(*part), [state]
     for _, *token in tokens:
-        states.append(_update(*token, states[-1]))
-    grads = []
+        states.append(_update(states[-1], *token))
+    grads: list[tuple[Tensor, ...]] = []
     for r, w, k, v, kappa, a in reversed(tokens):
         grad, after, before = grad_y[:, len(states) - 2], states.pop(), states[-1]
         grad_state = grad_state + grad.unsqueeze(-1) * r.unsqueeze(-2)
