@@ -29,7 +29,7 @@ template <class Real, int kN>
 __global__ void __launch_bounds__(kThreads)
     wkv7_kernel(Wkv7Size size, Wkv7Inputs<Real> in, Wkv7Outputs<Real> out, Wkv7Kept<Real> kept) {
   constexpr int kPart = kWkv7Part<kN>, kEach = kWkv7Tokens * kN / kThreads;
-  __shared__ __align__(16) Vectors<Real, kN> vectors;
+  __shared__ __align__(16) Vectors<Real, kN> both[2];  // of these tokens, and of the next ones
   const int N = static_cast<int>(size.N), parts = (N + kRows - 1) / kRows;
   const int64_t head = blockIdx.x / parts, b = head / size.H, h = head % size.H;
   const int i = static_cast<int>(blockIdx.x % parts) * kRows + thread() / kWkv7Lanes;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
       a[e] = exists ? __ldg(in.a + at) : Real(0);
     }
   };
-  const auto share = [&] {
+  const auto share = [&](Vectors<Real, kN>& vectors) {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
       const int place = thread() + e * kThreads, t = place / kN, j = place % kN;
@@ -66,26 +66,23 @@ __global__ void __launch_bounds__(kThreads)
   const auto store = [&](Real* state) {
 #pragma unroll
     for (int m = 0; m < kPart; ++m)
-      if (const int j = wkv7_place<Real>(m); i < N && j < N) state[static_cast<int64_t>(i) * N + j] = s[m];
+      if (const int j = wkv7_place<Real>(m); i < N && j < N) state[i * N + j] = s[m];
   };
 #pragma unroll
-  for (int m = 0; m < kPart; ++m) {
-    const int j = wkv7_place<Real>(m);
-    s[m] = i < N && j < N ? __ldg(in.state + (head * N + i) * N + j) : Real(0);
-  }
+  for (int m = 0; m < kPart; ++m) s[m] = element(in.state + head * N * N, N, i, wkv7_place<Real>(m));
+  const int64_t chunks = (size.T + kept.chunk - 1) / kept.chunk;
+  int64_t chunk = 0;
   load(0);
   for (int64_t first = 0; first < size.T; first += kWkv7Tokens) {
-    share();
+    Vectors<Real, kN>& vectors = both[first / kWkv7Tokens % 2];
+    share(vectors);
     __syncthreads();
     load(first + kWkv7Tokens);
-    if (kept.states && first % kept.chunk == 0) {
-      const int64_t chunks = (size.T + kept.chunk - 1) / kept.chunk;
-      store(kept.states + (head * chunks + first / kept.chunk) * N * N);
-    }
+    if (kept.states && first == chunk * kept.chunk) store(kept.states + (head * chunks + chunk++) * N * N);
     const int tokens = static_cast<int>(min(size.T - first, static_cast<int64_t>(kWkv7Tokens)));
 #pragma unroll 1
     for (int t = 0; t < tokens; ++t) {
-      Products<Real> with_kappa, with_r;
+      Products<Real, 4> with_kappa, with_r;
 #pragma unroll
       for (int m = 0; m < kPart; ++m) with_kappa.add(m, s[m], vectors.kappa[t][wkv7_place<Real>(m)]);
       const Real removed = with_kappa.total(), v = vectors.v[t][i];
@@ -100,7 +97,6 @@ __global__ void __launch_bounds__(kThreads)
       if (first_lane && i < N && out.y) out.y[at] = y;
       if (first_lane && i < N && kept.removed) kept.removed[at] = removed;
     }
-    __syncthreads();
   }
   if (out.state) store(out.state + head * N * N);
 }

@@ -34,7 +34,7 @@ struct Vectors {
 
 // `states`: (B, H, chunk, kN / 4, kThreads<kN>), the states of one chunk of tokens.
 template <class Real, int kN>
-__global__ void __launch_bounds__(kThreads<kN>)
+__global__ void __launch_bounds__(kThreads<kN>, 512 / kThreads<kN>)
     wkv7_backward_kernel(Wkv7Size size, Wkv7Inputs<Real> in, Wkv7OutputGrads<Real> grad, Wkv7InputGrads<Real> out,
                          Wkv7Kept<const Real> kept, Real* __restrict__ states) {
   constexpr int kPart = kWkv7Part<kN>;
@@ -66,26 +66,22 @@ __global__ void __launch_bounds__(kThreads<kN>)
   Real row[kPart], column[kPart];  // of G
 #pragma unroll
   for (int m = 0; m < kPart; ++m) {
-    const int other = wkv7_place<Real>(m);
-    const bool exists = mine < N && other < N;
-    row[m] = exists ? __ldg(grad.state + (head * N + mine) * N + other) : Real(0);
-    column[m] = exists ? __ldg(grad.state + (head * N + other) * N + mine) : Real(0);
+    row[m] = element(grad.state + head * N * N, N, mine, wkv7_place<Real>(m));
+    column[m] = element(grad.state + head * N * N, N, wkv7_place<Real>(m), mine);
   }
 
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t begin = chunk * kept.chunk, end = min(begin + kept.chunk, size.T);
     Real s[kPart];
 #pragma unroll
-    for (int m = 0; m < kPart; ++m) {
-      const int i = wkv7_place<Real>(m);
-      s[m] = mine < N && i < N ? __ldg(kept.states + ((head * chunks + chunk) * N + i) * N + mine) : Real(0);
-    }
+    for (int m = 0; m < kPart; ++m)
+      s[m] = element(kept.states + (head * chunks + chunk) * N * N, N, wkv7_place<Real>(m), mine);
     for (int64_t t = begin; t < end; ++t) {
       const int j = static_cast<int>(t % kWkv7Tokens);
       if (j == 0) share(t);
       const Real w = vectors.w[j][mine], replaced = vectors.replaced[j][mine], k = vectors.k[j][mine];
       Real* const before = states + (t - begin) * kPart * kThreads<kN>;
-      Products<Real> with_dy;
+      Products<Real, 2> with_dy;
 #pragma unroll
       for (int m = 0; m < kPart; ++m) {
         const int i = wkv7_place<Real>(m);
@@ -104,7 +100,7 @@ __global__ void __launch_bounds__(kThreads<kN>)
       const Real* const before = states + (t - begin) * kPart * kThreads<kN>;
       Real* const du = removed_grads[t % 2];  // of the token before are read while these are written
       const Real dy = vectors.dy[j][mine];
-      Products<Real> with_k, with_replaced;
+      Products<Real, 2> with_k, with_replaced;
 #pragma unroll
       for (int m = 0; m < kPart; ++m) {
         const int i = wkv7_place<Real>(m);
@@ -121,7 +117,7 @@ __global__ void __launch_bounds__(kThreads<kN>)
       __syncthreads();
 
       const Real r = vectors.r[j][mine], w = vectors.w[j][mine], kappa = vectors.kappa[j][mine];
-      Products<Real> with_v, with_removed, with_state, with_du;
+      Products<Real, 1> with_v, with_removed, with_state, with_du;
 #pragma unroll
       for (int m = 0; m < kPart; ++m) {
         const int i = wkv7_place<Real>(m);
@@ -143,7 +139,7 @@ __global__ void __launch_bounds__(kThreads<kN>)
 #pragma unroll
   for (int m = 0; m < kPart; ++m) {
     const int j = wkv7_place<Real>(m);
-    if (mine < N && j < N) out.state[(head * N + mine) * N + j] = row[m];
+    if (mine < N && j < N) out.state[head * N * N + mine * N + j] = row[m];
   }
 }
 

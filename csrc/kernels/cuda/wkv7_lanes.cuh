@@ -27,6 +27,15 @@ __device__ inline int wkv7_place(int i) {
   return (i / kWide * kWkv7Lanes + thread() % kWkv7Lanes) * kWide + i % kWide;
 }
 
+// Element (i, j) of a matrix (N, N), or 0 if it has none. No load depends on a branch, so that all are in flight at
+// once.
+template <class Real>
+__device__ inline Real element(const Real* matrix, int N, int i, int j) {
+  const bool exists = i < N && j < N;
+  const Real found = __ldg(matrix + (exists ? i * N + j : 0));
+  return exists ? found : Real(0);
+}
+
 __device__ inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ inline double fused(double a, double b, double c) { return fma(a, b, c); }
 
@@ -38,13 +47,18 @@ __device__ inline Real over_lanes(Real sum) {
   return sum;
 }
 
-// A sum of products over this thread's part, in four sums, so that an addition need not wait for the one before it.
-template <class Real>
+// A sum of products over this thread's part, in n sums, so that an addition need not wait for the one before it.
+template <class Real, int n>
 struct Products {
-  Real sums[4] = {0, 0, 0, 0};
+  Real sums[n] = {};
 
-  __device__ void add(int i, Real a, Real b) { sums[i % 4] = fused(a, b, sums[i % 4]); }
-  __device__ Real total() const { return over_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])); }
+  __device__ void add(int i, Real a, Real b) { sums[i % n] = fused(a, b, sums[i % n]); }
+  __device__ Real total() const {
+    Real sum = sums[0];
+#pragma unroll
+    for (int i = 1; i < n; ++i) sum += sums[i];
+    return over_lanes(sum);
+  }
 };
 
 // One number of a row or column of the state after a token, where `removed` is the product of its row with kappa.
