@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads<kN>, 512 / kThreads<kN>)
 
     for (int64_t t = end - 1; t >= begin; --t) {
       const int j = static_cast<int>(t % kWkv7Tokens);
-      if (j == kWkv7Tokens - 1 || t == end - 1) share(t - j);
+      if (j == kWkv7Tokens - 1 && t < end - 1) share(t - j);  // the last tokens' vectors are still there
       const int64_t at = start + t * step + mine;
       const Real* const before = states + (t - begin) * kPart * kThreads<kN>;
       Real* const du = removed_grads[t % 2];  // of the token before are read while these are written
