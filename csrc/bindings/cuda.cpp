@@ -10,3 +10,4 @@
 #include "bindings/prefill_cuda.h"
 #include "bindings/scale_rows_cuda.h"
 #include "bindings/wkv4_cuda.h"
+#include "bindings/wkv7_cuda.h"

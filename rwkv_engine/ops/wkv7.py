@@ -20,7 +20,12 @@ from rwkv_engine.ops._library import define, register_gradient
 WKV7_SCHEMA = (
     "wkv7(Tensor r, Tensor w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor state) -> (Tensor y, Tensor state)"
 )
-# Tokens whose states the backward pass holds at once, besides one state for each such part of the text.
+WKV7_BACKWARD_SCHEMA = (
+    "wkv7_backward(Tensor grad_y, Tensor grad_state,"
+    " Tensor r, Tensor w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor state)"
+    " -> (Tensor r, Tensor w, Tensor k, Tensor v, Tensor kappa, Tensor a, Tensor state)"
+)
+# Tokens whose states the reference's backward pass holds at once, besides one state for each such part of the text.
 CHECKPOINT_EVERY = 16
 
 
@@ -73,39 +78,105 @@ def wkv7_reference(
 ) -> tuple[Tensor, Tensor]:
     """`wkv7` in plain torch, one token after another."""
     outputs = []
-    for r_t, w_t, k_t, v_t, kappa_t, a_t in zip(*(x.unbind(1) for x in (r, w, k, v, kappa, a)), strict=True):
-        removed = state @ kappa_t.unsqueeze(-1)
-        state = state * w_t.unsqueeze(-2) - removed * (kappa_t * a_t).unsqueeze(-2) + v_t[..., None] * k_t[..., None, :]
-        outputs.append((state @ r_t.unsqueeze(-1)).squeeze(-1))
+    for r_t, *token in _tokens(r, w, k, v, kappa, a):
+        state = _update(state, *token)
+        outputs.append(_times(state, r_t))
     return torch.stack(outputs, dim=1), state.contiguous()
 
 
-def _backward(ctx, grad_y, grad_state):  # type: ignore[no-untyped-def]
-    """Gradients of the seven arguments: the parts of the text are computed again from their states, last part first."""
-    if torch.is_grad_enabled():
-        raise RuntimeError("rwkv_engine::wkv7 has first derivatives only; do not use create_graph=True")
-    *inputs, state = ctx.saved_tensors
-    parts = list(zip(*(x.split(CHECKPOINT_EVERY, 1) for x in inputs), strict=True))
+def _tokens(*inputs: Tensor) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(x.unbind(1) for x in inputs), strict=True))
+
+
+def _update(state: Tensor, w: Tensor, k: Tensor, v: Tensor, kappa: Tensor, a: Tensor) -> Tensor:
+    removed = state @ kappa.unsqueeze(-1)
+    return state * w.unsqueeze(-2) - removed * (kappa * a).unsqueeze(-2) + v.unsqueeze(-1) * k.unsqueeze(-2)
+
+
+def wkv7_backward_reference(
+    grad_y: Tensor,
+    grad_state: Tensor,
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kappa: Tensor,
+    a: Tensor,
+    state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the seven arguments of `wkv7` in plain torch, last token first.
+
+    Each part of the text computes its states again from the one before it, so only one part's are held at once.
+    """
+    parts = list(zip(*(x.split(CHECKPOINT_EVERY, 1) for x in (r, w, k, v, kappa, a)), strict=True))
     states = [state]
     for part in parts[:-1]:
         states.append(torch.ops.rwkv_engine.wkv7(*part, states[-1])[1])
-    grads = []
+    grads: list[tuple[Tensor, ...]] = []
     for part, before, grad in reversed(list(zip(parts, states, grad_y.split(CHECKPOINT_EVERY, 1), strict=True))):
-        leaves = [x.detach().requires_grad_() for x in (*part, before)]
-        with torch.enable_grad():
-            outputs = wkv7_reference(*leaves)
-        *own, grad_state = torch.autograd.grad(outputs, leaves, (grad, grad_state))
-        grads.append(own)
-    return *(torch.cat(own[::-1], 1) for own in zip(*grads, strict=True)), grad_state
+        own, grad_state = _part_backward(grad, grad_state, part, before)
+        grads.extend(own)
+    r, w, k, v, kappa, a = (torch.stack(own[::-1], 1) for own in zip(*grads, strict=True))
+    return r, w, k, v, kappa, a, grad_state.contiguous()
+
+
+def _part_backward(
+    grad_y: Tensor, grad_state: Tensor, part: Sequence[Tensor], state: Tensor
+) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    """The chain rule: gradients of the inputs of each token, last token first, and of the state before the first."""
+    tokens, states = _tokens(*part), [state]
+    for _, *token in tokens:
+        states.append(_update(states[-1], *token))
+    grads: list[tuple[Tensor, ...]] = []
+    for r, w, k, v, kappa, a in reversed(tokens):
+        grad, after, before = grad_y[:, len(states) - 2], states.pop(), states[-1]
+        grad_state = grad_state + grad.unsqueeze(-1) * r.unsqueeze(-2)
+        removed, grad_removed = _times(before, kappa), -_times(grad_state, kappa * a)
+        grad_replaced = -_times(grad_state.mT, removed)  # with respect to kappa * a
+        grads.append(
+            (
+                _times(after.mT, grad),
+                (grad_state * before).sum(-2),
+                _times(grad_state.mT, v),
+                _times(grad_state, k),
+                grad_replaced * a + _times(before.mT, grad_removed),
+                grad_replaced * kappa,
+            )
+        )
+        grad_state = grad_state * w.unsqueeze(-2) + grad_removed.unsqueeze(-1) * kappa.unsqueeze(-2)
+    return grads, grad_state
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _backward(ctx, grad_y, grad_state):  # type: ignore[no-untyped-def]
+    return torch.ops.rwkv_engine.wkv7_backward(grad_y, grad_state, *ctx.saved_tensors)
+
+
+def _no_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
+    raise RuntimeError("rwkv_engine::wkv7 has first derivatives only; do not use create_graph=True")
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs)
 
 
+def _empty(*like: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in like)
+
+
 def _fake(r, w, k, v, kappa, a, state):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (r, state))
+    return _empty(r, state)
+
+
+def _backward_fake(grad_y, grad_state, *inputs):  # type: ignore[no-untyped-def]
+    return _empty(*inputs)
 
 
 define(WKV7_SCHEMA, wkv7_reference, _fake)
+define(WKV7_BACKWARD_SCHEMA, wkv7_backward_reference, _backward_fake)
 register_gradient("wkv7", _backward, _setup_context)
+# Without a registered derivative, torch would silently return zeros.
+register_gradient("wkv7_backward", _no_second_derivative, _setup_context)

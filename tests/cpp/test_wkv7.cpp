@@ -14,10 +14,10 @@ namespace {
 
 template <class Real>
 struct Problem {
-  cpu::Wkv7Size size;
+  Wkv7Size size;
   std::vector<Real> r, w, k, v, kappa, a, state;
 
-  explicit Problem(cpu::Wkv7Size s) : size(s) {
+  explicit Problem(Wkv7Size s) : size(s) {
     std::mt19937 random(1);
     std::normal_distribution<double> normal;
     std::uniform_real_distribution<double> decay(0.545, 1), rate(0, 1);
@@ -47,7 +47,7 @@ Result<Real> run(const Problem<Real>& p, const cpu::Run& threads) {
 }
 
 template <class Real>
-void it_is_the_definition(cpu::Wkv7Size size, double tolerance) {
+void it_is_the_definition(Wkv7Size size, double tolerance) {
   const Problem<Real> p(size);
   const auto got = run(p, on_threads(2));
   const auto [B, T, H, N] = size;
@@ -74,7 +74,7 @@ void it_is_the_definition(cpu::Wkv7Size size, double tolerance) {
 }
 
 template <class Real>
-void threads_change_no_bit(cpu::Wkv7Size size) {
+void threads_change_no_bit(Wkv7Size size) {
   const Problem<Real> p(size);
   check_same_bits([&](const cpu::Run& threads) {
     const auto r = run(p, threads);
@@ -85,11 +85,11 @@ void threads_change_no_bit(cpu::Wkv7Size size) {
 }  // namespace
 
 int main() {
-  for (const cpu::Wkv7Size size : {cpu::Wkv7Size{1, 1, 1, 1}, {2, 5, 3, 16}, {3, 33, 2, 19}, {1, 2, 2, 64}}) {
+  for (const Wkv7Size size : {Wkv7Size{1, 1, 1, 1}, {2, 5, 3, 16}, {3, 33, 2, 19}, {1, 2, 2, 64}}) {
     it_is_the_definition<float>(size, 1e-5);
     it_is_the_definition<double>(size, 1e-13);
   }
-  for (const cpu::Wkv7Size size : {cpu::Wkv7Size{1, 3, 1, 1}, {2, 9, 2, 33}}) {
+  for (const Wkv7Size size : {Wkv7Size{1, 3, 1, 1}, {2, 9, 2, 33}}) {
     threads_change_no_bit<float>(size);
     threads_change_no_bit<double>(size);
   }

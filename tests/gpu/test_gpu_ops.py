@@ -66,6 +66,7 @@ FOR_GPUS = {
     "residual_rows",
     "scale_rows",
     "untile_alike",
+    "wkv7_backward",
 }
 MATRICES = [(1, 1), (16, 32), (17, 33), (15, 31), (40, 100), (2056, 8), (8, 2056), (50, 65), (768, 3072), (8192, 2048)]
 
@@ -83,8 +84,6 @@ def test_the_kernels_are_compiled(cuda):
 def test_every_operator_has_a_kernel(name, gpu):
     if name == "linear_many" and gpu != "cpu":
         pytest.skip("torch's products serve it on GPUs")
-    if name == "wkv7" and gpu != "cpu":
-        pytest.skip("RWKV-7 has no kernels for GPUs yet")
     if name in FOR_GPUS and gpu == "cpu":
         pytest.skip("the reference serves it on the CPU")
     if name == "blocks4_step" and gpu != "cpu":

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rwkv_engine.ops import wkv7
-from rwkv_engine.ops.wkv7 import wkv7_reference
+from rwkv_engine.ops.wkv7 import wkv7_backward_reference, wkv7_reference
 
 
 def inputs(batch, tokens, heads, n, dtype=torch.float32, seed=0):
@@ -78,9 +78,23 @@ def test_gradients(tokens):
 def test_there_is_no_second_derivative():
     given = [x.requires_grad_() for x in inputs(1, 2, 1, 3, torch.float64)]
     y, _ = wkv7(*given)
+    once = torch.autograd.grad(y.square().sum(), given, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
-        torch.autograd.grad(y.square().sum(), given, create_graph=True)
+        once[0].sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 8), (2, 37, 2, 19), (1, 17, 1, 64)], ids=str)
+def test_the_backward_reference_is_the_gradient_of_the_forward_one(shape):
+    leaves = [x.requires_grad_() for x in inputs(*shape, torch.float64)]
+    outputs = wkv7_reference(*leaves)
+    grads = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype) for x in outputs]
+    expected = torch.autograd.grad(outputs, leaves, grads)
+    for got, exact in zip(wkv7_backward_reference(*grads, *(x.detach() for x in leaves)), expected, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-11, atol=1e-11)
 
 
 def test_opcheck():
-    torch.library.opcheck(torch.ops.rwkv_engine.wkv7.default, inputs(1, 3, 2, 8))
+    given = inputs(1, 3, 2, 8)
+    torch.library.opcheck(torch.ops.rwkv_engine.wkv7.default, [x.requires_grad_() for x in given])
+    grads = [x.detach() for x in (given[0], given[-1], *given)]
+    torch.library.opcheck(torch.ops.rwkv_engine.wkv7_backward.default, grads)

@@ -14,6 +14,7 @@
 #include <numeric>
 #include <random>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -230,20 +231,41 @@ void poison_static_shared() {
       nullptr);
 }
 
+// Runs each of these threads until it has to wait; returns whether one ran.
+bool run_threads(std::span<const unsigned> ids) {
+  bool moved = false;
+  for (const unsigned id : ids) {
+    if (fibers[id]->state != State::Running) continue;
+    enter(*fibers[id]);
+    moved = true;
+    if (!complaint.empty()) fail(std::exchange(complaint, ""));
+  }
+  return moved;
+}
+
+// Shuffled, all threads advance together; otherwise a warp runs as far as it can before the next one begins. Only that
+// shows a warp that is ahead of another although both have met their own lanes in between.
+bool run_in_order(std::span<const unsigned> ids) {
+  if (order == Order::Shuffled) return run_threads(ids);
+  bool moved = false;
+  while (!ids.empty()) {
+    const auto other = [&](unsigned id) { return id / kWarp != ids[0] / kWarp; };
+    const auto mine = ids.first(std::ranges::find_if(ids, other) - ids.begin());
+    while (run_threads(mine)) moved = true;
+    ids = ids.subspan(mine.size());
+  }
+  return moved;
+}
+
 void run_block(size_t shared_bytes) {
   poison_static_shared();
   memset(dynamic.get(), kPoison, shared_bytes);
   for (Fiber* fiber : fibers) fiber->state = State::Running;
   std::vector<unsigned> ids(fibers.size());
   for (;;) {
-    bool moved = false, ended = true;
+    bool ended = true;
     arrange(ids);
-    for (const unsigned id : ids) {
-      if (fibers[id]->state != State::Running) continue;
-      enter(*fibers[id]);
-      moved = true;
-      if (!complaint.empty()) fail(std::exchange(complaint, ""));
-    }
+    const bool moved = run_in_order(ids);
     for (const Fiber* fiber : fibers) ended = ended && fiber->state == State::Ended;
     if (ended) break;
     if (!pass_barrier() && !moved) fail_stuck();

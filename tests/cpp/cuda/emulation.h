@@ -16,8 +16,9 @@
 // block, at one place in the source; a warp operation by all lanes its mask names, which must exist; and a lane may
 // only be read if the mask names it. Anything else is an Error, with a message and not a hang. Shared memory is
 // poisoned (0xff bytes: NaN, -1) before each block. The address sanitizer watches global and dynamic shared memory, so
-// tests allocate exactly what a kernel may touch. A thread runs until it has to wait, so a missing barrier shows in
-// one order of threads or another: run every test with in_every_order.
+// tests allocate exactly what a kernel may touch. A thread runs until it has to wait, and in two of the orders a warp
+// runs until it has to wait for another, so a missing barrier shows in one order of threads or another: run every test
+// with in_every_order.
 #pragma once
 
 #include <cuda_runtime.h>
