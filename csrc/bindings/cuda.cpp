@@ -3,6 +3,7 @@
 #include "bindings/draw_tokens_cuda.h"
 #include "bindings/linear_cuda.h"
 #include "bindings/mixing4_steps_cuda.h"
+#include "bindings/mixing7_steps_cuda.h"
 #include "bindings/philox_cuda.h"
 #include "bindings/prefill_cuda.h"
 #include "bindings/scale_rows_cuda.h"
