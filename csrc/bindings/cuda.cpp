@@ -5,6 +5,7 @@
 #include "bindings/embed_norm_cuda.h"
 #include "bindings/linear_cuda.h"
 #include "bindings/mixing4_steps_cuda.h"
+#include "bindings/mixing7_steps_cuda.h"
 #include "bindings/philox_cuda.h"
 #include "bindings/positions_cuda.h"
 #include "bindings/prefill_cuda.h"

@@ -35,7 +35,7 @@ struct ChannelMixing4Step {
   const float* x;  // (B, C)
   LayerNorm norm;
   const float *mix_k, *mix_r;  // (C,)
-  Matrix key, receptance;      // (F, C), (C, C)
+  Matrix key, receptance;      // (F, C), (C, C); on CUDA (0, C) for no gate
   Matrix value;                // (C, F), input-major: row f has the weights of input f for the C outputs
   float* shift;
   int64_t shift_stride;

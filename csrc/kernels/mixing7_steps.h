@@ -14,6 +14,8 @@ namespace rwkv {
 // The published models divide the outputs by 8 before a normalisation with 1e-5, which is the same.
 constexpr float kGroupNorm7Eps = 64e-5f;
 
+constexpr float kDecay7 = -0.60653065971263342f;  // -e^(-1/2): the decay is between its exponential and 1
+
 // The product W2 f(W1 x) of two narrow matrices with float weights: W1 (rank, C) and W2 (A, rank).
 struct LowRank {
   Matrix first, second;
@@ -39,8 +41,8 @@ struct TimeMixing7Step {
   const int64_t *slots, *before;  // (B,) or null, see slot_of and origin_of
   float* y;                       // (B, C)
 
-  int64_t A() const { return H * N; }
-  bool mixes_values() const { return v.first.N > 0; }
+  RWKV_HOST_DEVICE int64_t A() const { return H * N; }
+  RWKV_HOST_DEVICE bool mixes_values() const { return v.first.N > 0; }
 };
 
 // F is the width of the key.

@@ -11,8 +11,6 @@
 namespace rwkv::cpu {
 namespace {
 
-constexpr float kDecay = -0.60653065971263342f;  // -e^(-1/2): the decay is between its exponential and 1
-
 // A product of a mix, in its order of execution.
 struct Product {
   const Matrix& matrix;
@@ -144,7 +142,7 @@ void combine(const TimeMixing7Step& step, const Pieces& at, int64_t b, int64_t n
   load(w0, step.w0 + n, lanes), load(a0, step.a0 + n, lanes);
   load(k_k, step.k_k + n, lanes), load(k_a, step.k_a + n, lanes);
   for (int i = 0; i < kTileRows; ++i) {
-    w[i] = exp_nonpositive(kDecay * sigmoid(w0[i] + w[i]));
+    w[i] = exp_nonpositive(kDecay7 * sigmoid(w0[i] + w[i]));
     a[i] = sigmoid(a0[i] + a[i]);
     kappa[i] = k[i] * k_k[i];
     k[i] *= 1 + (a[i] - 1) * k_a[i];

@@ -18,7 +18,7 @@ constexpr int kWordBits = 32;
 struct Scratch {
   int64_t batch;     // the number of rows in a group of the first kernel
   float* squared;    // (groups, F, batch): the rows of an input are adjacent
-  float* gate;       // (B, C), sigmoid(r)
+  float* gate;       // (B, C), sigmoid(r), or null for ones
   float* now;        // (B, C), LayerNorm(x)
   uint32_t* active;  // (groups, words of F bits, batch)
 };
@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(Chann
     const int64_t c = Segment::output(static_cast<int64_t>(blockIdx.x) * kSegmentLanes + i / kSums, i % outputs);
     if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
-    step.y[at] = fmaf(scratch.gate[at], times_row<Weight>(sum, step.value.rows, c), step.x[at]);
+    const float gate = scratch.gate ? scratch.gate[at] : 1.0f;
+    step.y[at] = fmaf(gate, times_row<Weight>(sum, step.value.rows, c), step.x[at]);
     step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }

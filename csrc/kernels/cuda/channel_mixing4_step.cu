@@ -2,6 +2,8 @@
 // second reads those rows of the value matrix whose bits are set. Every block of the first kernel reads the old shift
 // row, so the new one is written to scratch, and replaces it in the second kernel.
 //
+// Without a receptance, as in RWKV-7, nothing is gated.
+//
 // A kernel is compiled for one format of weights. If key and receptance differ in their formats, the first kernel is
 // launched once for each.
 #include "kernels/cuda/channel_mixing4_step.h"
@@ -120,17 +122,18 @@ cudaError_t launch_inner(Format format, const ChannelMixing4Step& step, const Sc
 
 int64_t scratch_bytes(const ChannelMixing4Step& step) {
   const int64_t rows = padded_rows(step.B);
-  const int64_t numbers = rows * step.F + 2 * step.B * step.C + rows * pieces(step.F, kWordBits);
+  const int64_t numbers = rows * step.F + step.B * (step.C + step.receptance.N) + rows * pieces(step.F, kWordBits);
   return numbers * static_cast<int64_t>(sizeof(float));
 }
 
 cudaError_t channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, cudaStream_t stream) {
   const int64_t rows = padded_rows(step.B), of_key = pieces(step.F, kWordBits),
-                of_receptance = pieces(step.C, kWordBits);
+                of_receptance = pieces(step.receptance.N, kWordBits);
   float* const squared = static_cast<float*>(scratch);
   auto* const active = reinterpret_cast<uint32_t*>(squared + rows * step.F);
-  float* const gate = reinterpret_cast<float*>(active + rows * of_key);
-  const Scratch parts{group_rows(step.B), squared, gate, gate + step.B * step.C, active};
+  float* const now = reinterpret_cast<float*>(active + rows * of_key);
+  const Scratch parts{group_rows(step.B), squared, step.receptance.N > 0 ? now + step.B * step.C : nullptr, now,
+                      active};
   const Format key = step.key.format, receptance = step.receptance.format;
   const bool together = key == receptance;
   cudaError_t status = launch_inner(key, step, parts, 0, together ? of_key + of_receptance : of_key, stream);

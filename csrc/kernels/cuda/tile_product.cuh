@@ -27,9 +27,9 @@ class TileProduct {
   static constexpr int kLaneInputs = Read::kParts * P;
   static constexpr int kInputs = kWarpGroups * kLaneInputs;  // inputs per read
   static constexpr int kAhead = Read::template kAhead<batch>;
-  static constexpr int kRound = slices * kAhead * kInputs;
 
  public:
+  static constexpr int kRound = slices * kAhead * kInputs;  // the number of inputs that are multiplied at a time
   static constexpr int kSlices = slices;
   static constexpr int kSums = batch * kTileRows;
   // The number of inputs of x that are in shared memory at a time: [batch][kChunk].

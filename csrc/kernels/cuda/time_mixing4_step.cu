@@ -13,6 +13,7 @@
 #include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/layer_norm.cuh"
+#include "kernels/cuda/residual_product.h"
 #include "kernels/cuda/staging.cuh"
 #include "kernels/cuda/tile_product.cuh"
 #include "kernels/wkv4_step.h"
@@ -117,36 +118,6 @@ __global__ void __launch_bounds__(kGatedThreads, kResident<Weight, batch, kGated
   }
 }
 
-constexpr int kOutputSlices = 8;
-constexpr int kOutputThreads = kOutputSlices * kWarp;
-
-// y = x + Wo gated for 16 outputs, and their part of the new shift row.
-template <class Weight, int batch>
-__global__ void __launch_bounds__(kOutputThreads, kResident<Weight, batch, kOutputThreads>)
-    output_kernel(TimeMixing4Step step, Scratch scratch) {
-  using Product = TileProduct<Weight, batch, kOutputSlices>;
-  alignas(16) __shared__ float staged[batch * Product::kChunk];
-  __shared__ float parts[kOutputSlices * Product::kSums];
-
-  const int64_t C = step.C, A = step.A;
-  Product product(tile_block<Weight>(step.output.weights, blockIdx.x, A), A, warp());
-  const Group rows = Group::mine<batch>(step.B);
-  multiply_all(product, A, staged, [&](int64_t first) {
-    stage_rows<Weight, Product, batch, kOutputThreads>(scratch.gated + rows.first * A, rows.count, A,
-                                                       step.output.columns, first, staged);
-  });
-  product.store(parts + warp() * Product::kSums);
-  __syncthreads();
-  for (int i = thread(); i < Product::kSums; i += kOutputThreads) {
-    const int b = i / kTileRows;
-    const int64_t c = static_cast<int64_t>(blockIdx.x) * kTileRows + i % kTileRows;
-    if (b >= rows.count || c >= C) continue;
-    const int64_t at = (rows.first + b) * C + c;
-    step.y[at] = step.x[at] + times_row<Weight>(sum_of_slices<Product>(parts, i), step.output.rows, c);
-    step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
-  }
-}
-
 // Three matrices' inputs of 16 rows, 256 of each for int4 weights, would not fit into shared memory.
 template <class Weight>
 constexpr int kMostGatedRows = std::is_same_v<Weight, Int4> ? 8 : kMostRows;
@@ -160,15 +131,6 @@ cudaError_t launch_gated(TimeMixing4Step step, const Scratch& scratch, Part part
     return for_batch<kMostGatedRows<Weight>>(step.B, [&](auto batch) {
       return launch(&gated_kernel<Weight, batch()>, grid_of(tile_blocks(step.A), pieces(step.B, batch())),
                     kGatedThreads, 0, stream, step, scratch, part);
-    });
-  });
-}
-
-cudaError_t launch_output(const TimeMixing4Step& step, const Scratch& scratch, cudaStream_t stream) {
-  return for_format(step.output.format, [&]<class Weight>(Weight) {
-    return for_batch(step.B, [&](auto batch) {
-      return launch(&output_kernel<Weight, batch()>, grid_of(tile_blocks(step.C), pieces(step.B, batch())),
-                    kOutputThreads, 0, stream, step, scratch);
     });
   });
 }
@@ -199,7 +161,8 @@ cudaError_t time_mixing4_step(const TimeMixing4Step& step, void* scratch, cudaSt
     const cudaError_t status = launch_gated(step, parts, {mine, done == kAll}, stream);
     if (status != cudaSuccess) return status;
   }
-  return launch_output(step, parts, stream);
+  return residual_product({step.B, step.output, step.x, gated, step.y, now, step.shift, step.shift_stride, step.slots},
+                          stream);
 }
 
 }  // namespace rwkv::cuda

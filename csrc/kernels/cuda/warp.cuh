@@ -53,4 +53,10 @@ __device__ inline int spread_sums(float* values) {
 template <int n, int mask, int last>
 constexpr int kSpread = mask < last || n == 1 ? n : kSpread<n / 2, mask / 2, last>;
 
+// The sum of one value of each lane, in every lane.
+__device__ inline float warp_sum(float value) {
+  spread_sums<1, kWarp / 2, 1>(&value);
+  return value;
+}
+
 }  // namespace rwkv::cuda
