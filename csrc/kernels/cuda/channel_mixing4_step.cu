@@ -32,6 +32,12 @@ int64_t group_rows(int64_t B) {
 // The number of rows in the buffers, padded to full groups.
 int64_t padded_rows(int64_t B) { return pieces(B, group_rows(B)) * group_rows(B); }
 
+// Whether row b of a group shares its state's row with a neighbour, as two or more padding rows of a batch do. Nothing
+// reads their results, so they need no rows of the value matrix.
+__device__ inline bool is_padding(const int64_t* state, int b, int count) {
+  return (b > 0 && state[b - 1] == state[b]) || (b + 1 < count && state[b + 1] == state[b]);
+}
+
 constexpr int kSlices = 4;
 constexpr int kBlocks = kWordBits / kTileRows;  // of 16 outputs a CUDA block makes
 constexpr int kInnerThreads = kBlocks * kSlices * kWarp;
@@ -94,7 +100,8 @@ __global__ void __launch_bounds__(kInnerThreads, kResident<Weight, batch, kInner
     if (n < width) sum = times_row<Weight>(sum, scales, n);
     if (is_key) {
       const float positive = sum < 0 ? 0 : sum;  // keeps NaN
-      float squared = b < rows.count && n < F ? positive * positive : 0;
+      const bool counts = b < rows.count && n < F && !is_padding(state, b, rows.count);
+      float squared = counts ? positive * positive : 0;
       if (n < F) {
         if (has_column_scales(step.value.format)) squared *= step.value.columns[n];
         scratch.squared[(blockIdx.y * F + n) * batch + b] = squared;

@@ -116,6 +116,22 @@ void test_zeros_are_not_read(int64_t B, int64_t C, int64_t F) {
   arguments.compare({B, true}, expected);
 }
 
+// Padding rows share a slot; none of the value matrix's rows is read for them, and the results of others are the same.
+void test_padding_rows_do_not_vote() {
+  ChannelMixing<Bfloat16> arguments(6, 24, 45);
+  const Slots padded(6, true, 4);
+  const auto with = run(arguments, padded), without = run(arguments, {6, true});
+  const auto same = [&](const Floats& one, const Floats& other, int64_t from, int64_t to) {
+    return std::equal(one.begin() + from * arguments.C, one.begin() + to * arguments.C,
+                      other.begin() + from * arguments.C);
+  };
+  CHECK(same(with.y, without.y, 0, 4) && same(with.y, arguments.x, 4, 6));
+  CHECK(!same(without.y, arguments.x, 4, 5) && !same(without.y, arguments.x, 5, 6));
+  // With a single row of one slot nothing is left out.
+  const auto alone = run(arguments, Slots(6, true, 5));
+  CHECK(alone.y == without.y);
+}
+
 // The relu keeps NaN, and NaN is not zero.
 template <class Weight>
 void test_nan_is_not_hidden() {
@@ -190,6 +206,7 @@ int main() {
   test_sizes<Float16>({1});
   test_sizes<int8_t>({1, 3, 16});
   test_sizes<Int4>({1, 5});
+  test_padding_rows_do_not_vote();
   test_int4_words();
   test_mixed_formats();
   test_long_rows<Float16>();
