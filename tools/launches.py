@@ -31,7 +31,7 @@ NOTHING = re.compile(
 )
 # Kernels of one call of our operators, where it is not one; wkv4 with more than its chunk of tokens.
 OURS = {"time_mixing4_step": 2, "channel_mixing4_step": 2, "draw_tokens": 2, "wkv4": 3, "wkv7_backward": 2}
-LAYERS = {"time_mixing4_step", "channel_mixing4_step"}
+LAYERS = {"time_mixing4_step", "channel_mixing4_step", "blocks7_step"}
 
 
 def registered() -> set[str]:

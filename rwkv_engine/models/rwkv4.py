@@ -20,7 +20,7 @@ from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.core.state import LayerState
 from rwkv_engine.models.block import Block, float32_parameter
 from rwkv_engine.models.model import Model
-from rwkv_engine.models.rwkv4_made import Made, shifted
+from rwkv_engine.models.rwkv4_derived import Derived, shifted
 from rwkv_engine.models.rwkv4_noise import input_moments, noise
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
 from rwkv_engine.native import cpu_kernels
@@ -60,11 +60,11 @@ class TimeMixing(nn.Module):
         self.output = Dense(a, c)
 
     def forward(
-        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None, made: Made
+        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None, derived: Derived
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `att_shift` and `wkv_*`."""
-        dtype = made.rounded_for(x, self.key, self.value, self.receptance, self.output)
-        (k_in, v_in, r_in), shift = shifted(x, norm, made.mixes, state["att_shift"], lengths, dtype)
+        dtype = derived.rounded_for(x, self.key, self.value, self.receptance, self.output)
+        (k_in, v_in, r_in), shift = shifted(x, norm, derived.mixes, state["att_shift"], lengths, dtype)
         if dtype is None:
             k, v, r = self.key(k_in), self.value(v_in), self.receptance(r_in)
         else:
@@ -74,8 +74,8 @@ class TimeMixing(nn.Module):
                 matrix(rows, weight) for matrix, rows, weight in zip(own, (k_in, v_in, r_in), weights, strict=True)
             )
         before = state["wkv_num"], state["wkv_den"], state["wkv_max"]
-        assert made.decay is not None
-        y, num, den, max = wkv4(made.decay, self.time_first, k, v, *before, lengths=lengths)
+        assert derived.decay is not None
+        y, num, den, max = wkv4(derived.decay, self.time_first, k, v, *before, lengths=lengths)
         if dtype is None:
             x = x + self.output(gate_residual(None, r, y))
         else:
@@ -83,10 +83,10 @@ class TimeMixing(nn.Module):
             x = residual_rows(x.flatten(0, 1), None, self.output(rows), powers).view_as(x)
         return x, {"att_shift": shift, "wkv_num": num, "wkv_den": den, "wkv_max": max}
 
-    def made(self, norm: nn.LayerNorm) -> Made:
-        """What `forward` needs besides the parameters."""
+    def derived(self, norm: nn.LayerNorm) -> Derived:
+        """What `forward` derives from the parameters."""
         mixes = torch.stack([self.time_mix_k, self.time_mix_v, self.time_mix_r])
-        return Made(mixes, -torch.exp(self.time_decay), norm)
+        return Derived(mixes, -torch.exp(self.time_decay), norm)
 
     def fixed(self, norm: nn.LayerNorm) -> Fixed:
         """The arguments of `TimeMixing4Step` from `ln_weight` to `output` but `eps`, and `scales`."""
@@ -122,11 +122,11 @@ class ChannelMixing(nn.Module):
         self.value = Dense(f, c)
 
     def forward(
-        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None, made: Made
+        self, x: Tensor, norm: nn.LayerNorm, state: LayerState, lengths: Sequence[int] | None, derived: Derived
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """T tokens, with LayerNorm and residual: x (B, T, C) -> (B, T, C), and the new `ffn_shift`."""
-        dtype = made.rounded_for(x, self.key, self.receptance, self.value)
-        (k_in, r_in), shift = shifted(x, norm, made.mixes, state["ffn_shift"], lengths, dtype)
+        dtype = derived.rounded_for(x, self.key, self.receptance, self.value)
+        (k_in, r_in), shift = shifted(x, norm, derived.mixes, state["ffn_shift"], lengths, dtype)
         k, r = self.key(k_in), self.receptance(r_in)
         if dtype is None:
             return gate_residual(x, r, self.value(squared_relu_(k))), {"ffn_shift": shift}
@@ -134,9 +134,9 @@ class ChannelMixing(nn.Module):
         y = residual_rows(x.flatten(0, 1), r.flatten(0, 1), self.value(rows), powers)
         return y.view_as(x), {"ffn_shift": shift}
 
-    def made(self, norm: nn.LayerNorm) -> Made:
-        """What `forward` needs besides the parameters."""
-        return Made(torch.stack([self.time_mix_k, self.time_mix_r]), None, norm)
+    def derived(self, norm: nn.LayerNorm) -> Derived:
+        """What `forward` derives from the parameters."""
+        return Derived(torch.stack([self.time_mix_k, self.time_mix_r]), None, norm)
 
     def fixed(self, norm: nn.LayerNorm) -> Fixed:
         """The arguments of `ChannelMixing4Step` from `ln_weight` to `value`, and `scales`."""
@@ -175,7 +175,7 @@ class Rwkv4Block(Block):
         self, x: Tensor, state: LayerState, first: Tensor | None = None, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, LayerState, Tensor | None]:
         """Processes many tokens, see `Block.forward`."""
-        time, channel = self._made if self.is_packed else self._make()
+        time, channel = self._derived if self.is_packed else self._derive()
         x, att_state = self.att(x, self.ln1, state, lengths, time)
         x, ffn_state = self.ffn(x, self.ln2, state, lengths, channel)
         return x, {**att_state, **ffn_state}, None
@@ -211,14 +211,14 @@ class Rwkv4Block(Block):
         time, channel = self.att.fixed(self.ln1), self.ffn.fixed(self.ln2)
         return Fixed([*time.parameters, *channel.parameters], [*time.scales, *channel.scales])
 
-    def _make(self) -> tuple[Made, Made]:
-        return self.att.made(self.ln1), self.ffn.made(self.ln2)
+    def _derive(self) -> tuple[Derived, Derived]:
+        return self.att.derived(self.ln1), self.ffn.derived(self.ln2)
 
     @cached_property
-    def _made(self) -> tuple[Made, Made]:
+    def _derived(self) -> tuple[Derived, Derived]:
         """What a prompt needs; without a gradient, as the parameters of packed layers. On a GPU each is a launch."""
         with torch.no_grad():
-            return self._make()
+            return self._derive()
 
     @property
     def is_packed(self) -> bool:
@@ -235,7 +235,7 @@ class Rwkv4Block(Block):
 
     def forget(self) -> None:
         """Drops tensors that were computed from parameters."""
-        for name in ("_fixed", "_made"):
+        for name in ("_fixed", "_derived"):
             self.__dict__.pop(name, None)
 
 

@@ -1,8 +1,9 @@
 """blocks7_step: consecutive layers of RWKV-7, one token in each of B sequences, in one call.
 
 Each layer is time mixing and then channel mixing, with their LayerNorms and residuals (Peng et al. 2025,
-arXiv:2503.14456, section 4). On the CPU, one call computes all of them on the same threads; elsewhere it calls the
-operators of their parts one after the other.
+arXiv:2503.14456, section 4). On the CPU, one call computes all of them on the same threads; on CUDA it launches the
+kernels of one layer after the other, which a CUDA graph can capture. Without kernels it calls the operators of their
+parts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Layer7(NamedTuple):
     """The parameters of one layer, in their order in `Blocks7Step`.
 
     Matrices are in tiles, and the ranks of low-rank factors are padded with zeros to a multiple of 16. A layer without
-    values to mix in, which is layer 0, has empty `v0`, `v1` and `v2`. Other tensors are float32.
+    values to mix in, which is layer 0, has empty `v0`, `v1` and `v2`. Other tensors are float32. On CUDA, N is at most
+    256, and `w2`, `a2`, `g2` and `v2` have the same dtype.
 
     Attributes:
         ln1_weight, ln1_bias: (C,).

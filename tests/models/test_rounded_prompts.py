@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rwkv_engine import RWKV
 from rwkv_engine.models import Model
-from rwkv_engine.models.rwkv4_made import Made
+from rwkv_engine.models.rwkv4_derived import Derived
 
 linear_many = sys.modules["rwkv_engine.ops.linear_many"]  # the module, whose name the package gives to its function
 SHAPE = Shape(n_layer=2, n_embd=40, n_att=56, n_ffn=72, n_vocab=101)
@@ -73,6 +73,6 @@ def test_what_float16_cannot_hold_stays_float32(tmp_path, monkeypatch):
         assert block._make()[0].rounded_for(x, block.att.key, block.att.value) is not None
         block.ln1.weight.data.fill_(20_000)
         assert block._make()[0].rounded_for(x, block.att.key, block.att.value) == expected
-    assert isinstance(block._made[0], Made)
+    assert isinstance(block._derived[0], Derived)
     block.forget()
-    assert "_made" not in block.__dict__
+    assert "_derived" not in block.__dict__

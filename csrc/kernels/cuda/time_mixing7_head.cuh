@@ -103,7 +103,7 @@ cudaError_t launch_head(const TimeMixing7Step& step, const Recurrent& at, float*
   if (step.N <= kWarp) return with(&head_kernel<1, 4>);
   if (step.N <= 2 * kWarp) return with(&head_kernel<2, 8>);
   if (step.N <= 4 * kWarp) return with(&head_kernel<4, 8>);
-  if (step.N <= 8 * kWarp) return with(&head_kernel<8, 4>);
+  if (step.N <= 8 * kWarp) return with(&head_kernel<8, 2>);
   return cudaErrorInvalidValue;
 }
 

@@ -1,4 +1,4 @@
-"""RWKV-4 over prompts: what is made once of a layer's parameters, and the inputs of its products."""
+"""RWKV-4 over prompts: what is derived once from a layer's parameters, and the inputs of its products."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rwkv_engine.ops.ln_shift import largest_mixed
 LARGEST_FLOAT16 = 65504.0
 
 
-class Made:
-    """What one half of a layer makes of its parameters before a prompt.
+class Derived:
+    """What one half of a layer derives from its parameters before a prompt.
 
     Attributes:
         mixes: (M, C), the shares of the current token, stacked.
