@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rwkv_engine import RequestError
@@ -96,6 +96,7 @@ def test_samples_follow_the_penalties():
     min_p=st.floats(0.0, 1.0),
     temperature=st.floats(0.1, 5),
 )
+@example(logits=[-2.220446049250313e-16, 0.0], top_k=0, top_p=0.5, min_p=0.0, temperature=1.0)
 @settings(deadline=None)
 def test_probabilities_equal_the_documented_order(logits, top_k, top_p, min_p, temperature):
     logits = np.array(logits, dtype=np.float32)
@@ -104,8 +105,10 @@ def test_probabilities_equal_the_documented_order(logits, top_k, top_p, min_p, t
     expected = expected_probabilities(logits, temperature, top_k, top_p, min_p)
     if ((got > 0) == (expected > 0)).all():
         np.testing.assert_allclose(got / got.sum(), expected, rtol=1e-9, atol=1e-300)
-    else:  # a sum within rounding of p: at most one token more or less
-        assert abs(int((got > 0).sum()) - int((expected > 0).sum())) == 1
+    else:  # a sum within rounding of p: one token more or less; or two that are equal but for rounding: either of them
+        at_the_limit = logits[(got > 0) != (expected > 0)]
+        assert len(at_the_limit) <= 2
+        assert np.ptp(at_the_limit) < 1e-12
 
 
 OPTIONS = st.fixed_dictionaries(

@@ -70,9 +70,9 @@ def test_what_float16_cannot_hold_stays_float32(tmp_path, monkeypatch):
     x = torch.zeros(1, 2, 40)
     for dtype, expected in [("bf16", torch.bfloat16), ("fp16", None)]:
         block = loaded(tmp_path, dtype).layers[0]
-        assert block._make()[0].rounded_for(x, block.att.key, block.att.value) is not None
+        assert block._derive()[0].rounded_for(x, block.att.key, block.att.value) is not None
         block.ln1.weight.data.fill_(20_000)
-        assert block._make()[0].rounded_for(x, block.att.key, block.att.value) == expected
+        assert block._derive()[0].rounded_for(x, block.att.key, block.att.value) == expected
     assert isinstance(block._derived[0], Derived)
     block.forget()
     assert "_derived" not in block.__dict__
