@@ -10,6 +10,7 @@ from checkpoint_files import save_pth
 
 from rwkv_engine import RWKV, Checkpoint, State, Strategy
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.runtime import Engine, load_model
 
 SHAPE = oracle7.Shape(n_layer=2, n_head=3, head_size=32, n_ffn=100, n_vocab=50, ranks=(9, 5, 3, 17))
@@ -93,7 +94,7 @@ CHANGES = [
 
 
 SHAPES = {
-    "one channel": oracle7.Shape(2, 1, 1, 1, 7, (1, 1, 1, 1)),
+    "two channels": oracle7.Shape(2, 1, 2, 1, 7, (1, 1, 1, 1)),
     "one layer": oracle7.Shape(1, 2, 32, 100, 50),
     "heads of 64, narrower stream": oracle7.Shape(2, 1, 64, 90, 50, (33, 17, 15, 31), width=40),
     "heads of 32, wider stream": oracle7.Shape(3, 2, 32, 257, 50, (16, 1, 32, 48), width=100),
@@ -143,6 +144,7 @@ def test_unusual_shapes(shape, strategy, bound, tmp_path):
     check(torch.stack(single), state, expected, end, bound)
 
 
+@pytest.mark.skipif(cpu_kernels.status().kind == "reference", reason="torch's products round by their size")
 @pytest.mark.parametrize("tokens", [1, 2, 129])
 def test_any_chunks_give_the_same_bits(tokens, tmp_path):
     """129 tokens in chunks of 64 or 128 leave one over, which is read with the chunk before."""
