@@ -18,7 +18,7 @@ constexpr int kWordBits = 32;
 struct Scratch {
   int64_t batch;     // the number of rows in a group of the first kernel
   float* squared;    // (groups, F, batch): the rows of an input are adjacent
-  float* gate;       // (B, C), sigmoid(r), or null for ones
+  float* gate;       // (B, C), sigmoid(r); null where there is no receptance
   float* now;        // (B, C), LayerNorm(x)
   uint32_t* active;  // (groups, words of F bits, batch)
 };
@@ -42,10 +42,7 @@ constexpr int kMostSparseRows = std::min(8, 64 / kVectorOutputs<Weight>);
 template <class Weight, int batch, int outputs>
 __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(ChannelMixing4Step step, Scratch scratch) {
   constexpr int kSums = batch * outputs, kThreads = kSparseThreads<Weight>, kWorkers = kThreads / kSegmentLanes,
-                kWarps = kThreads / kWarp,
-                kAhead = batch > 4 || kSums > 32        ? 2
-                         : std::is_same_v<Weight, Int4> ? 3
-                                                        : 4;  // without spills
+                kWarps = kThreads / kWarp, kAhead = batch > 4 || kSums > 32 ? 2 : 4;
   using Segment = RowSegment<Weight, outputs>;
   using Squared = Pack<float, batch>;
   using Votes = Pack<uint32_t, batch>;
@@ -96,17 +93,16 @@ __global__ void __launch_bounds__(kSparseThreads<Weight>, 1) sparse_kernel(Chann
       parts[warp()][side * kSums + first + i] = sums[i];
   __syncthreads();
 
-  static_assert(kSegmentLanes * kSums <= kThreads);
-  if (const int i = thread(); i < kSegmentLanes * kSums) {
+  for (int i = thread(); i < kSegmentLanes * kSums; i += kThreads) {
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) sum += parts[w][i];
     const int b = i % kSums / outputs;
     const int64_t c = Segment::output(static_cast<int64_t>(blockIdx.x) * kSegmentLanes + i / kSums, i % outputs);
-    if (b >= rows.count || c >= C) return;
+    if (b >= rows.count || c >= C) continue;
     const int64_t at = (rows.first + b) * C + c;
-    sum = times_row<Weight>(sum, step.value.rows, c);
-    step.y[at] = scratch.gate ? fmaf(scratch.gate[at], sum, step.x[at]) : sum + step.x[at];
+    const float gate = step.receptance.N > 0 ? scratch.gate[at] : 1.0f;
+    step.y[at] = fmaf(gate, times_row<Weight>(sum, step.value.rows, c), step.x[at]);
     step.shift[slot_of(step.slots, rows.first + b) * step.shift_stride + c] = scratch.now[at];
   }
 }
