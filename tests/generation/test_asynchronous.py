@@ -23,10 +23,11 @@ PROMPTS = ["Once upon a time", "The king", "", "Hänsel", {"prompt": "The fox", 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(tales):
+    before = step_threads()  # of models that other modules' fixtures hold
     yield
     scheduler = scheduler_of(tales.engine)
     gc.collect()  # other schedulers, with which their threads end
-    wait_until(lambda: len(step_threads()) <= bool(scheduler.background._orders))
+    wait_until(lambda: len(step_threads() - before) <= bool(scheduler.background._orders))
     assert not scheduler.background._is_running
     pool = scheduler._steps._running._decoder.pool
     assert sorted(pool._free) == list(range(pool.dummy))
@@ -34,7 +35,7 @@ def nothing_is_left_behind(tales):
 
 
 def step_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "rwkv_engine-steps"]
+    return {thread for thread in threading.enumerate() if thread.name == "rwkv_engine-steps"}
 
 
 async def read(stream):
@@ -261,11 +262,11 @@ def test_several_loops_and_threads_at_once(tales):
 
 def test_a_resting_thread_keeps_no_model_alive():
     model = RWKV.from_pretrained("tales")
-    before = len(step_threads())
+    before = step_threads()
     assert asyncio.run(model.agenerate("The king", 4))
-    assert len(step_threads()) == before + 1
+    assert len(step_threads() - before) == 1
     engine = weakref.ref(model.engine)
     del model
     gc.collect()
     assert engine() is None
-    wait_until(lambda: len(step_threads()) == before)
+    wait_until(lambda: step_threads() <= before)
