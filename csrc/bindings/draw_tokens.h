@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <optional>
 #include <vector>
 
 #include "kernels/draw_tokens.h"
@@ -22,7 +23,7 @@ inline void check_logits(const char* op, const Tensor& logits) {
 
 template <class Device>
 Tensor draw_tokens(const Tensor& logits, const Tensor& temperatures, const Tensor& top_k, const Tensor& top_p,
-                   const Tensor& min_p, at::TensorList draws) {
+                   const Tensor& min_p, at::TensorList draws, const std::optional<Tensor>& allowed) {
   static constexpr char op[] = "rwkv_engine::draw_tokens";
   check_logits(op, logits);
   const int64_t B = logits.size(0);
@@ -42,6 +43,12 @@ Tensor draw_tokens(const Tensor& logits, const Tensor& temperatures, const Tenso
   std::vector<Tensor> keys;
   for (const Tensor& key : draws) keys.push_back(of_rows("draws", key, are_numbers ? at::kDouble : at::kLong));
   const auto key = [&](int i) { return are_numbers ? nullptr : keys[i].const_data_ptr<int64_t>(); };
+  const int64_t n_words = mask_words(logits.size(1));
+  TORCH_CHECK(!allowed || (allowed->scalar_type() == at::kInt && allowed->sizes() == at::IntArrayRef{B, n_words} &&
+                           allowed->device() == logits.device()),
+              op, ": allowed: expected Int of shape (", B, ", ", n_words, ") on ", logits.device(), " as logits, got ",
+              allowed->scalar_type(), " of shape ", allowed->sizes(), " on ", allowed->device());
+  const Tensor words = allowed ? allowed->contiguous() : Tensor();
   const Device on(logits.device());
   Tensor ids = at::empty({B}, k.options());
   const auto launch = [&]<class Logit>(Logit) {
@@ -49,7 +56,8 @@ Tensor draw_tokens(const Tensor& logits, const Tensor& temperatures, const Tenso
         DrawTokens<Logit>{B, logits.size(1), numbers.const_data_ptr<Logit>(), temperature.const_data_ptr<double>(),
                           p.const_data_ptr<double>(), least.const_data_ptr<double>(),
                           are_numbers ? keys[0].const_data_ptr<double>() : nullptr, k.const_data_ptr<int64_t>(),
-                          ids.data_ptr<int64_t>(), key(0), key(1), key(2)},
+                          ids.data_ptr<int64_t>(), key(0), key(1), key(2),
+                          allowed ? words.const_data_ptr<int32_t>() : nullptr},
         temperature);
   };
   logits.scalar_type() == at::kFloat ? launch(float{}) : launch(double{});

@@ -6,11 +6,17 @@
 
 namespace rwkv {
 
-// Samples a token for each of B texts from the logits of a vocabulary of V. Temperature, top-k, top-p and min-p apply
-// in this order, then the inverse of the cumulative distribution at `draws`, or
-// at the random numbers of seeds, samples and positions where `draws` is null, as the reference in
+// A mask for V tokens: bit i % 32 of word i / 32 is that of token i.
+constexpr int64_t kMaskBits = 32;
+RWKV_HOST_DEVICE constexpr int64_t mask_words(int64_t V) { return (V + kMaskBits - 1) / kMaskBits; }
+
+constexpr int64_t kNoneAllowed = -2;  // in place of an id
+
+// Samples a token for each of B texts from the logits of a vocabulary of V, among those that are allowed. Temperature,
+// top-k, top-p and min-p apply in this order, then the inverse of the cumulative distribution at `draws`, or at the
+// random numbers of seeds, samples and positions where `draws` is null, as the reference in
 // rwkv_engine/ops/draw_tokens.py says. Logit is float, whose rows must be finite, or double, where -inf bans a token. A
-// row that is not so gets -1.
+// row that is not so gets -1, and one of which no token is allowed kNoneAllowed.
 template <class Logit>
 struct DrawTokens {
   int64_t B, V;
@@ -19,7 +25,11 @@ struct DrawTokens {
   const int64_t* top_k;                                                      // (B,)
   int64_t* ids;                                                              // (B,)
   const int64_t *seeds = nullptr, *samples = nullptr, *positions = nullptr;  // (B,) each, without draws
+  const int32_t* allowed = nullptr;  // (B, mask_words(V)), or null, which allows all tokens
 
+  RWKV_HOST_DEVICE bool allows(int64_t b, int64_t id) const {
+    return !allowed || (allowed[b * mask_words(V) + id / kMaskBits] >> id % kMaskBits & 1);
+  }
   // The random number of row b.
   RWKV_HOST_DEVICE double fraction(int64_t b) const {
     return draws ? draws[b] : philox_number(seeds[b], samples[b], positions[b]);

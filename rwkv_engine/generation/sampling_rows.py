@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rwkv_engine.generation.draw import of_rows, where_finite
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.token_mask import apply_masks, check_allowed
-from rwkv_engine.ops.draw_tokens import draw_tokens
+from rwkv_engine.generation.token_mask import masks_of, none_allowed
+from rwkv_engine.ops.draw_tokens import NONE_ALLOWED, draw_tokens, unpacked
 from rwkv_engine.ops.philox_uniform import as_int64
 from rwkv_engine.runtime.transfer import moved
 
@@ -28,17 +28,24 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
     keys = [(as_int64(r.sampler.seed), as_int64(r.sample), r.position) for r in requests]
     numbers = moved(torch.tensor(keys, dtype=torch.int64).t().contiguous(), logits.device)  # in one transfer
     adjusted, ids = _adjusted(logits, requests), torch.empty(len(requests), dtype=torch.int64, device=logits.device)
+    allowed = masks_of(requests, logits.shape[1], logits.device)
     own = [row for row, request in enumerate(requests) if request.sampler.params.compat]
     for row in own:
         seeds, samples, positions = numbers[:, row : row + 1]
-        ids[row] = requests[row].sampler.draw.ids(adjusted[row : row + 1], positions, seeds, samples)[0]
+        found = adjusted[row : row + 1]
+        if allowed is not None:
+            found = found.masked_fill(~unpacked(allowed[row : row + 1], logits.shape[1]), -torch.inf)
+        drawn = requests[row].sampler.draw.ids(found, positions, seeds, samples)
+        ids[row] = drawn.masked_fill(found.amax(dim=-1) == -torch.inf, NONE_ALLOWED)[0]
     if len(own) < len(requests):
         draws = tuple(request.sampler.draw for request in requests)
-        drawn = draw_tokens(adjusted, *of_rows(draws, logits.device), (numbers[0], numbers[1], numbers[2]))
+        drawn = draw_tokens(adjusted, *of_rows(draws, logits.device), (numbers[0], numbers[1], numbers[2]), allowed)
         is_own = torch.tensor([bool(d.compat) for d in draws], device=ids.device) if own else None
         ids = drawn if is_own is None else torch.where(is_own, ids, drawn)
-    check_allowed(adjusted, ids, requests)
     tokens = (ids if adjusted is logits else where_finite(logits, ids)).tolist()
+    for request, token in zip(requests, tokens, strict=True):
+        if token == NONE_ALLOWED and not request.error:
+            request.error = none_allowed(request)
     tokens = [-1 if r.error else token for r, token in zip(requests, tokens, strict=True)]
     for request, token in zip(requests, tokens, strict=True):
         if request.history and token >= 0:
@@ -47,20 +54,16 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
 
 
 def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """The logits (B, V) as each row's request adjusts them, or the same tensor if none does. An error is that of its
-    request alone.
-
-    They are float64 with -inf for banned tokens; or where rows have masks and nothing else, which is faster, float32
-    with the smallest number, of which the probability is 0 as well.
+    """The logits (B, V) as each row's request adjusts them, float64 with -inf for banned tokens; or the same tensor if
+    none does. An error is that of its request alone.
     """
     rows = [row for row, request in enumerate(requests) if request.adjusts]
-    if not rows and all(request.allowed is None for request in requests):
+    if not rows:
         return logits
-    adjusted = logits.double() if rows or logits.dtype != torch.float32 else logits.clone()
+    adjusted = logits.double()
     for row in rows:
         try:
             adjusted[row] = requests[row].adjusted(logits[row : row + 1])[0]
         except Exception as error:
             requests[row].error = error
-    apply_masks(adjusted, requests)
     return adjusted

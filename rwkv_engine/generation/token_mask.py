@@ -21,17 +21,22 @@ from torch import Tensor
 from rwkv_engine.checks import shown
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.request import Request
+from rwkv_engine.runtime.transfer import moved
 from rwkv_engine.structured import Matcher, fill_masks
 
 
-def apply_masks(logits: Tensor, requests: Sequence[Request]) -> None:
-    """Sets the logits of tokens that may not follow to -inf. An error is that of its request alone.
+def masks_of(requests: Sequence[Request], n_vocab: int, device: torch.device) -> Tensor | None:
+    """The tokens that may follow in each text. An error is that of its request alone.
 
     Args:
-        logits: (B, V) float64, changed in place; or float32, where the smallest number stands for -inf.
-        requests: B requests; those that have failed already are left out.
+        requests: B requests; those that have failed already may get any token.
+        n_vocab: V.
+        device: where the masks are needed.
+
+    Returns:
+        (B, ceil(V / 32)) int32 as `draw_tokens` takes them, or None where all tokens of all texts may follow.
     """
-    n_vocab, limited = logits.shape[1], [r for r in requests if r.allowed is not None and not r.error]
+    limited = [r for r in requests if r.allowed is not None and not r.error]
     masks = _of_formats([r for r in limited if isinstance(r.allowed, Matcher)], n_vocab)
     for request in limited:
         if not isinstance(request.allowed, Matcher) and request.allowed is not None:
@@ -39,39 +44,18 @@ def apply_masks(logits: Tensor, requests: Sequence[Request]) -> None:
                 masks[request] = words_of(request.allowed(request.tokens), n_vocab)
             except Exception as error:
                 request.error = error
-    rows = [row for row, request in enumerate(requests) if request in masks]
-    if not rows:
-        return
-    words = torch.from_numpy(~np.stack([masks[requests[row]] for row in rows]))
-    refused = unpacked(words.to(logits.device), n_vocab)
-    if len(rows) == len(logits):
-        logits.masked_fill_(refused, _never(logits))
-    else:
-        logits[rows] = logits[rows].masked_fill(refused, _never(logits))
+    if not masks:
+        return None
+    everything = np.full(-(-n_vocab // 32), -1, dtype=np.int32)
+    return moved(torch.from_numpy(np.stack([masks.get(request, everything) for request in requests])), device)
 
 
-def check_allowed(logits: Tensor, ids: Tensor, requests: Sequence[Request]) -> None:
-    """Gives an error to requests whose sampled token was not allowed: a token is sampled so only where none is allowed.
-
-    Args:
-        logits: (B, V) after `apply_masks`.
-        ids: (B,) the sampled tokens.
-        requests: B requests.
-    """
-    if all(request.allowed is None for request in requests):
-        return
-    found = logits.gather(1, ids.clamp(0, logits.shape[1] - 1).unsqueeze(1))[:, 0].tolist()
-    for request, value in zip(requests, found, strict=True):
-        if request.allowed is not None and not request.error and value == _never(logits):
-            request.error = RequestError(
-                f"allowed_tokens: no token may follow the {len(request.tokens)} that were generated; where a text may"
-                " end, allow a stop token"
-            )
-
-
-def _never(logits: Tensor) -> float:
-    """What the logits of tokens that may not follow are set to."""
-    return -torch.inf if logits.dtype == torch.float64 else torch.finfo(logits.dtype).min
+def none_allowed(request: Request) -> RequestError:
+    """The error of a text in which no token may follow."""
+    return RequestError(
+        f"allowed_tokens: no token may follow the {len(request.tokens)} that were generated; where a text may end,"
+        " allow a stop token"
+    )
 
 
 def _of_formats(requests: Sequence[Request], n_vocab: int) -> dict[Request, NDArray[np.int32]]:
@@ -109,15 +93,6 @@ def words_of(mask: Any, n_vocab: int) -> NDArray[np.int32]:
             f" {n_vocab} tokens"
         )
     return words.reshape(-1)
-
-
-def unpacked(words: Tensor, n_vocab: int) -> Tensor:
-    """(B, V) bool: the bits of (B, ceil(V / 32)) int32 words, on their device."""
-    if words.is_cpu:  # where NumPy is several times as fast
-        little_endian = np.ascontiguousarray(words.numpy(), dtype="<i4").view(np.uint8)
-        return torch.from_numpy(np.unpackbits(little_endian, axis=1, count=n_vocab, bitorder="little").view(np.bool_))
-    bits = torch.arange(32, dtype=torch.int32, device=words.device)
-    return (words.unsqueeze(-1) >> bits & 1).bool().flatten(1)[:, :n_vocab]
 
 
 def packed(allowed: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from rwkv_engine.ops.philox_uniform import philox_uniform_reference
 
 DRAW_TOKENS_SCHEMA = (
     "draw_tokens(Tensor logits, Tensor temperatures, Tensor top_k, Tensor top_p, Tensor min_p,"
-    " Tensor[] draws) -> Tensor"
+    " Tensor[] draws, Tensor? allowed=None) -> Tensor"
 )
 # The integer that stands for the largest probability of a row; the sum of 2^17 of them fits into int64.
 LARGEST = 2.0**45
+NONE_ALLOWED = -2  # in place of an id
 
 
 def draw_tokens(
@@ -26,6 +27,7 @@ def draw_tokens(
     top_p: Tensor,
     min_p: Tensor,
     draws: Tensor | tuple[Tensor, Tensor, Tensor],
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Samples one id for each row, after temperature, top-k, top-p and min-p; see `SamplingParams`.
 
@@ -40,27 +42,36 @@ def draw_tokens(
         min_p: (B,) float64; 0 is off.
         draws: (B,) float64, random numbers in [0, 1); or the seeds, samples and positions that `philox_uniform` makes
             them of, which on a GPU takes no kernel of its own.
+        allowed: the tokens that may be sampled, before all parameters apply: (B, ceil(V / 32)) int32, bit i % 32 of
+            word i // 32 for token i. None allows all.
 
     Returns:
         (B,) int64, -1 for rows with NaN or infinity, unless it is -inf in float64, and for rows of which every token is
-        banned.
+        banned, which with `allowed` get NONE_ALLOWED, as those do of which no token is allowed.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not match.
     """
     cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.draw_tokens(
-        logits, temperatures, top_k, top_p, min_p, [draws] if isinstance(draws, Tensor) else draws
+        logits, temperatures, top_k, top_p, min_p, [draws] if isinstance(draws, Tensor) else draws, allowed
     )
 
 
 def draw_tokens_reference(
-    logits: Tensor, temperatures: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, draws: Sequence[Tensor]
+    logits: Tensor,
+    temperatures: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    draws: Sequence[Tensor],
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """`draw_tokens` in plain torch."""
-    largest = logits.amax(dim=-1, keepdim=True)
     is_sound = ((logits < torch.inf) & ((logits > -torch.inf) | (logits.dtype == torch.float64))).all(dim=-1)
-    is_sound &= largest.squeeze(-1) > -torch.inf
+    if allowed is not None:
+        logits = logits.masked_fill(~unpacked(allowed, logits.shape[1]), -torch.inf)
+    largest = logits.amax(dim=-1, keepdim=True)
     greedy = temperatures == 0
     divisors = torch.where(greedy, 1, temperatures).unsqueeze(-1)
     weights = torch.exp((logits.double() - largest.double()) / divisors)
@@ -74,7 +85,15 @@ def draw_tokens_reference(
     ordered = ordered.where(is_kept & (ordered >= min_p.unsqueeze(-1)), 0)
     numbers = draws[0] if len(draws) == 1 else philox_uniform_reference(*draws)
     sampled = inverse_cdf(torch.zeros_like(weights).scatter(-1, ids, ordered), numbers)
-    return torch.where(greedy, logits.argmax(dim=-1), sampled).masked_fill(~is_sound, -1)
+    ids = torch.where(greedy, logits.argmax(dim=-1), sampled)
+    none = -1 if allowed is None else NONE_ALLOWED
+    return ids.masked_fill(largest.squeeze(-1) == -torch.inf, none).masked_fill(~is_sound, -1)
+
+
+def unpacked(words: Tensor, n_vocab: int) -> Tensor:
+    """(B, V) bool: the bits of (B, ceil(V / 32)) int32 words, on their device."""
+    bits = torch.arange(32, dtype=torch.int32, device=words.device)
+    return (words.unsqueeze(-1) >> bits & 1).bool().flatten(1)[:, :n_vocab]
 
 
 def whole_numbers(probs: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -23,6 +24,7 @@ struct Parameters {
 template <class Logit>
 int64_t defined(const Logit* logits, int64_t V, const Parameters& of, double draw) {
   const double largest = *std::max_element(logits, logits + V);
+  if (largest == -std::numeric_limits<double>::infinity()) return rwkv::kNoneAllowed;
   if (of.temperature == 0) return std::find(logits, logits + V, static_cast<Logit>(largest)) - logits;
   std::vector<double> weights(V);
   const double scale = rwkv::reciprocal(of.temperature);
@@ -47,7 +49,7 @@ int64_t defined(const Logit* logits, int64_t V, const Parameters& of, double dra
   int64_t target = std::min(static_cast<int64_t>(draw * static_cast<double>(total)), total - 1);
   for (int64_t i : kept)
     if ((target -= whole(i)) < 0) return i;
-  return -2;
+  return -4;
 }
 
 // B rows of V random logits, many of them equal or none, with random parameters.
@@ -57,6 +59,7 @@ struct Rows {
   std::vector<Logit> logits;
   std::vector<double> temperatures, top_p, min_p, draws;
   std::vector<int64_t> top_k, ids, keys[3];  // keys: seeds, samples and positions, if the kernel makes the draws
+  std::vector<int32_t> allowed;
 
   Rows(int64_t B, int64_t V, double spread, bool are_equal) : B(B), V(V), ids(B, -3) {
     std::normal_distribution<double> normal(0, spread);
@@ -79,6 +82,15 @@ struct Rows {
         key.push_back(static_cast<int64_t>(uint64_t{random_bits()} << 32 | random_bits()));
     for (int64_t b = 0; b < B; ++b) draws[b] = rwkv::philox_number(keys[0][b], keys[1][b], keys[2][b]);
   }
+  // Allows about one token of so many, in every third row none or all; bits beyond the vocabulary are random as well.
+  void restrict(unsigned one_of) {
+    allowed.assign(B * rwkv::mask_words(V), 0);
+    for (size_t i = 0; i < allowed.size(); ++i) {
+      const auto b = static_cast<int64_t>(i) / rwkv::mask_words(V);
+      for (unsigned bit = 0; bit < 32; ++bit) allowed[i] |= (random_bits() % one_of == 0 ? 1U : 0U) << bit;
+      if (b % 3 == 2) allowed[i] = b % 2 ? -1 : 0;
+    }
+  }
   rwkv::DrawTokens<Logit> arguments() {
     const double* const numbers = keys[0].empty() ? draws.data() : nullptr;
     return {B,
@@ -92,9 +104,15 @@ struct Rows {
             ids.data(),
             keys[0].data(),
             keys[1].data(),
-            keys[2].data()};
+            keys[2].data(),
+            allowed.empty() ? nullptr : allowed.data()};
   }
   int64_t expected(int64_t b) const {
-    return defined(&logits[b * V], V, {temperatures[b], top_p[b], min_p[b], top_k[b]}, draws[b]);
+    std::vector<double> restricted(V);
+    for (int64_t i = 0; i < V; ++i) {
+      const bool is_allowed = allowed.empty() || allowed[b * rwkv::mask_words(V) + i / 32] >> i % 32 & 1;
+      restricted[i] = is_allowed ? logits[b * V + i] : -std::numeric_limits<double>::infinity();
+    }
+    return defined(restricted.data(), V, {temperatures[b], top_p[b], min_p[b], top_k[b]}, draws[b]);
   }
 };

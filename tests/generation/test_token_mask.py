@@ -18,7 +18,8 @@ from rwkv_engine.generation.many import request_of
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.sampling_rows import sample_rows
 from rwkv_engine.generation.scheduler import scheduler_of
-from rwkv_engine.generation.token_mask import packed, unpacked, words_of
+from rwkv_engine.generation.token_mask import packed, words_of
+from rwkv_engine.ops.draw_tokens import unpacked
 
 OPTIONS = [
     {"temperature": 0.0},

@@ -9,24 +9,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkv_engine.generation.token_mask import packed
 from rwkv_engine.ops import draw_tokens, philox_uniform
-from rwkv_engine.ops.draw_tokens import draw_tokens_reference
+from rwkv_engine.ops.draw_tokens import NONE_ALLOWED, draw_tokens_reference
 
 FUNCTIONS = pytest.mark.parametrize("function", [draw_tokens, draw_tokens_reference])
 OFF = (1.0, 0, 1.0, 0.0)
 
 
-def call(function, logits, rows, draws):
-    """`rows`: temperature, top_k, top_p and min_p of each row."""
+def call(function, logits, rows, draws, allowed=None):
+    """`rows`: temperature, top_k, top_p and min_p of each row; `allowed`: (B, V) bool."""
     temperature, top_k, top_p, min_p = zip(*rows, strict=True)
     floats = [torch.tensor(values, dtype=torch.float64) for values in (temperature, top_p, min_p, draws)]
     numbers = floats[3] if function is draw_tokens else [floats[3]]
-    return function(logits, floats[0], torch.tensor(top_k), *floats[1:3], numbers).tolist()
+    masks = None if allowed is None else torch.stack([packed(row) for row in allowed])
+    return function(logits, floats[0], torch.tensor(top_k), *floats[1:3], numbers, masks).tolist()
 
 
 def defined(logits, temperature, top_k, top_p, min_p, draw):
     """One token, in exact arithmetic as far as it matters: weights are rounded to integers as documented."""
     largest = max(logits)
+    if largest == -math.inf:
+        return NONE_ALLOWED
     if temperature == 0:
         return logits.index(largest)
     weights = [math.exp((logit - largest) / temperature) for logit in logits]
@@ -66,6 +70,12 @@ def test_tokens_are_those_of_the_definition(function, rows, n_vocab, spread, dat
     expected = [defined(row, *own, draw) for row, own, draw in zip(logits.tolist(), rows, draws, strict=True)]
     assert call(function, logits, rows, draws) == expected
     assert call(function, logits.double(), rows, draws) == expected
+    # What a mask does not allow is as if it were banned.
+    allowed = torch.rand(logits.shape, generator=generator) < data.draw(st.sampled_from([0.0, 0.01, 0.5, 1.0]))
+    banned = logits.double().masked_fill(~allowed, -torch.inf).tolist()
+    expected = [defined(row, *own, draw) for row, own, draw in zip(banned, rows, draws, strict=True)]
+    assert call(function, logits, rows, draws, allowed) == expected
+    assert call(function, logits.double(), rows, draws, allowed) == expected
 
 
 @pytest.mark.slow
@@ -104,6 +114,12 @@ def test_rows_that_are_not_finite(function):
     assert call(function, logits.double(), rows, draws) == [-1, -1, 2, 2]
     assert call(function, torch.full((1, 40), -torch.inf, dtype=torch.float64), [OFF], [0.5]) == [-1]
     assert call(function, logits[:2], [(0.0, 0, 1.0, 0.0)] * 2, [0.5] * 2) == [-1, -1]
+    # Also where the mask does not allow the token.
+    only_first = torch.tensor([[True, False, False]] * 4)
+    assert call(function, logits, rows, draws, only_first) == [-1, -1, -1, 0]
+    assert call(function, logits.double(), rows, draws, only_first) == [-1, -1, 0, 0]
+    assert call(function, logits, rows, draws, only_first & False) == [-1, -1, -1, NONE_ALLOWED]
+    assert call(function, logits.double(), rows, draws, ~only_first & (logits == -torch.inf)) == [-1, -1, -2, -2]
 
 
 @FUNCTIONS
@@ -117,9 +133,10 @@ def test_banned_tokens_are_never_drawn(function):
 def test_opcheck():
     arguments = [torch.ones(3, dtype=torch.float64) for _ in range(4)]
     arguments.insert(1, torch.zeros(3, dtype=torch.int64))
-    torch.library.opcheck(
-        torch.ops.rwkv_engine.draw_tokens.default, (torch.randn(3, 9), *arguments[:4], [arguments[4] / 2])
-    )
+    draw = torch.ops.rwkv_engine.draw_tokens.default
+    torch.library.opcheck(draw, (torch.randn(3, 9), *arguments[:4], [arguments[4] / 2]))
+    masks = torch.full((3, 1), 5, dtype=torch.int32)
+    torch.library.opcheck(draw, (torch.randn(3, 9), *arguments[:4], [arguments[4] / 2], masks))
 
 
 @pytest.mark.parametrize(
@@ -132,11 +149,18 @@ def test_opcheck():
         (3, torch.zeros(2), "top_p: expected Double"),
         (4, torch.zeros(2, 1, dtype=torch.float64), r"min_p: .* got Double of shape \[2, 1\]"),
         (5, torch.zeros(1, dtype=torch.float64), "draws: expected Double"),
+        (6, torch.zeros(2, 1, dtype=torch.int64), r"allowed: expected Int of shape \(2, 1\) .* got Long"),
+        (
+            6,
+            torch.zeros(2, 2, dtype=torch.int32),
+            r"allowed: expected Int of shape \(2, 1\) .* got Int of shape \[2, 2\]",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(index, value, message):
     arguments = [torch.zeros(2, 3), *(torch.zeros(2, dtype=torch.float64) for _ in range(4))]
     arguments.insert(2, torch.zeros(2, dtype=torch.int64))
+    arguments.append(torch.zeros(2, 1, dtype=torch.int32))
     arguments[index] = value
     with pytest.raises(RuntimeError, match=message):
         draw_tokens(*arguments)

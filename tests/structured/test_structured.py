@@ -20,7 +20,7 @@ from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.many import request_of
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.scheduler import scheduler_of
-from rwkv_engine.generation.token_mask import unpacked
+from rwkv_engine.ops.draw_tokens import unpacked
 from rwkv_engine.structured import Choice, Grammar, JsonObject, JsonSchema, Regex, compiled, fill_masks
 from rwkv_engine.text import ByteTokenizer
 

@@ -76,9 +76,9 @@ Place last_place(const std::vector<double>& weights, const Target& target_of, co
   return *begin;
 }
 
-// The largest of V logits, or NaN if they are not as `DrawTokens` says. A maximum for each of several lanes, because
-// the compiler does not reorder comparisons of floating-point numbers.
-template <class Logit>
+// The largest of V logits, or NaN if one is not as `DrawTokens` says; `bans`: whether they may be -inf. A maximum for
+// each of several lanes, because the compiler does not reorder comparisons of floating-point numbers.
+template <bool bans, class Logit>
 Logit largest_of(const Logit* logits, int64_t V) {
   constexpr int kLanes = 32;
   constexpr Logit kInfinity = std::numeric_limits<Logit>::infinity(), kNan = std::numeric_limits<Logit>::quiet_NaN();
@@ -86,7 +86,7 @@ Logit largest_of(const Logit* logits, int64_t V) {
   std::fill_n(largest, kLanes, -kInfinity);
   const auto include = [&](Logit& most, Logit logit) {  // NaN stays, because it is not smaller than any number
     most = logit > most ? logit : most;
-    most = (logit < kInfinity) & (std::is_same_v<Logit, double> | (logit > -kInfinity)) ? most : kNan;
+    most = (logit < kInfinity) & (bans | (logit > -kInfinity)) ? most : kNan;
   };
   int64_t i = 0;
   for (; i + kLanes <= V; i += kLanes)
@@ -94,7 +94,20 @@ Logit largest_of(const Logit* logits, int64_t V) {
   for (; i < V; ++i) include(largest[0], logits[i]);
   Logit most = largest[0];
   for (const Logit& lane : largest) most = lane > most || lane != lane ? lane : most;
-  return most > -kInfinity ? most : kNan;
+  return most;
+}
+
+// Copies the logits of a row, with -inf for the tokens that are not allowed.
+template <class Logit>
+void restrict_row(const DrawTokens<Logit>& draw, int64_t b, std::vector<Logit>& restricted) {
+  const Logit* const logits = draw.logits + b * draw.V;
+  restricted.resize(draw.V);
+  for (int64_t begin = 0; begin < draw.V; begin += kMaskBits) {
+    const int32_t word = draw.allowed[b * mask_words(draw.V) + begin / kMaskBits];
+    const int64_t n = std::min(kMaskBits, draw.V - begin);
+    for (int64_t i = 0; i < n; ++i)
+      restricted[begin + i] = word >> i & 1 ? logits[begin + i] : -std::numeric_limits<Logit>::infinity();
+  }
 }
 
 // Makes the weights of tokens after `last` zero.
@@ -103,14 +116,27 @@ void keep(const Place& last, std::vector<double>& weights) {
     weights[i] = last.includes(weights[i], static_cast<int64_t>(i)) ? weights[i] : 0;
 }
 
-// Samples from one row. `weights` and `sums` are scratch memory, the former for V numbers.
+// Memory that rows use one after the other.
 template <class Logit>
-int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, std::vector<double>& weights, std::vector<int64_t>& sums) {
+struct Scratch {
+  std::vector<double> weights;  // of V tokens
+  std::vector<int64_t> sums;
+  std::vector<Logit> restricted;
+};
+
+template <class Logit>
+int64_t draw_token(const DrawTokens<Logit>& draw, int64_t b, Scratch<Logit>& scratch) {
+  auto& [weights, sums, restricted] = scratch;
   const int64_t V = draw.V, top_k = draw.top_k[b];
   const double temperature = draw.temperatures[b], top_p = draw.top_p[b], min_p = draw.min_p[b];
-  const Logit* const logits = draw.logits + b * V;
-  const Logit largest = largest_of(logits, V);
+  const Logit* logits = draw.logits + b * V;
+  Logit largest = largest_of<std::is_same_v<Logit, double>>(logits, V);
   if (largest != largest) return -1;
+  if (draw.allowed) {
+    restrict_row(draw, b, restricted);
+    logits = restricted.data(), largest = largest_of<true>(logits, V);
+  }
+  if (largest == -std::numeric_limits<Logit>::infinity()) return draw.allowed ? kNoneAllowed : -1;
   if (temperature == 0) return std::find(logits, logits + V, largest) - logits;
 
   const auto subtracted = static_cast<double>(largest);
@@ -152,9 +178,9 @@ template <class Logit>
 void draw_tokens(const DrawTokens<Logit>& draw, const Run& run) {
   constexpr int64_t kWork = 32;  // multiply-adds, about, per logit
   run(draw.B, kWork * draw.V, [&](int64_t begin, int64_t end) {
-    std::vector<double> weights(draw.V);
-    std::vector<int64_t> sums;
-    for (int64_t b = begin; b < end; ++b) draw.ids[b] = draw_token(draw, b, weights, sums);
+    Scratch<Logit> scratch;
+    scratch.weights.resize(draw.V);
+    for (int64_t b = begin; b < end; ++b) draw.ids[b] = draw_token(draw, b, scratch);
   });
 }
 

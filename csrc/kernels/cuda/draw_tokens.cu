@@ -16,7 +16,10 @@ namespace {
 
 constexpr int kThreads = 1024, kWarps = kThreads / kWarp;
 constexpr int64_t kPiece = 2048;  // tokens of a block of the first kernel
-constexpr int64_t kToDraw = -2;   // the id of a row that the second kernel is to draw
+constexpr int64_t kToDraw = -3;   // the id of a row that the second kernel is to draw
+
+template <class Logit>
+constexpr Logit kInfinity = INFINITY;
 
 // A logit and its token. A logit that is not as `DrawTokens` says becomes NaN, which wins over every other.
 template <class Logit>
@@ -30,18 +33,19 @@ struct Candidate {
   }
 };
 
-// The first of the largest logits of a row, for all threads; its logit is NaN if the row is not sound.
-template <class Logit>
-__device__ Candidate<Logit> first_of_largest(const Logit* row, int64_t V) {
-  constexpr Logit kInfinity = INFINITY, kNan = NAN;
+// The first of the largest logits of a row, for all threads, among the tokens for which is_allowed(id) is true; its
+// logit is NaN if the row is not sound, and -inf if nothing is left.
+template <class Logit, class IsAllowed>
+__device__ Candidate<Logit> first_of_largest(const Logit* row, int64_t V, const IsAllowed& is_allowed) {
+  constexpr Logit kNan = NAN;
   __shared__ Logit logits[kWarps];
   __shared__ int64_t ids[kWarps];
-  Candidate<Logit> best{-kInfinity, V};
+  Candidate<Logit> best{-kInfinity<Logit>, V};
 #pragma unroll 8
   for (int64_t i = thread(); i < V; i += kThreads) {
     const Logit logit = row[i];
-    const bool is_sound = logit < kInfinity && (std::is_same_v<Logit, double> || logit > -kInfinity);
-    const Candidate<Logit> other{is_sound ? logit : kNan, i};
+    const bool is_sound = logit < kInfinity<Logit> && (std::is_same_v<Logit, double> || logit > -kInfinity<Logit>);
+    const Candidate<Logit> other{!is_sound ? kNan : is_allowed(i) ? logit : -kInfinity<Logit>, i};
     if (best.loses_to(other)) best = other;
   }
 #pragma unroll
@@ -54,7 +58,7 @@ __device__ Candidate<Logit> first_of_largest(const Logit* row, int64_t V) {
   __syncthreads();
   for (int w = 0; w < kWarps; ++w)
     if (best.loses_to({logits[w], ids[w]})) best = {logits[w], ids[w]};
-  return best.logit > -kInfinity ? best : Candidate<Logit>{kNan, V};
+  return best;
 }
 
 // The weights of a row as the second kernel reads them: thread t has `each` tokens from t * each on, and numbers of
@@ -72,15 +76,17 @@ __global__ void __launch_bounds__(kThreads) weigh_kernel(DrawTokens<Logit> draw,
   const int64_t b = blockIdx.x, begin = static_cast<int64_t>(blockIdx.y) * kPiece;
   const Logit* const row = draw.logits + b * draw.V;
   const Layout layout(draw.V);
-  const auto [largest, first] = first_of_largest(row, draw.V);
+  const auto [largest, first] = first_of_largest(row, draw.V, [&](int64_t i) { return draw.allows(b, i); });
   const double temperature = draw.temperatures[b];
-  const bool is_sound = largest == largest, draws = is_sound && temperature != 0;
-  if (blockIdx.y == 0 && thread() == 0) draw.ids[b] = draws ? kToDraw : is_sound ? first : -1;
+  const bool is_found = largest > -kInfinity<Logit>, draws = is_found && temperature != 0;
+  const int64_t none = draw.allowed && largest == largest ? kNoneAllowed : -1;
+  if (blockIdx.y == 0 && thread() == 0) draw.ids[b] = draws ? kToDraw : is_found ? first : none;
   if (!draws) return;
   const auto subtracted = static_cast<double>(largest);
   const double scale = reciprocal(temperature);
   for (int64_t i = begin + thread(); i < begin + kPiece && i < draw.V; i += kThreads)
-    weights[b * layout.numbers() + layout.place(i)] = exp_nonpositive((row[i] - subtracted) * scale);
+    weights[b * layout.numbers() + layout.place(i)] =
+        draw.allows(b, i) ? exp_nonpositive((row[i] - subtracted) * scale) : 0;
 }
 
 // Digits of the weights in [2^-46, 1], whose bits, less those of 2^-46, are a number of 58 bits: four digits of 12 bits
@@ -200,8 +206,8 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(DrawTokens<Logit> draw
 
 template <class Logit>
 __global__ void __launch_bounds__(kThreads) most_likely_kernel(const Logit* logits, int64_t V, int64_t* ids) {
-  const auto [largest, first] = first_of_largest(logits + blockIdx.x * V, V);
-  if (thread() == 0) ids[blockIdx.x] = largest == largest ? first : -1;
+  const auto [largest, first] = first_of_largest(logits + blockIdx.x * V, V, [](int64_t) { return true; });
+  if (thread() == 0) ids[blockIdx.x] = largest > -kInfinity<Logit> ? first : -1;
 }
 
 }  // namespace

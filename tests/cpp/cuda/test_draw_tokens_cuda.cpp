@@ -20,9 +20,11 @@ void draw(Rows<Logit>& rows) {
 }
 
 template <class Logit>
-void test(const char* order, int64_t B, int64_t V, double spread, bool are_equal, bool by_keys = false) {
+void test(const char* order, int64_t B, int64_t V, double spread, bool are_equal, bool by_keys = false,
+          unsigned one_of = 0) {
   Rows<Logit> rows(B, V, spread, are_equal);
   if (by_keys) rows.draw_by_keys();
+  if (one_of) rows.restrict(one_of);
   draw(rows);
   for (int64_t b = 0; b < B; ++b)
     CHECK(rows.ids[b] == rows.expected(b), order, B, V, spread, b, rows.ids[b], rows.expected(b), rows.temperatures[b],
@@ -65,6 +67,9 @@ void test_unsound(const char* order) {
       const bool is_sound = bans && value == -inf && V > 1;
       for (const int64_t id : {rows.ids[0], likely})
         CHECK(is_sound ? id >= 0 && id != V - 1 : id == -1, order, V, value, id);
+      rows.allowed.assign(mask_words(V), 0);
+      draw(rows);
+      CHECK(rows.ids[0] == (bans && value == -inf ? kNoneAllowed : -1), order, V, value, rows.ids[0]);
     }
 }
 
@@ -76,6 +81,7 @@ int main() {
       for (const bool are_equal : {false, true}) test<float>(order, 3, V, 2.0, are_equal);
     test<double>(order, 2, 1025, 40.0, false);
     test<float>(order, 5, 40, 2.0, false, true);
+    test<float>(order, 9, 70, 2.0, true, false, 3), test<double>(order, 6, 1025, 2.0, false, false, 40);
     test_chosen(order);
     test_unsound<float>(order), test_unsound<double>(order);
     Rows<float> none(0, 5, 1.0, false);
