@@ -10,6 +10,11 @@ namespace rwkv {
 constexpr int64_t kMaskBits = 32;
 RWKV_HOST_DEVICE constexpr int64_t mask_words(int64_t V) { return (V + kMaskBits - 1) / kMaskBits; }
 
+// Whether a mask allows token i; null allows all.
+RWKV_HOST_DEVICE inline bool allows(const int32_t* mask, int64_t i) {
+  return !mask || (mask[i / kMaskBits] >> i % kMaskBits & 1);
+}
+
 constexpr int64_t kNoneAllowed = -2;  // in place of an id
 
 // Samples a token for each of B texts from the logits of a vocabulary of V, among those that are allowed. Temperature,
@@ -27,9 +32,8 @@ struct DrawTokens {
   const int64_t *seeds = nullptr, *samples = nullptr, *positions = nullptr;  // (B,) each, without draws
   const int32_t* allowed = nullptr;  // (B, mask_words(V)), or null, which allows all tokens
 
-  RWKV_HOST_DEVICE bool allows(int64_t b, int64_t id) const {
-    return !allowed || (allowed[b * mask_words(V) + id / kMaskBits] >> id % kMaskBits & 1);
-  }
+  // The mask of row b, or null.
+  RWKV_HOST_DEVICE const int32_t* mask(int64_t b) const { return allowed ? allowed + b * mask_words(V) : nullptr; }
   // The random number of row b.
   RWKV_HOST_DEVICE double fraction(int64_t b) const {
     return draws ? draws[b] : philox_number(seeds[b], samples[b], positions[b]);

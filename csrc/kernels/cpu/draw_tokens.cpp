@@ -101,9 +101,10 @@ Logit largest_of(const Logit* logits, int64_t V) {
 template <class Logit>
 void restrict_row(const DrawTokens<Logit>& draw, int64_t b, std::vector<Logit>& restricted) {
   const Logit* const logits = draw.logits + b * draw.V;
+  const int32_t* const mask = draw.mask(b);
   restricted.resize(draw.V);
   for (int64_t begin = 0; begin < draw.V; begin += kMaskBits) {
-    const int32_t word = draw.allowed[b * mask_words(draw.V) + begin / kMaskBits];
+    const int32_t word = mask[begin / kMaskBits];
     const int64_t n = std::min(kMaskBits, draw.V - begin);
     for (int64_t i = 0; i < n; ++i)
       restricted[begin + i] = word >> i & 1 ? logits[begin + i] : -std::numeric_limits<Logit>::infinity();

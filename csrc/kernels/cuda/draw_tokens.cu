@@ -33,10 +33,10 @@ struct Candidate {
   }
 };
 
-// The first of the largest logits of a row, for all threads, among the tokens for which is_allowed(id) is true; its
-// logit is NaN if the row is not sound, and -inf if nothing is left.
-template <class Logit, class IsAllowed>
-__device__ Candidate<Logit> first_of_largest(const Logit* row, int64_t V, const IsAllowed& is_allowed) {
+// The first of the largest logits of a row, for all threads, among the tokens that the mask allows; its logit is NaN if
+// the row is not sound, and -inf if nothing is left.
+template <class Logit>
+__device__ Candidate<Logit> first_of_largest(const Logit* row, const int32_t* mask, int64_t V) {
   constexpr Logit kNan = NAN;
   __shared__ Logit logits[kWarps];
   __shared__ int64_t ids[kWarps];
@@ -45,13 +45,13 @@ __device__ Candidate<Logit> first_of_largest(const Logit* row, int64_t V, const 
   for (int64_t i = thread(); i < V; i += kThreads) {
     const Logit logit = row[i];
     const bool is_sound = logit < kInfinity<Logit> && (std::is_same_v<Logit, double> || logit > -kInfinity<Logit>);
-    const Candidate<Logit> other{!is_sound ? kNan : is_allowed(i) ? logit : -kInfinity<Logit>, i};
+    const Candidate<Logit> other{!is_sound ? kNan : allows(mask, i) ? logit : -kInfinity<Logit>, i};
     if (best.loses_to(other)) best = other;
   }
 #pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-    const Candidate<Logit> other{__shfl_xor_sync(kAllLanes, best.logit, mask),
-                                 __shfl_xor_sync(kAllLanes, best.id, mask)};
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const Candidate<Logit> other{__shfl_xor_sync(kAllLanes, best.logit, distance),
+                                 __shfl_xor_sync(kAllLanes, best.id, distance)};
     if (best.loses_to(other)) best = other;
   }
   if (lane() == 0) logits[warp()] = best.logit, ids[warp()] = best.id;
@@ -71,12 +71,14 @@ struct Layout {
   __device__ int64_t place(int64_t id) const { return id % each * kThreads + id / each; }
 };
 
+// One block a multiprocessor is enough: for two, registers would be spilled.
 template <class Logit>
-__global__ void __launch_bounds__(kThreads) weigh_kernel(DrawTokens<Logit> draw, double* weights) {
+__global__ void __launch_bounds__(kThreads, 1) weigh_kernel(DrawTokens<Logit> draw, double* weights) {
   const int64_t b = blockIdx.x, begin = static_cast<int64_t>(blockIdx.y) * kPiece;
   const Logit* const row = draw.logits + b * draw.V;
+  const int32_t* const mask = draw.mask(b);
   const Layout layout(draw.V);
-  const auto [largest, first] = first_of_largest(row, draw.V, [&](int64_t i) { return draw.allows(b, i); });
+  const auto [largest, first] = first_of_largest(row, mask, draw.V);
   const double temperature = draw.temperatures[b];
   const bool is_found = largest > -kInfinity<Logit>, draws = is_found && temperature != 0;
   const int64_t none = draw.allowed && largest == largest ? kNoneAllowed : -1;
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) weigh_kernel(DrawTokens<Logit> draw,
   const double scale = reciprocal(temperature);
   for (int64_t i = begin + thread(); i < begin + kPiece && i < draw.V; i += kThreads)
     weights[b * layout.numbers() + layout.place(i)] =
-        draw.allows(b, i) ? exp_nonpositive((row[i] - subtracted) * scale) : 0;
+        allows(mask, i) ? exp_nonpositive((row[i] - subtracted) * scale) : 0;
 }
 
 // Digits of the weights in [2^-46, 1], whose bits, less those of 2^-46, are a number of 58 bits: four digits of 12 bits
@@ -206,7 +208,7 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(DrawTokens<Logit> draw
 
 template <class Logit>
 __global__ void __launch_bounds__(kThreads) most_likely_kernel(const Logit* logits, int64_t V, int64_t* ids) {
-  const auto [largest, first] = first_of_largest(logits + blockIdx.x * V, V, [](int64_t) { return true; });
+  const auto [largest, first] = first_of_largest<Logit>(logits + blockIdx.x * V, nullptr, V);
   if (thread() == 0) ids[blockIdx.x] = largest > -kInfinity<Logit> ? first : -1;
 }
 
