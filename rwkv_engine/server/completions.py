@@ -48,7 +48,7 @@ class CompletionAnswer(Answer):
         shown = texts[:: body.n] if body.echo and body.logprobs is not None else ()
         self._of_prompts = PromptLogprobs(service, shown, body.logprobs or 0)
         self._prompt_logprobs: list[list[Logprob]] = []  # of each prompt, if they are shown
-        self._n_characters = [0] * len(texts)  # of each text, so far
+        self._offsets = [forms.Offsets() for _ in texts]
 
     async def prepare(self) -> None:
         """See `Answer.prepare`."""
@@ -80,9 +80,8 @@ class CompletionAnswer(Answer):
         return self._prompt_logprobs[text.index // self.body.n] if self._prompt_logprobs else []
 
     def _choice(self, text: ServedText, shown: str, logprobs: list[Logprob]) -> dict[str, Any]:
-        before = self._n_characters[text.index]
-        self._n_characters[text.index] += sum(forms.n_characters(self._tokenizer, own) for own in logprobs)
-        form = forms.of_completion(self._tokenizer, logprobs, before) if self._shows_logprobs else None
+        offsets = self._offsets[text.index]
+        form = forms.of_completion(self._tokenizer, logprobs, offsets) if self._shows_logprobs else None
         return {"index": text.index, "text": shown, "logprobs": form, "finish_reason": None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,15 +26,11 @@ def of_chat(tokenizer: Tokenizer, logprobs: Sequence[Logprob]) -> dict[str, Any]
     }
 
 
-def of_completion(tokenizer: Tokenizer, logprobs: Sequence[Logprob], before: int) -> dict[str, Any]:
+def of_completion(tokenizer: Tokenizer, logprobs: Sequence[Logprob], offsets: Offsets) -> dict[str, Any]:
     """The form of completions; null stands for a log-probability that is NaN, see `prompt_logprobs`.
 
-    `before` is the number of characters of the text before the first of these tokens.
+    `offsets` are those of the text, whose next tokens these are.
     """
-    offsets = []
-    for own in logprobs:
-        offsets.append(before)
-        before += n_characters(tokenizer, own)
     return {
         "tokens": [name_of(tokenizer, own.token) for own in logprobs],
         "token_logprobs": [None if math.isnan(own.logprob) else own.logprob for own in logprobs],
@@ -43,13 +40,25 @@ def of_completion(tokenizer: Tokenizer, logprobs: Sequence[Logprob], before: int
             else {name_of(tokenizer, token): logprob for token, logprob in (*own.top, (own.token, own.logprob))}
             for own in logprobs
         ],
-        "text_offset": offsets,
+        "text_offset": [offsets.add(tokenizer.token_bytes(own.token)) for own in logprobs],
     }
 
 
-def n_characters(tokenizer: Tokenizer, own: Logprob) -> int:
-    """How many characters begin in a token."""
-    return sum(byte & 0xC0 != 0x80 for byte in tokenizer.token_bytes(own.token))  # the others continue one, in UTF-8
+class Offsets:
+    """The places of the tokens of one text, in characters; bytes that are none count as what decoding puts for them."""
+
+    def __init__(self) -> None:
+        """Begins with no tokens."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._n = 0  # characters that are complete
+
+    def add(self, token: bytes) -> int:
+        """Adds a token, and returns the index of the character to which its first byte belongs."""
+        self._n += len(self._decoder.decode(token[:1]))
+        is_inside = bool(self._decoder.getstate()[0])  # a character that is not complete
+        offset = self._n + is_inside - bool(token)
+        self._n += len(self._decoder.decode(token[1:]))
+        return offset
 
 
 def name_of(tokenizer: Tokenizer, token: int) -> str:

@@ -129,19 +129,23 @@ class Replica:
 class Front:
     """Passes requests on to replicas, and their responses back as they come."""
 
-    def __init__(self, replicas: DeploymentHandle, most_body_bytes: int):
-        """`replicas` run `Replica`; larger bodies than `most_body_bytes` are refused here."""
+    def __init__(self, replicas: DeploymentHandle, most_body_bytes: int, keys: Path | None = None):
+        """`replicas` run `Replica`; larger bodies than `most_body_bytes` are refused here, as are all without a key."""
         self._replicas = replicas.options(stream=True)
         self._most_body_bytes = most_body_bytes
+        self._keys = Keys.read(keys) if keys else None
 
     async def __call__(self, request: Request) -> Response:
         """Responds to a request; one whose replica dies before it has begun to respond is given to another."""
+        authorization = request.headers.get("authorization", "")
         received = bytearray()  # which grows in place: bytes would be copied with every part
-        async for part in request.stream():
-            received += part
-            if len(received) > self._most_body_bytes:
-                message = f"the body is too large, expected at most {self._most_body_bytes} bytes"
-                return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message).response()
+        # Nothing is read without a key. The replica refuses that, or serves what needs none, such as its health.
+        if not self._keys or self._keys.accept(authorization.encode("latin-1")):
+            async for part in request.stream():
+                received += part
+                if len(received) > self._most_body_bytes:
+                    message = f"the body is too large, expected at most {self._most_body_bytes} bytes"
+                    return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message).response()
         body = bytes(received)
         forwarded = Forwarded(
             request.method,
@@ -150,7 +154,7 @@ class Front:
             [(name.lower(), value) for name, value in request.headers.raw],
             body,
             (request.client.host, request.client.port) if request.client else None,
-            tuple(prefixes_of(body, request.headers.get("authorization", ""))),
+            tuple(prefixes_of(body, authorization)),
         )
         for _ in range(_TRIES):
             messages = self._replicas.respond.remote(forwarded)
@@ -221,4 +225,4 @@ def app(args: Args | Mapping[str, str]) -> serve.Application:
         graceful_shutdown_timeout_s=args.drain_seconds,
         ray_actor_options={"num_cpus": 0},
     )
-    return front.bind(replica.bind(args), args.most_bytes)
+    return front.bind(replica.bind(args), args.most_bytes, args.keys)

@@ -38,13 +38,15 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     # Fields of OpenAI's that would change the result, so they must not be ignored: with the values that change nothing.
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    # Fields of OpenAI's that are for its own service, and change no result.
+    ignored: ClassVar[tuple[str, ...]] = ("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
     model: str | None = Field(None, description="The name of the server's model.")
 
     @property
     def unknown(self) -> Iterator[str]:
         """The names of fields that this server does not know."""
-        return (name for name in self.model_extra or () if name not in self.unsupported)
+        return (name for name in self.model_extra or () if name not in (*self.unsupported, *self.ignored))
 
     def require_supported(self) -> None:
         """Checks that nothing is asked for that this server cannot do.

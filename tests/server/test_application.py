@@ -187,6 +187,7 @@ def test_unknown_fields(client, tales, caplog):
     assert response.json()["error"]["param"] == "frobnicate"
     assert is_error(strict.post("/v1/completions", BODY | {"half \ud800": 1}))
     assert strict.post("/v1/completions", BODY | {"user": "me", "suffix": None}).status_code == 200
+    assert strict.post("/v1/completions", BODY | {"store": True, "metadata": {"a": "b"}}).status_code == 200
 
 
 def test_logs_and_metrics_without_content(tales, caplog):

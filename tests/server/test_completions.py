@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from served import begun
 
 from rwkv_engine.generation.params import SamplingOptions
 from rwkv_engine.generation.sampling import Logprob
-from rwkv_engine.server.logprobs import of_completion
+from rwkv_engine.server.logprobs import Offsets, of_completion
 
 PATH = "/v1/completions"
 PROMPT = "The king"
@@ -141,9 +143,7 @@ def test_echo_with_logprobs(client, talker, max_tokens):
         assert [max(top.values()) for top in shown["top_logprobs"][1 : len(given)]] == pytest.approx(best, abs=1e-6)
         assert len(shown["tokens"]) == len(given) + max_tokens
         for name, at in zip(shown["tokens"], shown["text_offset"], strict=True):
-            # Random weights write parts of characters, which have no offset of their own.
-            is_broken = "\ufffd" in choice["text"]
-            assert is_broken or name.startswith("bytes:") or choice["text"][at:].startswith(name)
+            assert name.startswith("bytes:") or choice["text"][at:].startswith(name)
         assert streamed[i] == {"text": choice["text"], **shown}
     assert result["usage"]["prompt_tokens"] == sum(map(len, ids))
 
@@ -166,9 +166,9 @@ def test_logprobs(client, talker, seed):
     assert shown["token_logprobs"] == [own.logprob for own in alone.logprobs]
     for entry, own in zip(shown["top_logprobs"], alone.logprobs, strict=True):
         assert set(entry.values()) == {own.logprob, *(logprob for _, logprob in own.top)}
-    whole = all(not name.startswith("bytes:") for name in shown["tokens"])
     for name, at in zip(shown["tokens"], shown["text_offset"], strict=True):
-        assert not whole or choice["text"][at:].startswith(name)
+        stopped = at >= len(choice["text"])  # with the stop string, and what else the token has
+        assert stopped or name.startswith("bytes:") or choice["text"][at:].startswith(name)
 
     chunks = [chunk["choices"][0] for chunk in client.events(PATH, **body)]
     assert "".join(chunk["text"] for chunk in chunks) == choice["text"] == alone.text
@@ -187,10 +187,25 @@ def test_every_sampling_option_has_a_field_or_a_reason_for_none(client):
 def test_offsets_are_in_characters(talker):
     text = "Der Köhler, süß und müde, ging in den Wald."
     ids = talker.tokenizer.encode(text)
-    form = of_completion(talker.tokenizer, [Logprob(token, -1.0, ()) for token in ids], before=7)
+    form = of_completion(talker.tokenizer, [Logprob(token, -1.0, ()) for token in ids], Offsets())
     pairs = list(zip(form["tokens"], form["text_offset"], strict=True))
-    assert all(text[at - 7 :].startswith(name) for name, at in pairs if not name.startswith("bytes:"))
-    assert pairs[-1][1] - 7 == len(text) - 1
+    assert all(text[at:].startswith(name) for name, at in pairs if not name.startswith("bytes:"))
+    assert pairs[-1][1] == len(text) - 1
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"", b"a", b"\xc3", b"\xbc", b"\xc3\xbcb", b"\xf0\x9f", b"\xe0", b"\x80", b"\xff\xc3", b"zz"])
+    )
+)
+def test_offsets_in_text_that_is_not_utf8(tokens):
+    """The text up to a token's first byte ends with the character of that byte."""
+    offsets, before = Offsets(), b""
+    for token in tokens:
+        found = offsets.add(token)
+        if token:
+            assert found == len((before + token[:1]).decode(errors="replace")) - 1
+        before += token
 
 
 @pytest.mark.parametrize(

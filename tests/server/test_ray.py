@@ -21,9 +21,10 @@ try:
     import httpx
     import ray
     from ray import serve
+    from starlette.requests import Request
 
     from rwkv_engine.server.forwarding import Forwarded
-    from rwkv_engine.server.ray_app import Args, Replica, app
+    from rwkv_engine.server.ray_app import Args, Front, Replica, app
     from rwkv_engine.server.ray_router import PrefixRouter
 except ImportError as error:
     pytest.skip(f"{error.name} is not installed, which the extra ray has", allow_module_level=True)
@@ -191,6 +192,28 @@ def test_a_replica_reads_only_what_is_new():
             == 200
         )
     assert replica._service.scheduler.cache.statistics.tokens_saved > 5
+
+
+@pytest.mark.parametrize("key", ["", "Bearer wrong", "Bearer one"])
+def test_the_front_reads_no_body_without_a_key(key, tmp_path):
+    (tmp_path / "keys").write_text("one\n")
+    forwarded, reads = [], []
+
+    async def respond(request):
+        forwarded.append(request)
+        yield {"status": 200, "headers": []}
+
+    async def receive():
+        reads.append(1)
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    replicas = SimpleNamespace(respond=SimpleNamespace(remote=respond))
+    front = Front(SimpleNamespace(options=lambda stream: replicas), 10, tmp_path / "keys")
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "client": None}
+    request = Request(scope | {"headers": [(b"authorization", key.encode())]}, receive)
+    asyncio.run(front(request))
+    has_key = key == "Bearer one"
+    assert (forwarded[0].body, len(reads)) == ((b"{}", 1) if has_key else (b"", 0))
 
 
 def test_arguments_as_the_command_gives_them():
