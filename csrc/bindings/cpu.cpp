@@ -9,3 +9,4 @@
 #include "bindings/ways_cpu.h"
 #include "bindings/wkv4_cpu.h"
 #include "bindings/wkv7_cpu.h"
+#include "bindings/wkv7_prompts_cpu.h"

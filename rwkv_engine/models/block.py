@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rwkv_engine.core.config import ModelConfig
 from rwkv_engine.core.state import LayerState
 from rwkv_engine.models.weights import InputMajor, Tiled
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops.slots import replace_rows, rows_of
 
 
@@ -130,6 +131,14 @@ class Block(nn.Module):
     def steps_as_it_reads(self) -> bool:
         """Whether `step` gives the bits that `forward` gives for the same tokens."""
         return False
+
+    @property
+    def sums_integers(self) -> bool:
+        """Whether all matrices are int8 on the CPU: then the kernels of `step` and `forward` add up integers, in the
+        same groups and parts."""
+        matrices = [module for module in self.modules() if isinstance(module, Tiled | InputMajor)]
+        are_int8 = self.is_packed and all(next(matrix.parameters()).dtype == torch.int8 for matrix in matrices)
+        return are_int8 and self.device.type == "cpu" and cpu_kernels.status().kind != "reference"
 
     @property
     def device(self) -> torch.device:

@@ -23,7 +23,6 @@ from rwkv_engine.models.model import Model
 from rwkv_engine.models.rwkv4_derived import Derived, shifted
 from rwkv_engine.models.rwkv4_noise import input_moments, noise
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
-from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops import (
     Blocks4Step,
     activate_rows,
@@ -227,11 +226,8 @@ class Rwkv4Block(Block):
 
     @property
     def steps_as_it_reads(self) -> bool:
-        """Whether `step` gives the bits of `forward`: with int8 weights on the CPU, whose sums are of integers, and in
-        the same groups and parts in both."""
-        matrices = [module for module in self.modules() if isinstance(module, Tiled | InputMajor)]
-        is_int8 = len(matrices) == 7 and all(next(m.parameters()).dtype == torch.int8 for m in matrices)
-        return is_int8 and self.device.type == "cpu" and cpu_kernels.status().kind != "reference"
+        """Whether `step` gives the bits of `forward`: with int8 weights on the CPU."""
+        return self.sums_integers
 
     def forget(self) -> None:
         """Drops tensors that were computed from parameters."""

@@ -8,11 +8,10 @@ Shapes: B sequences, T tokens, C = n_embd, H heads of N channels, A = H N, F = n
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +26,22 @@ from rwkv_engine.models.model import Model
 from rwkv_engine.models.rwkv7_fixed import STATE, Fixed, fixed
 from rwkv_engine.models.rwkv7_noise import input_moments
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
-from rwkv_engine.ops import Blocks7Step, blocks7_step, ln_shift, squared_relu_, wkv7
-from rwkv_engine.ops.blocks7_step import GROUP_NORM_EPS
+from rwkv_engine.ops import (
+    Blocks7Step,
+    Gates7,
+    Wkv7Inputs,
+    blocks7_step,
+    ln_shift,
+    squared_relu_,
+    wkv7,
+    wkv7_gated,
+    wkv7_inputs,
+)
+from rwkv_engine.ops.wkv7_gated import GROUP_NORM_EPS
+from rwkv_engine.ops.wkv7_inputs import inputs_by
 
 MIXES = "rwkvag"
 ALIGNED_RANK = 32  # a multiple of two vector registers
-
-
-class Recurrent(NamedTuple):
-    """The first six arguments of `wkv7`, (..., H, N)."""
-
-    r: Tensor
-    w: Tensor
-    k: Tensor
-    v: Tensor
-    kappa: Tensor
-    a: Tensor
 
 
 class TimeMixing(nn.Module):
@@ -84,44 +83,37 @@ class TimeMixing(nn.Module):
         """The weights of this token in the six mixes, (6, C); x_ are those of the last token."""
         return 1 - torch.stack([getattr(self, f"x_{name}") for name in MIXES])
 
-    def recurrent(self, mixed: Tensor, first: Tensor | None) -> tuple[Recurrent, Tensor, Tensor]:
-        """The inputs of the recurrence from the mixes (6, ..., C); the gate (..., A); and layer 0's values."""
-        r_in, w_in, k_in, v_in, a_in, g_in = mixed.unbind(0)
-        r, k, v = self.receptance(r_in), self.key(k_in), self.value(v_in)
-        w = torch.exp(-math.exp(-0.5) * torch.sigmoid(self.w0 + self._low_rank("w", w_in, torch.tanh)))
-        a = torch.sigmoid(self.a0 + self._low_rank("a", a_in))
-        gate = self._low_rank("g", g_in, torch.sigmoid)
-        if self.mixes_values:
-            assert first is not None
-            v = torch.lerp(v, first, torch.sigmoid(self.v0 + self._low_rank("v", v_in)))
+    def recurrent(self, mixed: Tensor, first: Tensor | None, gates: Gates7 | None) -> tuple[Tensor, Wkv7Inputs, Tensor]:
+        """The inputs of the recurrence from the mixes (6, B, T, C), r and the others (B, T, A); and layer 0's values.
+
+        `gates`: of packed layers.
+        """
+        r, k, v = self.receptance(mixed[0]), self.key(mixed[2]), self.value(mixed[3])
+        head_size = self.heads[1]
+        if gates is None:
+            assert first is not None or not self.mixes_values
+            values = (first, self.v0) if first is not None and self.mixes_values else None
+            inputs = inputs_by(self._low_rank, mixed, k, v, values, head_size, self.w0, self.a0, self.k_k, self.k_a)
         else:
-            first = v
-        kappa = F.normalize(self._by_head(k * self.k_k), dim=-1, eps=1e-12)
-        k = k * (1 + (a - 1) * self.k_a)
-        r, w, k, v, a = (self._by_head(x) for x in (r, w, k, v, a))
-        return Recurrent(r, w, k, v, kappa, a), gate, first
+            own = first.flatten(0, 1) if first is not None and self.mixes_values else None
+            rows = wkv7_inputs(mixed.flatten(1, 2), k.flatten(0, 1), v.flatten(0, 1), own, head_size, gates)
+            inputs = Wkv7Inputs(*(x.view_as(k) for x in rows))
+        return r, inputs, first if first is not None and self.mixes_values else inputs.v
 
-    def gated(self, y: Tensor, inputs: Recurrent, gate: Tensor) -> Tensor:
-        """What time mixing adds to the residual stream, (..., C): y (..., H, N) is the output of `wkv7`."""
-        heads, _ = self.heads
-        bonus = (inputs.r * inputs.k * self.r_k).sum(-1, keepdim=True) * inputs.v
-        norm = F.group_norm(y.reshape(-1, gate.shape[-1]), heads, self.ln_x.weight, self.ln_x.bias, GROUP_NORM_EPS)
-        return self.output((norm.view_as(gate) + bonus.flatten(-2)) * gate)
+    def gated(self, y: Tensor, r: Tensor, inputs: Wkv7Inputs) -> Tensor:
+        """What time mixing adds to the residual stream, (B, T, C): y (B, T, H, N) is the output of `wkv7`."""
+        flat, own_r, k, v, gate = (x.flatten(0, 1) for x in (y.flatten(2), r, inputs.k, inputs.v, inputs.gate))
+        gated = wkv7_gated(flat, own_r, k, v, gate, self.r_k, self.ln_x.weight, self.ln_x.bias)
+        return self.output(gated.view_as(r))
 
-    def _by_head(self, x: Tensor) -> Tensor:
+    def by_head(self, x: Tensor) -> Tensor:
+        """(..., A) -> (..., H, N)."""
         return x.unflatten(-1, self.heads)
 
-    def _low_rank(self, name: str, x: Tensor, activation=None) -> Tensor:  # type: ignore[no-untyped-def]
+    def _low_rank(self, name: str, x: Tensor, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
         """activation(x W1) W2, in the dtype of x."""
-        hidden = self._factor(f"{name}1", x)
-        return self._factor(f"{name}2", hidden if activation is None else activation(hidden))
-
-    def _factor(self, name: str, x: Tensor) -> Tensor:
-        """x W, by the kernels where the matrices are packed: their sums do not depend on the number of rows."""
-        if not isinstance(self.key, Tiled):
-            weight = getattr(self, name)
-            return x @ weight.to(x.dtype)
-        return self.tiled(name)(x)
+        hidden = x @ getattr(self, f"{name}1").to(x.dtype)
+        return (hidden if activation is None else activation(hidden)) @ getattr(self, f"{name}2").to(x.dtype)
 
     def tiled(self, name: str) -> Tiled:
         """A low-rank factor in tiles, in which the kernels read it."""
@@ -173,9 +165,11 @@ class Rwkv7Block(Block):
     ) -> tuple[Tensor, LayerState, Tensor | None]:
         """Processes many tokens, see `Block.forward`."""
         mixed, att_shift = self.att.shifted(x, self.ln1, state["att_shift"], lengths)
-        inputs, gate, first = self.att.recurrent(mixed, first)
-        y, wkv = wkv7(*inputs, state["wkv"], lengths=lengths)
-        x = x + self.att.gated(y, inputs, gate)
+        fixed = self._fixed
+        r, inputs, first = self.att.recurrent(mixed, first, None if fixed is None else fixed.gates)
+        own_r, w, k, v, kappa, a = (self.att.by_head(tensor) for tensor in (r, *inputs[:5]))
+        y, wkv = wkv7(own_r, w, k, v, kappa, a, state["wkv"], lengths=lengths)
+        x = x + self.att.gated(y, r, inputs)
         mixed, ffn_shift = self.ffn.shifted(x, self.ln2, state["ffn_shift"], lengths)
         return x + self.ffn(mixed), {"att_shift": att_shift, "ffn_shift": ffn_shift, "wkv": wkv}, first
 
@@ -211,6 +205,12 @@ class Rwkv7Block(Block):
     def is_packed(self) -> bool:
         """Whether the matrices have the memory layouts that the kernels of `step` read."""
         return isinstance(self.ffn.value, InputMajor)
+
+    @property
+    def steps_as_it_reads(self) -> bool:
+        """Whether `step` gives the bits of `forward`: with int8 weights on the CPU. What lies between the products of
+        large matrices is computed by the same functions in both."""
+        return self.sums_integers
 
     def forget(self) -> None:
         """Drops tensors that were computed from parameters."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkv_engine.models.weights import InputMajor, Tiled, scales_of
-from rwkv_engine.ops import Layer7
+from rwkv_engine.ops import Gates7, Layer7
 
 if TYPE_CHECKING:
     from rwkv_engine.models.rwkv7 import ChannelMixing, TimeMixing
@@ -22,6 +22,7 @@ class Fixed(NamedTuple):
 
     layer: Layer7
     scales: list[Tensor | None]
+    gates: Gates7  # those of the layer's parameters that prompts take
 
 
 def fixed(ln1: nn.LayerNorm, att: TimeMixing, ln2: nn.LayerNorm, ffn: ChannelMixing) -> Fixed:
@@ -54,4 +55,5 @@ def fixed(ln1: nn.LayerNorm, att: TimeMixing, ln2: nn.LayerNorm, ffn: ChannelMix
         ffn_key=ffn_key.tiles,
         ffn_value=ffn_value.rows,
     )
-    return Fixed(layer, scales_of(receptance, key, value, output, ffn_key, ffn_value))
+    gates = Gates7(*(getattr(layer, name) for name in Gates7._fields))
+    return Fixed(layer, scales_of(receptance, key, value, output, ffn_key, ffn_value), gates)

@@ -20,13 +20,17 @@ from rwkv_engine.ops.tiles import tile, untile, untile_alike
 from rwkv_engine.ops.time_mixing4_step import TimeMixing4Step, time_mixing4_step
 from rwkv_engine.ops.wkv4 import wkv4
 from rwkv_engine.ops.wkv7 import wkv7
+from rwkv_engine.ops.wkv7_gated import wkv7_gated
+from rwkv_engine.ops.wkv7_inputs import Gates7, Wkv7Inputs, wkv7_inputs
 
 __all__ = [
     "Blocks4Step",
     "Blocks7Step",
     "ChannelMixing4Step",
+    "Gates7",
     "Layer7",
     "TimeMixing4Step",
+    "Wkv7Inputs",
     "activate_rows",
     "advance_positions",
     "blocks4_step",
@@ -50,4 +54,6 @@ __all__ = [
     "untile_alike",
     "wkv4",
     "wkv7",
+    "wkv7_gated",
+    "wkv7_inputs",
 ]

@@ -8,13 +8,11 @@ parts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define, refuse_gradients
@@ -25,13 +23,13 @@ from rwkv_engine.ops.slots import replace_rows, rows_of
 from rwkv_engine.ops.squared_relu import squared_relu_
 from rwkv_engine.ops.tiles import ROWS
 from rwkv_engine.ops.wkv7 import wkv7
+from rwkv_engine.ops.wkv7_gated import wkv7_gated_reference
+from rwkv_engine.ops.wkv7_inputs import inputs_by
 
 BLOCKS7_STEP_SCHEMA = (
     "blocks7_step(Tensor x, Tensor(a!) first, float eps, Tensor[] parameters, Tensor?[] scales, Tensor(b!)[] state,"
     " Tensor? slots, Tensor? before) -> Tensor"
 )
-# The published models divide the outputs by 8 before a normalisation with 1e-5, which is the same as 64e-5.
-GROUP_NORM_EPS = 64e-5
 
 
 class Layer7(NamedTuple):
@@ -177,33 +175,27 @@ def _time_mixing(
     """What time mixing adds to x (B, C), the new shift (B, C), and the new state (B, H, N, N)."""
     heads, n_att = layer.r_k.shape, layer.r_k.numel()
     mixed, shift = ln_shift(x.unsqueeze(1), layer.ln1_weight, layer.ln1_bias, eps, layer.mixes, shift)
-    r_in, w_in, k_in, v_in, a_in, g_in = mixed.squeeze(2).unbind(0)
-    r = linear(r_in, layer.receptance, n_att, scales[0])
-    k = linear(k_in, layer.key, n_att, scales[1])
-    v = linear(v_in, layer.value, n_att, scales[2])
-    w = layer.w0 + _low_rank(w_in, layer.w1, layer.w2, n_att, torch.tanh)
-    w = torch.exp(-math.exp(-0.5) * torch.sigmoid(w))
-    a = torch.sigmoid(layer.a0 + _low_rank(a_in, layer.a1, layer.a2, n_att))
-    gate = _low_rank(g_in, layer.g1, layer.g2, n_att, torch.sigmoid)
-    if layer.v0.numel():
-        v = torch.lerp(v, first, torch.sigmoid(layer.v0 + _low_rank(v_in, layer.v1, layer.v2, n_att)))
-    else:
+    mixed = mixed.squeeze(2)
+    r = linear(mixed[0], layer.receptance, n_att, scales[0])
+    k = linear(mixed[2], layer.key, n_att, scales[1])
+    v = linear(mixed[3], layer.value, n_att, scales[2])
+
+    def low_rank(name: str, x: Tensor, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
+        first_factor, second_factor = (getattr(layer, f"{name}{i}") for i in (1, 2))
+        hidden = linear(x, first_factor, len(first_factor) * ROWS)
+        return linear(hidden if activation is None else activation(hidden), second_factor, n_att)
+
+    values = (first, layer.v0) if layer.v0.numel() else None
+    if values is None:
         first.copy_(v)
-    kappa = F.normalize((k * layer.k_k).unflatten(-1, heads), dim=-1, eps=1e-12)
-    k = k * (1 + (a - 1) * layer.k_a)
-    r, w, k, v, kappa, a = (tensor.view(len(x), 1, *heads) for tensor in (r, w, k, v, kappa, a))
-    y, wkv = wkv7(r, w, k, v, kappa, a, wkv)
-    bonus = (r * k * layer.r_k).sum(-1, keepdim=True) * v
-    norm = F.group_norm(y.reshape(-1, n_att), heads[0], layer.ln_x_weight, layer.ln_x_bias, GROUP_NORM_EPS)
-    return linear((norm + bonus.reshape(-1, n_att)) * gate, layer.output, x.shape[-1], scales[3]), shift, wkv
-
-
-def _low_rank(
-    x: Tensor, first: Tensor, second: Tensor, n_att: int, activation: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """The product of an activation of x W1 and W2: (B, C) -> (B, A)."""
-    hidden = linear(x, first, len(first) * ROWS)
-    return linear(hidden if activation is None else activation(hidden), second, n_att)
+    inputs = inputs_by(low_rank, mixed, k, v, values, heads[1], layer.w0, layer.a0, layer.k_k, layer.k_a)
+    own_r, w, k, v, kappa, a = (tensor.view(len(x), 1, *heads) for tensor in (r, *inputs[:5]))
+    y, wkv = wkv7(own_r, w, k, v, kappa, a, wkv)
+    flat = y.reshape(-1, n_att)
+    gated = wkv7_gated_reference(
+        flat, r, inputs.k, inputs.v, inputs.gate, layer.r_k, layer.ln_x_weight, layer.ln_x_bias
+    )
+    return linear(gated, layer.output, x.shape[-1], scales[3]), shift, wkv
 
 
 def _fake(x: Tensor, *_: object) -> Tensor:

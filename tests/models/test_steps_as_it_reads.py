@@ -21,6 +21,12 @@ SHAPES = [
     Shape(2, 300, 260, 1100, 30),  # fewer groups of inputs than parts
     Shape(1, 48, 48, 8400, 30),  # more
 ]
+SHAPES_7 = [
+    oracle7.Shape(1, 1, 8, 9, 9, (1, 1, 1, 1)),
+    oracle7.Shape(3, 2, 20, 77, 12, (3, 2, 1, 4)),  # heads are not whole vectors
+    oracle7.Shape(2, 2, 64, 300, 21, (16, 33, 8, 40), width=40),
+    oracle7.Shape(2, 1, 128, 2100, 12, (9, 32, 17, 65), width=300),
+]
 
 
 def loaded(strategy, path):
@@ -62,7 +68,14 @@ def test_other_formats_do_not(strategy, tmp_path):
     assert not model.steps_as_it_reads
 
 
-def test_an_rwkv7_does_not(tmp_path):
-    """Its low-rank factors are floats, whose sums differ between the two."""
-    model = loaded("cpu fp32i8", save_pth(oracle7.random_weights(oracle7.Shape()), tmp_path / "m.pth"))
+@pytest.mark.parametrize("strategy", ["cpu fp32i8", "cpu bf16i8", "cpu fp16i8"])
+@pytest.mark.parametrize("shape", SHAPES_7, ids=str)
+def test_an_rwkv7_of_any_shape(shape, strategy, tmp_path):
+    """Its low-rank factors stay floats, whose products are the same functions in both."""
+    check(loaded(strategy, save_pth(oracle7.random_weights(shape), tmp_path / "m.pth")))
+
+
+@pytest.mark.parametrize("strategy", ["cpu fp32", "cpu bf16i4"])
+def test_an_rwkv7_in_other_formats_does_not(strategy, tmp_path):
+    model = loaded(strategy, save_pth(oracle7.random_weights(SHAPES_7[0]), tmp_path / "m.pth"))
     assert not model.steps_as_it_reads

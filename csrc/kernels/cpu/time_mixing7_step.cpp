@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/gates7.h"
 #include "kernels/cpu/residual_product.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/step_inputs.h"
-#include "kernels/cpu/wkv7_row.h"
-#include "kernels/math.h"
+#include "kernels/cpu/wkv7.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -18,16 +18,11 @@ struct Product {
   char* in;    // prepared
   float* out;  // (B, N)
 };
-constexpr int kProducts = 7, kLowRanks = 4;
+constexpr int kProducts = 7;
 
-// A second factor, the activation of its input, and the output of the first factor.
-enum class Activation { none, tanh, sigmoid };
-struct Factor {
-  const Matrix& matrix;
-  Activation activation;
-  const float* hidden;  // (B, rank)
-  char* in;             // prepared
-};
+Gates7 gates_of(const TimeMixing7Step& step) {
+  return {step.C, step.A(), step.w0, step.a0, step.v0, step.k_k, step.k_a, step.w, step.a, step.g, step.v};
+}
 
 struct Pieces {
   float* now;                                                // (B, C)
@@ -63,12 +58,10 @@ struct Pieces {
              {step.g.first, Mix7::g, in_g1, hidden_g},
              {step.v.first, Mix7::v, in_v1, hidden_v}}};
   }
-  std::array<Factor, kLowRanks> factors(const TimeMixing7Step& step) const {
-    return {{{step.w.second, Activation::tanh, hidden_w, in_w2},
-             {step.a.second, Activation::none, hidden_a, in_a2},
-             {step.g.second, Activation::sigmoid, hidden_g, in_g2},
-             {step.v.second, Activation::none, hidden_v, in_v2}}};
-  }
+  // Of each low-rank product.
+  std::array<const float*, kLowRanks> hidden() const { return {hidden_w, hidden_a, hidden_g, hidden_v}; }
+  std::array<char*, kLowRanks> second_inputs() const { return {in_w2, in_a2, in_g2, in_v2}; }
+  Rows7 rows(const TimeMixing7Step& step) const { return {k, v, w, k, v, kappa, a, gate, step.first}; }
 };
 
 // All products of the mixes in one loop, one matrix after the other: several streams of weights at a time are read more
@@ -92,95 +85,32 @@ void multiply(const std::array<Product, kProducts>& products, int64_t B, int64_t
 }
 
 // The inputs of the second factors: ranks are small, so a row is one unit of work.
-void activate(const std::array<Factor, kLowRanks>& factors, int64_t B, const Run& run) {
+void activate(const LowRanks7& products, const Pieces& at, int64_t B, const Run& run) {
   int64_t ranks = 0, most = 0;
-  for (const Factor& factor : factors) ranks += factor.matrix.K, most = std::max(most, factor.matrix.K);
-  run(B, 16 * ranks, [=, &factors](int64_t begin, int64_t end) {
+  for (const LowRankOf& product : products.of)
+    ranks += product.factors.second.K, most = std::max(most, product.factors.second.K);
+  run(B, 16 * ranks, [=, &products, &at](int64_t begin, int64_t end) {
     const auto [x] = thread_buffers<float>(most);
     for (int64_t b = begin; b < end; ++b)
-      for (const auto& [matrix, activation, hidden, in] : factors) {
-        const int64_t rank = matrix.K;
-        if (rank == 0) continue;
-        std::copy_n(hidden + b * rank, rank, x);
-        if (activation == Activation::tanh)
-          for (int64_t i = 0; i < rank; ++i) x[i] = hyperbolic_tangent(x[i]);
-        if (activation == Activation::sigmoid)
-          for (int64_t i = 0; i < rank; ++i) x[i] = sigmoid(x[i]);
-        prepare(matrix, x, b, B, in);
+      for (int i = 0; i < kLowRanks; ++i) {
+        const auto& [factors, mix, activation] = products.of[i];
+        const float* const hidden = at.hidden()[i] + b * factors.second.K;
+        prepare_activated(factors.second, activation, hidden, b, B, x, at.second_inputs()[i]);
       }
   });
-}
-
-using Channels = float[kTileRows];
-
-// Copies of a length that the compiler knows are one instruction, and what they wrote can be read at once.
-RWKV_INLINE void load(Channels& to, const float* from, int64_t lanes) {
-  if (lanes == kTileRows) {
-    store_lanes(to, load_lanes(from));
-  } else {
-    std::fill_n(to, kTileRows, 0.0f);
-    std::copy_n(from, lanes, to);
-  }
-}
-
-RWKV_INLINE void store(float* to, const Channels& from, int64_t lanes) {
-  if (lanes == kTileRows)
-    store_lanes(to, load_lanes(from));
-  else
-    std::copy_n(from, lanes, to);
-}
-
-// What the low-rank products are for, in up to 16 channels of one sequence, beginning at channel n: the decay, the rate
-// a, the gate, and the mix of the values with those of layer 0; then the keys. The arithmetic is on all lanes of local
-// arrays, so that the compiler vectorises it.
-void combine(const TimeMixing7Step& step, const Pieces& at, int64_t b, int64_t n, const Lanes& low_w,
-             const Lanes& low_a, const Lanes& low_g, const Lanes& low_v) {
-  const int64_t lanes = std::min<int64_t>(kTileRows, step.A() - n), i0 = b * step.A() + n;
-  Channels w, a, gate, mix, k, v, first, kappa, w0, a0, v0, k_k, k_a;
-  store_lanes(w, low_w), store_lanes(a, low_a), store_lanes(gate, low_g), store_lanes(mix, low_v);
-  load(k, at.k + i0, lanes), load(v, at.v + i0, lanes);
-  load(w0, step.w0 + n, lanes), load(a0, step.a0 + n, lanes);
-  load(k_k, step.k_k + n, lanes), load(k_a, step.k_a + n, lanes);
-  for (int i = 0; i < kTileRows; ++i) {
-    w[i] = exp_nonpositive(kDecay7 * sigmoid(w0[i] + w[i]));
-    a[i] = sigmoid(a0[i] + a[i]);
-    kappa[i] = k[i] * k_k[i];
-    k[i] *= 1 + (a[i] - 1) * k_a[i];
-  }
-  if (step.mixes_values()) {
-    load(first, step.first + i0, lanes), load(v0, step.v0 + n, lanes);
-    for (int i = 0; i < kTileRows; ++i) v[i] += (first[i] - v[i]) * sigmoid(v0[i] + mix[i]);
-    store(at.v + i0, v, lanes);
-  } else {
-    store(step.first + i0, v, lanes);
-  }
-  store(at.w + i0, w, lanes), store(at.a + i0, a, lanes);
-  store(at.k + i0, k, lanes), store(at.kappa + i0, kappa, lanes);
-  store(at.gate + i0, gate, lanes);
 }
 
 // The recurrence, GroupNorm, bonus and gate of one head of one sequence.
 void run_head(const TimeMixing7Step& step, const Pieces& at, int64_t b, int64_t h) {
   const int64_t N = step.N, i0 = b * step.A() + h * N;
-  const float *const r = at.r + i0, *const k = at.k + i0, *const v = at.v + i0, *const r_k = step.r_k + h * N;
-  float *const kappa = at.kappa + i0, *const y = at.gated + i0;
-  const double squares = sum_over(N, [=](int64_t i) { return static_cast<double>(kappa[i]) * kappa[i]; });
-  const float scale = static_cast<float>(1 / std::max(std::sqrt(squares), 1e-12));
-  for (int64_t i = 0; i < N; ++i) kappa[i] *= scale;
-
+  normalise(at.kappa + i0, N);
   const int64_t from = origin_of(step.before, step.slots, b), to = slot_of(step.slots, b);
   float* const state = step.wkv + to * step.wkv_stride + h * N * N;
   if (from != to) std::copy_n(step.wkv + from * step.wkv_stride + h * N * N, N * N, state);
-  const Wkv7Inputs<float> token{r, at.w + i0, k, v, kappa, at.a + i0, nullptr};
-  for (int64_t i = 0; i < N; ++i) {
-    float* const row = state + i * N;
-    y[i] = updated(row, token, removed(row, kappa, N), v[i], N);
-  }
-
-  layer_norm(y, N, {step.heads.weight + h * N, step.heads.bias + h * N, step.heads.eps}, y);
-  const float bonus =
-      static_cast<float>(sum_over(N, [=](int64_t i) { return static_cast<double>(r[i] * k[i] * r_k[i]); }));
-  for (int64_t i = 0; i < N; ++i) y[i] = (y[i] + bonus * v[i]) * at.gate[i0 + i];
+  const Wkv7Inputs<float> token{at.r + i0, at.w + i0, at.k + i0, at.v + i0, at.kappa + i0, at.a + i0, nullptr};
+  wkv7_rows(token, 0, N, N, state, at.gated + i0);
+  const LayerNorm norm{step.heads.weight + h * N, step.heads.bias + h * N, step.heads.eps};
+  gate_head(token.r, token.k, token.v, step.r_k + h * N, norm, at.gate + i0, N, at.gated + i0);
 }
 
 }  // namespace
@@ -200,19 +130,18 @@ void time_mixing7_step(const TimeMixing7Step& step, void* scratch, const Run& ru
   prepare_step(step, inputs, at.now, run);
   multiply(products, B, C, run);
 
-  activate(at.factors(step), B, run);
+  const Gates7 gates = gates_of(step);
+  const LowRanks7 low_ranks(gates);
+  activate(low_ranks, at, B, run);
   const int64_t ranks = step.w.first.N + step.a.first.N + step.g.first.N + step.v.first.N;
-  run(tile_blocks(A), B * ranks * kTileRows, [=, &step, &at](int64_t begin, int64_t end) {
-    const auto [w, a, g, v] = thread_buffers<Lanes, Lanes, Lanes, Lanes>(B, B, B, B);
+  run(tile_blocks(A), B * ranks * kTileRows, [=, &gates, &low_ranks, &at, &step](int64_t begin, int64_t end) {
+    const auto [sums] = thread_buffers<Lanes>(kLowRanks * B);
     for (int64_t block = begin; block < end; ++block) {
-      tile_product(step.w.second, block, at.in_w2, B, w);
-      tile_product(step.a.second, block, at.in_a2, B, a);
-      tile_product(step.g.second, block, at.in_g2, B, g);
-      if (step.mixes_values())
-        tile_product(step.v.second, block, at.in_v2, B, v);
-      else
-        std::fill_n(v, B, Lanes{});
-      for (int64_t b = 0; b < B; ++b) combine(step, at, b, block * kTileRows, w[b], a[b], g[b], v[b]);
+      second_products(low_ranks, at.second_inputs().data(), block, B, sums);
+      for (int64_t b = 0; b < B; ++b) {
+        const Lanes low[] = {sums[b], sums[B + b], sums[2 * B + b], sums[3 * B + b]};
+        combine(gates, at.rows(step), b, block * kTileRows, low);
+      }
     }
   });
 

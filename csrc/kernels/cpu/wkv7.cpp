@@ -13,6 +13,16 @@ constexpr int kRows = 8;
 
 }  // namespace
 
+// Not inlined, or the compiler could round differently in each place.
+template <class Real>
+__attribute__((noinline)) void wkv7_rows(const Wkv7Inputs<Real>& token, int64_t first, int64_t last, int64_t N,
+                                         Real* state, Real* y) {
+  for (int64_t i = first; i < last; ++i) {
+    Real* const row = state + i * N;
+    y[i] = updated(row, token, removed(row, token.kappa, N), token.v[i], N);
+  }
+}
+
 template <class Real>
 void wkv7(Wkv7Size size, Wkv7Inputs<Real> in, Wkv7Outputs<Real> out, const Run& run) {
   const auto [B, T, H, N] = size;
@@ -26,15 +36,13 @@ void wkv7(Wkv7Size size, Wkv7Inputs<Real> in, Wkv7Outputs<Real> out, const Run& 
       for (int64_t t = 0; t < T; ++t) {
         const int64_t at = ((b * T + t) * H + h) * N;
         const Wkv7Inputs<Real> token{in.r + at, in.w + at, in.k + at, in.v + at, in.kappa + at, in.a + at, nullptr};
-        for (int64_t i = first; i < last; ++i) {
-          Real* const row = state + i * N;
-          out.y[at + i] = updated(row, token, removed(row, token.kappa, N), token.v[i], N);
-        }
+        wkv7_rows(token, first, last, N, state, out.y + at);
       }
     }
   });
 }
 
+template void wkv7_rows(const Wkv7Inputs<float>&, int64_t, int64_t, int64_t, float*, float*);
 template void wkv7(Wkv7Size, Wkv7Inputs<float>, Wkv7Outputs<float>, const Run&);
 template void wkv7(Wkv7Size, Wkv7Inputs<double>, Wkv7Outputs<double>, const Run&);
 

@@ -6,6 +6,10 @@
 
 namespace rwkv::cpu {
 
+// One token in rows [first, last) of one head's state (N, N): replaces them, and writes their outputs to y (N,).
+template <class Real>
+void wkv7_rows(const Wkv7Inputs<Real>& token, int64_t first, int64_t last, int64_t N, Real* state, Real* y);
+
 template <class Real>
 void wkv7(Wkv7Size size, Wkv7Inputs<Real> in, Wkv7Outputs<Real> out, const Run& run);
 
