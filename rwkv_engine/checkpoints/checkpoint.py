@@ -23,7 +23,7 @@ from rwkv_engine.checkpoints.packed import KEY, Packing, unpack
 from rwkv_engine.core.architectures import CONFIGS, unsupported_version
 from rwkv_engine.core.config import ModelConfig, Role
 from rwkv_engine.errors import CheckpointError
-from rwkv_engine.storage.mapped import release_pages
+from rwkv_engine.storage.mapped import prefer_huge_pages, release_pages
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -48,6 +48,7 @@ class Checkpoint:
         if KEY in contents.metadata:
             with damage_reported(path):
                 self.packing, tensors = unpack(path, tensors, contents.metadata[KEY])
+                prefer_huge_pages(next(iter(contents.tensors.values())).read())  # before anything of it is read
             settings = self.packing.config
         version, found = canonical(path, tensors, settings)
         found = {name: tensor for name, tensor in found.items() if name not in version.unused}

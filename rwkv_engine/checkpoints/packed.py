@@ -29,7 +29,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ from rwkv_engine.storage.atomic import replace_atomically
 KEY = "rwkv_engine.packed"
 VERSION = 1
 ALIGNMENT = 64
+BLOCK = 2 << 20  # bytes written at a time: the file's pages stay in memory, and become huge ones of this size
 LAYOUT = "tiles.1"
 AXES = {"tiles": "nkknk", "input_major": "kn", "rows": "nk"}
 
@@ -107,10 +108,10 @@ def pack_tensors(
             header.add(f"{name}.pad", torch.uint8, (gap,))
     head = header.encoded(ALIGNMENT)
     try:
-        with replace_atomically(path) as temporary, open(temporary, "wb") as file:
+        with replace_atomically(path) as temporary, open(temporary, "wb", BLOCK) as file:
             file.write(head)
             for tensor in tensors:
-                file.write(raw_bytes(tensor))
+                _write_in_blocks(file, raw_bytes(tensor))
                 file.write(bytes(-file.tell() % ALIGNMENT))
                 del tensor  # before the next one is made
             if file.tell() != len(head) + header.end:
@@ -119,6 +120,14 @@ def pack_tensors(
             os.fsync(file.fileno())  # some file systems report only here that they are full
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_in_blocks(file: BinaryIO, data: memoryview) -> None:
+    """Writes to a file with a buffer of `BLOCK` bytes, so that each write to the system is one block of the file."""
+    while data:
+        size = BLOCK - file.tell() % BLOCK
+        file.write(data[:size])
+        data = data[size:]
 
 
 def unpack(path: Path, stored: Mapping[str, StoredTensor], metadata: str) -> tuple[Packing, dict[str, StoredTensor]]:
