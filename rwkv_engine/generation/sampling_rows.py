@@ -12,7 +12,8 @@ from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.token_mask import apply_masks, check_allowed
 from rwkv_engine.ops.draw_tokens import draw_tokens
 from rwkv_engine.ops.philox_uniform import as_int64
-from rwkv_engine.runtime.transfer import moved
+from rwkv_engine.runtime.bucket import RowSampling
+from rwkv_engine.runtime.transfer import listed, moved
 
 
 def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
@@ -38,12 +39,24 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         is_own = torch.tensor([bool(d.compat) for d in draws], device=ids.device) if own else None
         ids = drawn if is_own is None else torch.where(is_own, ids, drawn)
     check_allowed(adjusted, ids, requests)
-    tokens = (ids if adjusted is logits else where_finite(logits, ids)).tolist()
+    tokens = listed(ids if adjusted is logits else where_finite(logits, ids))
     tokens = [-1 if r.error else token for r, token in zip(requests, tokens, strict=True)]
     for request, token in zip(requests, tokens, strict=True):
         if request.history and token >= 0:
             request.history.add([token], request.sampler.params.penalty_decay, request.sampler.uncounted)
     return tokens
+
+
+def is_plain(request: Request) -> bool:
+    """Whether a request's tokens are sampled from the logits as they are, with the parameters of `row_sampling`."""
+    return not request.adjusts and request.allowed is None and not request.sampler.params.compat
+
+
+def row_sampling(request: Request) -> RowSampling:
+    """How the next token of a plain request is sampled."""
+    draw = request.sampler.draw
+    seed, sample = as_int64(request.sampler.seed), as_int64(request.sample)
+    return RowSampling(seed, sample, draw.top_k, draw.temperature, draw.top_p, draw.min_p)
 
 
 def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:
