@@ -21,11 +21,10 @@ from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.models import Model
 from rwkv_engine.native import build
 from rwkv_engine.runtime import Decoder, decoder
+from rwkv_engine.runtime.bucket import RowSampling
 
 # The modules, whose names the package gives to their functions.
-linear_many, embed_norm, positions = (
-    sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm", "advance_positions")
-)
+linear_many, embed_norm = (sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm"))
 
 # What launches nothing: views and allocations.
 NOTHING = re.compile(
@@ -70,15 +69,13 @@ class Launches(TorchDispatchMode):
 @contextmanager
 def _as_on_gpu() -> Iterator[None]:
     """Makes functions that look at the device do what they do on a GPU."""
-    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference, positions.advance_positions_reference
+    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference
     linear_many._has_mixed_products = lambda x: True
     embed_norm.embed_norm_reference = torch.ops.rwkv_engine.embed_norm
-    positions.advance_positions_reference = torch.ops.rwkv_engine.advance_positions
     try:
         yield
     finally:
-        linear_many._has_mixed_products = before[0]
-        embed_norm.embed_norm_reference, positions.advance_positions_reference = before[1:]
+        linear_many._has_mixed_products, embed_norm.embed_norm_reference = before
 
 
 def counted(function: Callable[[], object]) -> Counter[str]:
@@ -89,17 +86,13 @@ def counted(function: Callable[[], object]) -> Counter[str]:
 
 
 def beside_the_layers(model: Model, draw: Draw) -> Counter[str]:
-    """The kernels of one more token in a run of greedy or sampled tokens, without those of the layers."""
+    """The kernels and copies in the captured graph of one more token, without those of the layers."""
     over_pool = Decoder(model, capture=lambda function: function)
     slots = over_pool.pool.take(State.initial(model.config).to(model.device_map.home))
-    zero = torch.zeros(1, dtype=torch.int64)
-
-    def run(n: int) -> Counter[str]:
-        return counted(lambda: over_pool.run(zero, slots, n, draw, zero, zero))
-
-    run(1)
-    more, fewer = run(3), run(2)
-    return Counter({name: n - fewer[name] for name, n in more.items() if n > fewer[name] and name not in LAYERS})
+    rows = [RowSampling(0, 0, draw.top_k, draw.temperature, draw.top_p, draw.min_p)]
+    over_pool.sample([0], slots, rows)  # which captures the graph
+    count = counted(lambda: over_pool.sample([0], slots, rows))
+    return Counter({name: n for name, n in count.items() if name not in LAYERS})
 
 
 def around_a_replay(model: Model, params: SamplingParams) -> Counter[str]:

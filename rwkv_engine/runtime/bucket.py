@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rwkv_engine.models import Model
 from rwkv_engine.ops.draw_tokens import draw_tokens
+from rwkv_engine.ops.embed_norm import Counted
 from rwkv_engine.ops.most_likely import most_likely
 from rwkv_engine.runtime.graph import Capture
 from rwkv_engine.runtime.pool import StatePool
@@ -65,8 +66,11 @@ class Bucket:
 
     @torch.no_grad()
     def _advance(self) -> None:
-        self.logits = self._model.step(self.tokens, self._pool.layers, self._slots)
-        self._pool.advance(self._slots.to(self.logits.device), out=self.positions)
+        is_one_device = self.positions.device == self.tokens.device
+        counted = Counted(self._pool.positions, self._slots, self.positions) if is_one_device else None
+        self.logits = self._model.step(self.tokens, self._pool.layers, self._slots, counted=counted)
+        if counted is None:
+            self.positions.copy_(self._pool.advance(self._slots.to(self.positions.device)))
 
 
 class SampledBucket:
@@ -112,8 +116,9 @@ class SampledBucket:
     def _work(self) -> None:
         self._inputs.copy_(self._host, non_blocking=True)
         tokens, slots, seeds, samples, top_k = self._inputs[:5]
-        self.logits = self._model.step(tokens, self._pool.layers, slots)
-        positions = self._pool.advance(slots)
+        positions = torch.empty_like(slots)
+        counted = Counted(self._pool.positions, slots, positions)
+        self.logits = self._model.step(tokens, self._pool.layers, slots, counted=counted)
         if self._is_greedy:
             ids = most_likely(self.logits)
         else:
