@@ -5,8 +5,9 @@
 
 For each architecture that nvcc knows, ptxas tells the registers and spills of the kernels of decoding. In the machine
 code for sm_90, with float16 weights and one row, it counts the loads that begin, while activations are prepared, before
-the first is waited for. The kernels that a token launches beside the layers, and a chunk of a prompt in all, are those
-of the calls that reach torch's dispatcher on the CPU. bench/gpu-predictions.md says what they lead us to expect.
+the first is waited for. The kernels that a token launches beside the layers, those that `generate` adds to a captured
+graph, and those of a chunk of a prompt in all, are the calls that reach torch's dispatcher on the CPU.
+bench/gpu-predictions.md says what they lead us to expect.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 from rwkv_engine import RWKV
+from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.models import Model
 from rwkv_engine.native import build, toolkit
@@ -28,6 +30,11 @@ KERNELS = {"pass 1": ("time_mixing4_step", "gated_kernelINS_7Float16ELi1E", 20)}
 KERNELS["pass 3"] = ("channel_mixing4_step", "inner_kernelINS_7Float16ELi1E", 20)
 DECODING = ("linear", "time_mixing4_step", "channel_mixing4_step")
 DRAWS = {"greedy": (Draw(0.0), 3), "temperature": (Draw(1.0), 4), "top-p": (Draw(1.0, top_p=0.9), 8)}
+PARAMS = {
+    "greedy": SamplingParams(temperature=0),
+    "top-p": SamplingParams(top_p=0.9, seed=1),
+    "penalties": SamplingParams(presence_penalty=0.5, seed=1),
+}
 CHUNK, CHUNK_TARGET, LAYERS = 2048, 500, 24
 
 
@@ -77,7 +84,17 @@ def print_launches(load: str) -> None:
     model = RWKV.from_pretrained("tales", load).engine.model
     for name, (draw, target) in DRAWS.items():
         count = launches.beside_the_layers(model, draw)
-        print(f"{f'kernels a token beside the layers, {name}':<46}{sum(count.values()):>8}   target {target}")
+        kernels = sum(n for operator, n in count.items() if operator != "copy_")  # of a few bytes from and to the host
+        print(f"{f'kernels a token beside the layers, {name}':<46}{kernels:>8}   target {target}")
+        print("  " + ", ".join(f"{n} {operator}" for operator, n in count.most_common()))
+
+
+def print_around_a_replay(load: str) -> None:
+    """Kernels and copies beside the captured graph, of one more token that `generate` writes."""
+    model = RWKV.from_pretrained("tales", load).engine.model
+    for name, params in PARAMS.items():
+        count = launches.around_a_replay(model, params)
+        print(f"{f'kernels and copies around a replay, {name}':<46}{sum(count.values()):>8}   target 0")
         print("  " + ", ".join(f"{n} {operator}" for operator, n in count.most_common()))
 
 
@@ -99,6 +116,7 @@ def main() -> int:
     elif nvcc:
         print_machine_code(nvcc, [a for a in wanted if a in nvcc.architectures])
     print_launches("cpu fp16")
+    print_around_a_replay("cpu fp16")
     for format_name in ("bf16", "fp16"):
         print_chunk(f"cpu {format_name}")
     return 0

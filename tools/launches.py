@@ -11,18 +11,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from rwkv_engine.core.state import State
+from rwkv_engine.generation import Sampler, SamplingParams
 from rwkv_engine.generation.draw import Draw
+from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.models import Model
 from rwkv_engine.native import build
-from rwkv_engine.runtime import Decoder
+from rwkv_engine.runtime import Decoder, decoder
+from rwkv_engine.runtime.bucket import RowSampling
 
 # The modules, whose names the package gives to their functions.
-linear_many, embed_norm, positions = (
-    sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm", "advance_positions")
-)
+linear_many, embed_norm = (sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm"))
 
 # What launches nothing: views and allocations.
 NOTHING = re.compile(
@@ -67,15 +69,13 @@ class Launches(TorchDispatchMode):
 @contextmanager
 def _as_on_gpu() -> Iterator[None]:
     """Makes functions that look at the device do what they do on a GPU."""
-    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference, positions.advance_positions_reference
+    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference
     linear_many._has_mixed_products = lambda x: True
     embed_norm.embed_norm_reference = torch.ops.rwkv_engine.embed_norm
-    positions.advance_positions_reference = torch.ops.rwkv_engine.advance_positions
     try:
         yield
     finally:
-        linear_many._has_mixed_products = before[0]
-        embed_norm.embed_norm_reference, positions.advance_positions_reference = before[1:]
+        linear_many._has_mixed_products, embed_norm.embed_norm_reference = before
 
 
 def counted(function: Callable[[], object]) -> Counter[str]:
@@ -86,17 +86,40 @@ def counted(function: Callable[[], object]) -> Counter[str]:
 
 
 def beside_the_layers(model: Model, draw: Draw) -> Counter[str]:
-    """The kernels of one more token in a run of greedy or sampled tokens, without those of the layers."""
-    decoder = Decoder(model, capture=lambda function: function)
-    slots = decoder.pool.take(State.initial(model.config).to(model.device_map.home))
-    zero = torch.zeros(1, dtype=torch.int64)
+    """The kernels and copies in the captured graph of one more token, without those of the layers."""
+    over_pool = Decoder(model, capture=lambda function: function)
+    slots = over_pool.pool.take(State.initial(model.config).to(model.device_map.home))
+    rows = [RowSampling(0, 0, draw.top_k, draw.temperature, draw.top_p, draw.min_p)]
+    over_pool.sample([0], slots, rows)  # which captures the graph
+    count = counted(lambda: over_pool.sample([0], slots, rows))
+    return Counter({name: n for name, n in count.items() if name not in LAYERS})
 
-    def run(n: int) -> Counter[str]:
-        return counted(lambda: decoder.run(zero, slots, n, draw, zero, zero))
 
-    run(1)
-    more, fewer = run(3), run(2)
-    return Counter({name: n - fewer[name] for name, n in more.items() if n > fewer[name] and name not in LAYERS})
+def around_a_replay(model: Model, params: SamplingParams) -> Counter[str]:
+    """The kernels and copies that one more token of a generated text takes beside the captured graph."""
+
+    def uncounted(function: Callable[[], None]) -> Callable[[], None]:
+        def replay() -> None:
+            with _disable_current_modes():
+                function()
+
+        return replay
+
+    def write(n: int) -> Counter[str]:
+        request = Request([1], Sampler(params), n)  # of one token, which is not a prefill
+        scheduler = Scheduler(model)
+        scheduler.add(request)
+        count = counted(lambda: scheduler.wait(lambda: request.finish_reason))
+        assert len(request.tokens) == n
+        return count
+
+    kept, decoder._capture_for = decoder._capture_for, lambda model: uncounted
+    try:
+        write(2)  # layers keep what they make of parameters
+        few, more = write(2), write(3)
+    finally:
+        decoder._capture_for = kept
+    return more - few
 
 
 def of_a_chunk(model: Model, tokens: int, layers: int) -> int:

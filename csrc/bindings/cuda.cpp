@@ -7,7 +7,6 @@
 #include "bindings/mixing4_steps_cuda.h"
 #include "bindings/mixing7_steps_cuda.h"
 #include "bindings/philox_cuda.h"
-#include "bindings/positions_cuda.h"
 #include "bindings/prefill_cuda.h"
 #include "bindings/scale_rows_cuda.h"
 #include "bindings/wkv4_cuda.h"

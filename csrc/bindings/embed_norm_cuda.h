@@ -7,6 +7,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <optional>
+
 #include "bindings/weights.h"
 #include "kernels/cuda/embed_norm.h"
 
@@ -15,9 +17,10 @@ namespace {
 
 using at::Tensor;
 
-// The values of `tokens` are not checked, because that would synchronise with the device.
-Tensor embed_norm(const Tensor& tokens, const Tensor& table, const Tensor& ln_weight, const Tensor& ln_bias,
-                  double eps) {
+// The values of `tokens` and `slots` are not checked, because that would synchronise with the device.
+Tensor embed_norm(const Tensor& tokens, const Tensor& table, const Tensor& ln_weight, const Tensor& ln_bias, double eps,
+                  const std::optional<Tensor>& positions, const std::optional<Tensor>& slots,
+                  const std::optional<Tensor>& after) {
   static constexpr char op[] = "rwkv_engine::embed_norm";
   const at::Device device = tokens.device();
   TORCH_CHECK(tokens.dim() == 1 && tokens.scalar_type() == at::kLong, op,
@@ -28,12 +31,24 @@ Tensor embed_norm(const Tensor& tokens, const Tensor& table, const Tensor& ln_we
   const Tensor ids = tokens.contiguous(), weight = float_argument(op, "ln_weight", ln_weight, {C}, device),
                bias = float_argument(op, "ln_bias", ln_bias, {C}, device);
   const LayerNorm norm{weight.const_data_ptr<float>(), bias.const_data_ptr<float>(), static_cast<float>(eps)};
+  cuda::Counted counted{};
+  if (positions) {
+    TORCH_CHECK(slots && after, op, ": positions: expected slots and after as well");
+    for (const Tensor& tensor : {*positions, *slots, *after})
+      TORCH_CHECK(
+          tensor.dim() == 1 && tensor.scalar_type() == at::kLong && tensor.is_contiguous() && tensor.device() == device,
+          op, ": positions, slots, after: expected contiguous int64 vectors on ", device, ", got ",
+          tensor.scalar_type(), " of shape ", tensor.sizes(), " on ", tensor.device());
+    TORCH_CHECK(slots->numel() == B && after->numel() == B, op, ": slots, after: expected shape (", B, ",), got ",
+                slots->sizes(), " and ", after->sizes());
+    counted = {positions->data_ptr<int64_t>(), slots->const_data_ptr<int64_t>(), after->data_ptr<int64_t>()};
+  }
   const c10::cuda::CUDAGuard guard(device);
   Tensor out = at::empty({B, C}, weight.options());
   const auto launch = [&]<class Number>(Number) {
     C10_CUDA_CHECK(cuda::embed_norm(ids.const_data_ptr<int64_t>(), B,
-                                    static_cast<const Number*>(table.const_data_ptr()), C, norm, out.data_ptr<float>(),
-                                    c10::cuda::getCurrentCUDAStream()));
+                                    static_cast<const Number*>(table.const_data_ptr()), C, norm, counted,
+                                    out.data_ptr<float>(), c10::cuda::getCurrentCUDAStream()));
   };
   switch (table.scalar_type()) {
     case at::kFloat:

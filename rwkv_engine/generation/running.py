@@ -18,6 +18,7 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.generation.drafts import Drafts
 from rwkv_engine.generation.request import Request
+from rwkv_engine.generation.sampling_rows import is_plain, row_sampling
 from rwkv_engine.generation.step_cost import StepCost
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
@@ -100,6 +101,22 @@ class Running:
         if len(step) == len(done) and all(row.logits is step and row.row == i for i, row in enumerate(done)):
             return step
         return torch.stack([row.logits[row.row] for row in done])
+
+    def samples(self, requests: Sequence[Request]) -> bool:
+        """Whether `sample` can do what `advance` and sampling behind it do."""
+        return self._decoder.records and all(is_plain(request) for request in requests)
+
+    def sample(self, requests: Sequence[Request]) -> tuple[Tensor, list[int]]:
+        """Makes the unread token of each of up to 16 requests a part of its state, and samples the next.
+
+        Returns:
+            Logits (B, V), which the next step overwrites, and B ids, see `Decoder.sample`.
+        """
+        tokens, slots = [request.unread[0] for request in requests], [self._slots[request] for request in requests]
+        logits, ids = self._decoder.sample(tokens, slots, [row_sampling(request) for request in requests])
+        for request in requests:
+            request.unread = ()
+        return logits, ids
 
     def _compute(self, requests: Sequence[Request]) -> int:
         """Processes the unread token of each request, and drafts where they pay; returns how many tokens that were."""

@@ -166,12 +166,19 @@ class Steps:
         texts = [request for request in self._running if request.unread and not request.is_paused]
         for first in range(0, len(texts), MOST_ROWS):
             requests = texts[first : first + MOST_ROWS]
+            if self._running.samples(requests):
+                self._take_each(requests, *self._running.sample(requests))
+                continue
             while requests:
                 self._sample(requests, self._running.advance(requests))
                 requests = [r for r in requests if r in self._running and not r.is_paused and self._running.is_ahead(r)]
 
     def _sample(self, requests: list[Request], logits: Tensor) -> None:
-        for request, row, token in zip(requests, logits, sample_rows(logits, requests), strict=True):
+        self._take_each(requests, logits, sample_rows(logits, requests))
+
+    def _take_each(self, requests: list[Request], logits: Tensor, ids: list[int]) -> None:
+        """Adds a sampled token to each request; `logits`: (B, V), those that it was sampled from."""
+        for request, row, token in zip(requests, logits, ids, strict=True):
             try:
                 self._take(request, row, token)
             except Exception as error:  # of this request alone, as in its `accept`

@@ -26,7 +26,7 @@ from rwkv_engine.models.block import Block, float32_norm
 from rwkv_engine.models.int4 import Int4Error
 from rwkv_engine.models.streaming import Streaming
 from rwkv_engine.models.weights import Dense
-from rwkv_engine.ops.embed_norm import embed_norm
+from rwkv_engine.ops.embed_norm import Counted, embed_norm
 from rwkv_engine.ops.linear import MOST_ROWS
 
 
@@ -169,6 +169,7 @@ class Model(nn.Module):
         layers: Sequence[LayerState],
         slots: Tensor | None = None,
         before: Tensor | None = None,
+        counted: Counted | None = None,
     ) -> Tensor:
         """Processes one token of each of B sequences.
 
@@ -178,12 +179,13 @@ class Model(nn.Module):
             slots: (B,) int64, the state's row for each of the B sequences, see `ops.TimeMixing4Step`; None if the
                 states have B rows in the same order.
             before: (B,) int64, the state's row that each of them begins from, see `ops.Blocks4Step`; None: its slot.
+            counted: the positions that this token advances, on the device of the embedding; None: the caller does it.
 
         Returns:
             Logits (B, V).
         """
         norm, table = self.layers[0].ln0, self.emb.weight
-        x, first = embed_norm(tokens.to(table.device), table, norm.weight, norm.bias, norm.eps), None
+        x, first = embed_norm(tokens.to(table.device), table, norm.weight, norm.bias, norm.eps, counted), None
         blocks = self.layers
         with self._forward_pass():
             for device, run in self.device_map.runs:

@@ -1,7 +1,6 @@
 """The operators: schema, equation, torch reference and public function of each. Compiled kernels replace references."""
 
 from rwkv_engine.ops.activate_rows import activate_rows
-from rwkv_engine.ops.advance_positions import advance_positions
 from rwkv_engine.ops.blocks4_step import Blocks4Step, blocks4_step
 from rwkv_engine.ops.blocks7_step import Blocks7Step, Layer7, blocks7_step
 from rwkv_engine.ops.channel_mixing4_step import ChannelMixing4Step, channel_mixing4_step
@@ -32,7 +31,6 @@ __all__ = [
     "TimeMixing4Step",
     "Wkv7Inputs",
     "activate_rows",
-    "advance_positions",
     "blocks4_step",
     "blocks7_step",
     "channel_mixing4_step",

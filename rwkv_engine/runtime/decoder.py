@@ -13,11 +13,12 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
 from rwkv_engine.models.turns import Turns
 from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.runtime.bucket import Bucket, RowSampling, SampledBucket
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
-from rwkv_engine.runtime.transfer import copy_to
 
-# A batch is padded to one of these sizes. Each size is captured once, independently of how tokens are sampled.
+# A batch is padded to one of these sizes. Each size is captured at most three times, whatever the sampling parameters:
+# the step alone, and the step with greedy or with any other sampling behind it.
 BUCKETS = (1, 2, 4, 8, MOST_ROWS)
 
 # A sampling function: (logits (B, V), positions (B,), seeds (B,), samples (B,)) -> ids (B,) int64, negative where no
@@ -43,6 +44,7 @@ class Decoder:
         self._model = model
         self._capture = capture or _capture_for(model)
         self._buckets: dict[int, Bucket] = {}
+        self._sampled: dict[tuple[int, bool], SampledBucket] = {}  # by the size, and whether all rows are greedy
         own = Turns({*model.device_map.devices, model.device_map.home})
         self._turns = model.streaming.turns if model.streaming else own  # its buffers are those of all decoders
 
@@ -71,7 +73,12 @@ class Decoder:
         """Whether `step` with `before` reads the weights once for all tokens."""
         is_packed = all(layer.is_packed for layer in self._model.layers)
         on_cpu = all(device.type == "cpu" for device in self._model.device_map.devices)
-        return self._model.block.chains and is_packed and on_cpu
+        return self._model.block.chains and is_packed and on_cpu and not self.records
+
+    @property
+    def records(self) -> bool:
+        """Whether steps are captured as CUDA graphs, so that `sample` is the fastest way to the next tokens."""
+        return self._capture is not eager
 
     def step(self, tokens: Tensor, slots: Sequence[int], before: Sequence[int] | None = None) -> Tensor:
         """Processes one token in each slot.
@@ -130,6 +137,33 @@ class Decoder:
             return torch.stack(drawn, dim=1)
 
     @torch.no_grad()
+    def sample(
+        self, tokens: Sequence[int], slots: Sequence[int], rows: Sequence[RowSampling]
+    ) -> tuple[Tensor, list[int]]:
+        """Processes one token in each slot and samples the next; everything on the device is one captured graph.
+
+        Args:
+            tokens: B ids, B from 1 to 16, each in [0, V).
+            slots: B different slots of the pool.
+            rows: how to sample the B next tokens.
+
+        Returns:
+            Logits (B, V) float32 on the head's device, which a later call overwrites; and B ids, -1 where no token can
+            be sampled.
+
+        Raises:
+            RequestError: as for `step`.
+        """
+        self._check(tokens, slots)
+        with self._turns.take():
+            key = size_for(slots), all(row.temperature == 0 for row in rows)
+            if key not in self._sampled:
+                self._sampled[key] = SampledBucket(self._model, self.pool, *key, self._capture)
+            bucket = self._sampled[key]
+            ids = bucket.run(tokens, slots, rows)
+            return bucket.logits[: len(slots)], ids
+
+    @torch.no_grad()
     def _step(self, tokens: Tensor, slots: Sequence[int], before: Sequence[int] | None = None) -> Tensor:
         if self._capture is eager:  # which needs neither fixed addresses nor padding
             self._check(tokens, slots)
@@ -150,57 +184,24 @@ class Decoder:
     @torch.no_grad()
     def _loaded(self, tokens: Tensor, slots: Sequence[int]) -> Bucket:
         self._check(tokens, slots)
-        size = next(size for size in BUCKETS if size >= len(slots))
+        size = size_for(slots)
         if size not in self._buckets:
             self._buckets[size] = Bucket(self._model, self.pool, size, self._capture)
         bucket = self._buckets[size]
         bucket.load(tokens, slots)
         return bucket
 
-    def _check(self, tokens: Tensor, slots: Sequence[int]) -> None:
-        if not 1 <= len(slots) <= BUCKETS[-1] or tokens.shape != (len(slots),):
-            raise RequestError(
-                f"got {tuple(tokens.shape)} tokens for {len(slots)} slots, expected 1 to {BUCKETS[-1]}, one for each"
-            )
+    def _check(self, tokens: Tensor | Sequence[int], slots: Sequence[int]) -> None:
+        shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else (len(tokens),)
+        if not 1 <= len(slots) <= BUCKETS[-1] or shape != (len(slots),):
+            raise RequestError(f"got {shape} tokens for {len(slots)} slots, expected 1 to {BUCKETS[-1]}, one for each")
         if len(set(slots)) < len(slots) or not all(0 <= slot < self.pool.dummy for slot in slots):
             raise RequestError(f"slots: got {list(slots)}, expected different slots below {self.pool.dummy}")
 
 
-class Bucket:
-    """One decoding step for one batch size n, with inputs and outputs at fixed addresses, as a CUDA graph needs.
-
-    Attributes:
-        tokens: (n,) int64 on the first layer's device, the tokens to process.
-        logits: (n, V) float32 on the head's device; a graph writes them to the same address each time.
-        positions: (n,) int64 on the head's device, the number of tokens that each sequence has processed.
-        advance: processes the tokens in the slots that were loaded.
-    """
-
-    def __init__(self, model: Model, pool: StatePool, size: int, capture: Capture):
-        first, home = model.device_map.devices[0], model.device_map.home
-        self._model, self._pool = model, pool
-        # Tokens and slots are rows of one tensor, so that one copy sets them. Capturing runs the step, which must not
-        # change the states of sequences, so all rows use the dummy slot.
-        self._inputs = torch.tensor([[0] * size, [pool.dummy] * size], dtype=torch.int64, device=first)
-        self.tokens, self._slots = self._inputs
-        self.positions = torch.zeros(size, dtype=torch.int64, device=home)
-        self.advance = capture(self._advance)
-
-    def load(self, tokens: Tensor, slots: Sequence[int]) -> None:
-        """Sets the tokens and slots of the next step; padding rows process token 0 in the dummy slot."""
-        n, size = len(slots), len(self.tokens)
-        host = torch.tensor([[0] * size, [*slots, *[self._pool.dummy] * (size - n)]], dtype=torch.int64)
-        is_here = tokens.device.type == "cpu"
-        if is_here:
-            host[0, :n].copy_(tokens)
-        copy_to(self._inputs, host)
-        if not is_here:
-            self.tokens[:n].copy_(tokens)
-
-    @torch.no_grad()
-    def _advance(self) -> None:
-        self.logits = self._model.step(self.tokens, self._pool.layers, self._slots)
-        self._pool.advance(self._slots.to(self.logits.device), out=self.positions)
+def size_for(slots: Sequence[int]) -> int:
+    """The size of the bucket for 1 to 16 slots."""
+    return next(size for size in BUCKETS if size >= len(slots))
 
 
 def recordable(model: Model) -> torch.device | None:

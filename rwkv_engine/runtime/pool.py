@@ -12,7 +12,6 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
-from rwkv_engine.ops.advance_positions import advance_positions
 
 
 class StatePool:
@@ -90,9 +89,8 @@ class StatePool:
         del self._free[:n]
         return slots
 
-    def advance(self, slots: Tensor, before: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """Increments the positions of `slots`, (B,) int64 on the head's device, and returns the new ones (B,), in `out`
-        if it is given.
+    def advance(self, slots: Tensor, before: Tensor | None = None) -> Tensor:
+        """Increments the positions of `slots`, (B,) int64 on the head's device, and returns the new ones (B,).
 
         With `before`, (B,) int64, each slot in turn gets one more than the position of the slot it begins from.
         """
@@ -102,9 +100,8 @@ class StatePool:
                 positions[slot] = positions[origin] + 1
             self.positions.copy_(torch.tensor(positions))
             return self.positions.index_select(0, slots)
-        after = torch.empty_like(slots) if out is None else out
-        advance_positions(self.positions, slots, after)
-        return after
+        self.positions.index_add_(0, slots, torch.ones_like(slots))
+        return self.positions.index_select(0, slots)
 
 
 def _index(slots: tuple[int, ...], device: torch.device) -> Tensor:

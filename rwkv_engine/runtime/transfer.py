@@ -1,4 +1,4 @@
-"""Copies from the host to a GPU that neither thread waits for."""
+"""Copies between the host and a GPU, from and to page-locked memory."""
 
 from __future__ import annotations
 
@@ -24,3 +24,24 @@ def moved(host: Tensor, device: torch.device) -> Tensor:
     to = torch.empty_like(host, device=device)
     copy_to(to, host)
     return to
+
+
+def host_buffer(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Zeros in int64 on the CPU, in memory from and to which a device copies without the driver's help."""
+    return torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until a device has done all work of its current stream."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def listed(ids: Tensor) -> list[int]:
+    """Numbers (n,) int64 on any device as a list; the caller waits for the work of the device's current stream."""
+    if ids.is_cuda:
+        host = host_buffer((len(ids),), ids.device)
+        host.copy_(ids, non_blocking=True)
+        wait_for(ids.device)
+        ids = host
+    return ids.tolist()

@@ -25,7 +25,6 @@ from torch import Tensor
 from rwkv_engine.native import build, cpu_kernels, cuda_kernels
 from rwkv_engine.ops import (
     activate_rows,
-    advance_positions,
     draw_tokens,
     embed_norm,
     gate_residual,
@@ -43,6 +42,7 @@ from rwkv_engine.ops import (
     untile_alike,
 )
 from rwkv_engine.ops.activate_rows import activate_rows_reference
+from rwkv_engine.ops.embed_norm import Counted
 from rwkv_engine.ops.gate_residual import gate_residual_reference
 from rwkv_engine.ops.linear import linear_reference
 from rwkv_engine.ops.linear_many import dense_product
@@ -59,7 +59,6 @@ require_gpu()
 # The reference serves them on the CPU.
 FOR_GPUS = {
     "activate_rows",
-    "advance_positions",
     "embed_norm",
     "ln_shift_rounded",
     "most_likely",
@@ -307,9 +306,12 @@ def test_normalised_embeddings(dtype, gpu):
     torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-6, atol=3e-6)
 
 
-def test_positions_advance(gpu):
+def test_normalised_embeddings_count_their_tokens(gpu):
     positions, after = torch.arange(17).to(gpu), torch.zeros(3, dtype=torch.int64, device=gpu)
-    advance_positions(positions, torch.tensor([16, 0, 5], device=gpu), after)
+    table, vector, tokens = normal(5, 8).to(gpu), normal(8).to(gpu), torch.tensor([1, 2, 3], device=gpu)
+    with torch.no_grad():
+        counted = Counted(positions, torch.tensor([16, 0, 5], device=gpu), after)
+        embed_norm(tokens, table, vector, vector, 1e-5, counted)
     assert after.tolist() == [17, 1, 6]
     assert positions.tolist() == [1, 1, 2, 3, 4, 6, *range(6, 16), 17]
 

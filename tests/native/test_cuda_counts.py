@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 
 from rwkv_engine import RWKV
+from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.ops import draw_tokens, linear_many
 
@@ -70,10 +71,26 @@ def test_a_reference_counts_where_there_is_no_kernel_and_views_do_not():
 def test_a_token_launches_what_the_documentation_says():
     model = RWKV.from_pretrained("tales").engine.model
     counts = {
-        name: sum(launches.beside_the_layers(model, draw).values())
+        name: launches.beside_the_layers(model, draw)
         for name, draw in {"greedy": Draw(0.0), "temperature": Draw(1.0), "top-p": Draw(0.8, top_p=0.9)}.items()
     }
-    assert counts == {"greedy": 6, "temperature": 7, "top-p": 7}
+    assert {name: sum(count.values()) - count["copy_"] for name, count in counts.items()} == {
+        "greedy": 4,
+        "temperature": 5,
+        "top-p": 5,
+    }
+    assert {count["copy_"] for count in counts.values()} == {2}
+
+
+PLAIN = {"greedy": SamplingParams(temperature=0), "cut": SamplingParams(top_k=9, top_p=0.9, seed=1)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("params", PLAIN.values(), ids=PLAIN)
+def test_a_generated_token_is_one_captured_graph(params):
+    model = RWKV.from_pretrained("tales", "cpu fp16").engine.model
+    assert not launches.around_a_replay(model, params)
+    assert launches.around_a_replay(model, SamplingParams(presence_penalty=1.0)), "penalties are not captured"
 
 
 @pytest.mark.slow

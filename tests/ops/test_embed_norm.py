@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rwkv_engine.ops import embed_norm
+from rwkv_engine.ops.embed_norm import Counted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -22,6 +23,17 @@ def test_they_are_those_of_the_definition(dtype):
         torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=2e-6)
 
 
+def test_their_tokens_are_counted():
+    table, vector = torch.randn(3, 9), torch.randn(9)
+    counted = Counted(torch.tensor([5, 2**40, 7, 0]), torch.tensor([1, 0]), torch.full((2,), -1))
+    x = embed_norm(torch.tensor([2, 0]), table, vector, vector, 1e-5, counted)
+    assert torch.equal(x, embed_norm(torch.tensor([2, 0]), table, vector, vector, 1e-5))
+    assert counted.positions.tolist() == [6, 2**40 + 1, 7, 0]
+    assert counted.after.tolist() == [2**40 + 1, 6]
+
+
 def test_opcheck():
     arguments = (torch.tensor([1, 0]), torch.randn(3, 9), torch.randn(9), torch.randn(9), 1e-5)
     torch.library.opcheck(torch.ops.rwkv_engine.embed_norm.default, arguments)
+    counted = (torch.zeros(4, dtype=torch.int64), torch.tensor([2, 0]), torch.zeros(2, dtype=torch.int64))
+    torch.library.opcheck(torch.ops.rwkv_engine.embed_norm.default, (*arguments, *counted))

@@ -14,6 +14,7 @@ from rwkv_engine import RWKV
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.ops import philox_uniform
 from rwkv_engine.runtime import Decoder
+from rwkv_engine.runtime.bucket import RowSampling
 from rwkv_engine.runtime.graph import eager
 
 pytestmark = pytest.mark.gpu
@@ -52,6 +53,21 @@ def test_a_recorded_run_equals_a_called_one(engine, batch, draw):
         assert torch.equal(last, runs[0][2])
         for name in (*FIELDS, "position"):
             assert torch.equal(getattr(after, name), getattr(runs[0][1], name))
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=str)
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_a_step_with_its_sampling_equals_a_run(engine, batch, draw):
+    logits, state = read(engine, batch)
+    tokens, decoder = logits.argmax(-1).tolist(), Decoder(engine.model)
+    slots = decoder.pool.take(state)
+    drawn = decoder.run(torch.tensor(tokens), slots, 50, draw, torch.full((batch,), 5), torch.arange(batch))
+    decoder.pool.load(slots, state)
+    rows = [RowSampling(5, i, draw.top_k, draw.temperature, draw.top_p, draw.min_p) for i in range(batch)]
+    for expected in drawn.t().tolist():
+        logits, tokens = decoder.sample(tokens, slots, rows)
+        assert tokens == expected
+        assert logits.isfinite().all()
 
 
 def test_the_engine_decodes_over_the_pool_and_changes_no_state_it_is_given(engine):

@@ -1,4 +1,4 @@
-// Normalised embeddings against their definition in double.
+// Normalised embeddings against their definition in double, and the positions that they count.
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -31,7 +31,15 @@ void test(const char* order, int64_t B, int64_t C, const std::vector<float>& num
   std::vector<int64_t> tokens;
   for (int64_t b = 0; b < B; ++b) tokens.push_back((b * 3 + 1) % V);
   const LayerNorm norm{weight.data(), bias.data(), 1e-5f};
-  CHECK(cuda::embed_norm(tokens.data(), B, table, C, norm, out.data(), nullptr) == cudaSuccess, order, B, C);
+  std::vector<int64_t> positions, slots, after(B, -1);
+  for (int64_t s = 0; s < 2 * B + 1; ++s) positions.push_back((int64_t{1} << 40) + 7 * s);
+  for (int64_t b = 0; b < B; ++b) slots.push_back(2 * (B - b));
+  const std::vector<int64_t> before = positions;
+  const bool counts = C != 40;
+  const cuda::Counted counted{counts ? positions.data() : nullptr, slots.data(), after.data()};
+  CHECK(cuda::embed_norm(tokens.data(), B, table, C, norm, counted, out.data(), nullptr) == cudaSuccess, order, B, C);
+  for (int64_t b = 0; b < B; ++b) CHECK(after[b] == (counts ? before[slots[b]] + 1 : -1), order, B, b, after[b]);
+  for (int64_t s = 0; s < 2 * B + 1; ++s) CHECK(positions[s] == before[s] + (counts && s && s % 2 == 0), order, B, s);
   for (int64_t b = 0; b < B; ++b) {
     const float* const row = &numbers[tokens[b] * C];
     double mean = 0, variance = 0;
