@@ -14,13 +14,13 @@ from rwkv_engine.generation.sampling import Sampler
 from rwkv_engine.generation.scheduler import Scheduler
 from rwkv_engine.generation.special_stops import with_special_stops
 from rwkv_engine.generation.text_request import TextRequest
-from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.ops.linear import MOST_ROWS_ON_CPU
 from rwkv_engine.structured import Format, compiled
 from rwkv_engine.text import Tokenizer, end_as_trained
 
 Prompt = str | Mapping[str, Any]
 # The requests that are given to the scheduler at a time: those that run, and as many to follow them.
-AHEAD = 2 * MOST_ROWS
+AHEAD = 2 * MOST_ROWS_ON_CPU
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

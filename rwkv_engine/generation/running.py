@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from rwkv_engine.core.state import State
 from rwkv_engine.generation.drafts import Drafts
+from rwkv_engine.generation.prompts import Part
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.sampling_rows import is_plain, row_sampling
 from rwkv_engine.generation.step_cost import StepCost
@@ -35,11 +37,17 @@ class _Row(NamedTuple):
 
 
 class Running:
-    """Requests with slots. Between steps, a slot contains the state before the request's unread token."""
+    """Requests with slots. Between steps, a slot contains the state before the request's unread token.
+
+    Attributes:
+        most_rows: the number of texts that share a step of the model.
+        chains: whether such a step can process several tokens of one text.
+    """
 
     def __init__(self, model: Model, slots: int):
-        """Creates a pool for `slots` requests at a time, and for the drafts of a step."""
+        """Creates a pool for `slots` requests at a time, which run or are read, and for the drafts of a step."""
         self._decoder = Decoder(model, slots + MOST_ROWS)
+        self.most_rows, self.chains = self._decoder.most_rows, self._decoder.chains
         self._slots: dict[Request, int] = {}
         self._ahead: dict[Request, deque[_Row]] = {}  # what was processed after the slot's state
         self._cost = StepCost()
@@ -82,24 +90,34 @@ class Running:
         ahead = self._ahead[request]
         return bool(ahead) and ahead[0].token == request.unread[0]
 
-    def advance(self, requests: Sequence[Request]) -> Tensor:
+    def room_for(self, parts: int) -> int:
+        """How many of some parts of prompts have room in the pool, where paused texts make room for them."""
+        if self._decoder.pool.n_free < parts:
+            for other in self._slots:
+                if other.is_paused:
+                    self._drop_ahead(other)
+        return min(parts, self._decoder.pool.n_free)
+
+    def advance(self, requests: Sequence[Request], parts: Sequence[Part] = ()) -> Tensor:
         """Makes the unread token of each request a part of its state, and returns the logits (B, V) after it.
 
-        Requests that are not ahead, of which there are at most 16, share a step of the model.
+        The same step reads parts of prompts that have room in the pool.
+        Requests that are not ahead, of which there are at most `most_rows`, share a step of the model.
         """
-        if behind := [request for request in requests if not self.is_ahead(request)]:
+        behind = [request for request in requests if not self.is_ahead(request)]
+        if behind or parts:
             begin = time.perf_counter()
-            rows = self._compute(behind)
-            self._cost.add(len(behind), rows - len(behind), time.perf_counter() - begin)
+            rows = self._compute(behind, parts)
+            if not parts:
+                self._cost.add(len(behind), rows - len(behind), time.perf_counter() - begin)
         done = [self._ahead[request].popleft() for request in requests]
         for request, row in zip(requests, done, strict=True):
             if row.slot != self._slots[request]:
                 self._decoder.pool.free([self._slots[request]])
                 self._slots[request] = row.slot
             request.unread = ()
-        step = done[0].logits
-        if len(step) == len(done) and all(row.logits is step and row.row == i for i, row in enumerate(done)):
-            return step
+        if all(row.logits is done[0].logits and row.row == i for i, row in enumerate(done)):
+            return done[0].logits[: len(done)] if done else torch.empty(0)
         return torch.stack([row.logits[row.row] for row in done])
 
     def samples(self, requests: Sequence[Request]) -> bool:
@@ -118,33 +136,48 @@ class Running:
             request.unread = ()
         return logits, ids
 
-    def _compute(self, requests: Sequence[Request]) -> int:
-        """Processes the unread token of each request, and drafts where they pay; returns how many tokens that were."""
+    def _compute(self, requests: Sequence[Request], parts: Sequence[Part]) -> int:
+        """Processes the unread token of each request, drafts where they pay, and parts of prompts.
+
+        Returns:
+            The number of tokens of requests and drafts.
+        """
         rows = list[tuple[Request, int, int, int]]()  # request, token, its slot, and the slot it begins from
-        room = MOST_ROWS - len(requests)
+        pool, taken = self._decoder.pool, [slot for part in parts for slot in self._decoder.pool.take(part.state)]
+        room = min(MOST_ROWS, self.most_rows - sum(len(part.tokens) for part in parts)) - len(requests)
         for request in requests:
             self._drop_ahead(request)
             slot = self._slots[request]
             rows.append((request, request.unread[0], slot, slot))
             draft = self._draft(request, room, len(requests))
             room -= len(draft)
-            for token, own in zip(draft, self._decoder.pool.reserve(len(draft)), strict=False):  # few may be free
+            for token, own in zip(draft, pool.reserve(len(draft)), strict=False):  # few may be free
                 rows.append((request, token, own, rows[-1][2]))
-        owners, tokens, slots, before = zip(*rows, strict=True)
+        # A part's tokens follow one another in one slot, and the logits after its last one are wanted.
+        reading = [(token, slot) for part, slot in zip(parts, taken, strict=True) for token in part.tokens]
+        ends = [len(rows) + n - 1 for n in accumulate(len(part.tokens) for part in parts)]
+        tokens = [*(token for _, token, _, _ in rows), *(token for token, _ in reading)]
+        slots = [*(slot for _, _, slot, _ in rows), *(slot for _, slot in reading)]
+        before = [*(origin for _, _, _, origin in rows), *(slot for _, slot in reading)]
+        wanted = [*range(len(rows)), *ends] if parts else None
         try:
             ids = torch.tensor(tokens, dtype=torch.int64)
-            logits = self._decoder.step(ids, slots, before if slots != before else None)
+            logits = self._decoder.step(ids, slots, before if parts or slots != before else None, wanted)
+            for i, (part, slot) in enumerate(zip(parts, taken, strict=True), len(rows)):
+                part.state, part.logits = pool.read([slot]), logits[i]
         except BaseException:
-            self._decoder.pool.free([slot for _, _, slot, origin in rows if slot != origin])
+            pool.free([slot for _, _, slot, origin in rows if slot != origin])
             raise
-        for i, (request, token, slot) in enumerate(zip(owners, tokens, slots, strict=True)):
+        finally:
+            pool.free(taken)
+        for i, (request, token, slot, _) in enumerate(rows):
             self._ahead[request].append(_Row(token, slot, logits, i))
         return len(rows)
 
     def _draft(self, request: Request, room: int, running: int) -> list[int]:
         """The tokens that may follow a request's unread one, and are worth a row each."""
         room = min(room, request.sampler.params.drafts, request.max_new_tokens - len(request.tokens) - 1)
-        if room <= 0 or not self._decoder.chains:
+        if room <= 0 or not self.chains:
             return []
         if request.drafts is None:
             request.drafts = Drafts([*request.prompt, *request.tokens])

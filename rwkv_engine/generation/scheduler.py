@@ -20,7 +20,7 @@ from rwkv_engine.generation.interrupts import delayed_interrupts
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.steps import Steps
 from rwkv_engine.models import Model
-from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.runtime.decoder import most_rows
 from rwkv_engine.runtime.engine import CHUNK, Engine
 
 # The tokens of prompts that a step reads while texts are running. Products take as long for fewer than the 12 rows that
@@ -45,7 +45,7 @@ class Scheduler:
     def __init__(
         self,
         model: Model,
-        slots: int = MOST_ROWS,
+        slots: int | None = None,
         chunk: int = CHUNK,
         budget: int = BUDGET,
         turn: int = TURN,
@@ -56,7 +56,8 @@ class Scheduler:
 
         Args:
             model: a placed model.
-            slots: the number of texts that run at a time, at least 1; up to 16 share a pass over the weights.
+            slots: the number of texts that run at a time, at least 1; None for as many as share a step of the model,
+                which are 16, or 32 with packed weights on the CPU.
             chunk: the largest number of prompt tokens that a step reads.
             budget: the same while texts are running whose tokens somebody reads as they come.
             turn: the number of tokens after which a text makes room for a waiting request.
@@ -66,6 +67,7 @@ class Scheduler:
         Raises:
             RequestError: a number is too small.
         """
+        slots = most_rows(model) if slots is None else slots
         for name, value in (("slots", slots), ("chunk", chunk), ("budget", budget), ("turn", turn)):
             require(name, value, Integral, lambda n: n >= 1, "an integer >= 1")
         self._model, self._most_waiting, self._chunk = model, most_waiting, chunk

@@ -170,6 +170,7 @@ class Model(nn.Module):
         slots: Tensor | None = None,
         before: Tensor | None = None,
         counted: Counted | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Processes one token of each of B sequences.
 
@@ -180,9 +181,10 @@ class Model(nn.Module):
                 states have B rows in the same order.
             before: (B,) int64, the state's row that each of them begins from, see `ops.Blocks4Step`; None: its slot.
             counted: the positions that this token advances, on the device of the embedding; None: the caller does it.
+            wanted: (W,) int64, the tokens after which logits are computed; None for all of them.
 
         Returns:
-            Logits (B, V).
+            Logits (B, V), or (W, V) with `wanted`.
         """
         norm, table = self.layers[0].ln0, self.emb.weight
         x, first = embed_norm(tokens.to(table.device), table, norm.weight, norm.bias, norm.eps, counted), None
@@ -195,6 +197,7 @@ class Model(nn.Module):
                     before = None if before is None else before.to(device)
                 with self._in_place(run.start):
                     x, first = self.block.steps(blocks[run], x, layers[run], slots, first, before)
+        x = x if wanted is None else x[wanted]
         return self.head(self.ln_out(x.to(self.device_map.home)))
 
     def _forward_pass(self) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rwkv_engine.ops import linear, linear_many
 from rwkv_engine.ops.in_floats import rows_in_floats, tiles_in_floats
-from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.ops.linear import MOST_ROWS, MOST_ROWS_ON_CPU
 from rwkv_engine.ops.linear_many import dense_product, mixed_product
 
 
@@ -47,7 +47,7 @@ class Tiled(nn.Module):
         if x.dtype == self.tiles.dtype != torch.float32:
             return mixed_product(x, self.weight if weight is None else weight)
         # A short chunk (B, T, K) of a long text also counts as many tokens: results must not depend on the chunks.
-        few = x.ndim == 2 and len(x) <= MOST_ROWS
+        few = x.ndim == 2 and len(x) <= (MOST_ROWS_ON_CPU if x.device.type == "cpu" else MOST_ROWS)
         product = linear if few else linear_many
         rows = product(x.reshape(-1, self.in_features), self.tiles, self.out_features, self.scales)
         return rows.view(*x.shape[:-1], self.out_features)

@@ -12,7 +12,7 @@ from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
 from rwkv_engine.models.turns import Turns
-from rwkv_engine.ops.linear import MOST_ROWS
+from rwkv_engine.ops.linear import MOST_ROWS, MOST_ROWS_ON_CPU
 from rwkv_engine.runtime.bucket import Bucket, RowSampling, SampledBucket
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
@@ -27,7 +27,7 @@ Draw = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Decoder:
-    """Decodes up to 16 sequences at a time, one token per step; their states are in slots of `pool`.
+    """Decodes up to `most_rows` sequences at a time, one token per step; their states are in slots of `pool`.
 
     Its methods can be called from several threads. They share one set of buffers, so one call runs after the other.
     """
@@ -71,32 +71,42 @@ class Decoder:
     @cached_property
     def chains(self) -> bool:
         """Whether `step` with `before` reads the weights once for all tokens."""
-        is_packed = all(layer.is_packed for layer in self._model.layers)
-        on_cpu = all(device.type == "cpu" for device in self._model.device_map.devices)
-        return self._model.block.chains and is_packed and on_cpu and not self.records
+        return chains(self._model) and not self.records
 
     @property
     def records(self) -> bool:
         """Whether steps are captured as CUDA graphs, so that `sample` is the fastest way to the next tokens."""
         return self._capture is not eager
 
-    def step(self, tokens: Tensor, slots: Sequence[int], before: Sequence[int] | None = None) -> Tensor:
+    @cached_property
+    def most_rows(self) -> int:
+        """The number of tokens that `step` can process at a time."""
+        return MOST_ROWS if self.records else most_rows(self._model)
+
+    def step(
+        self,
+        tokens: Tensor,
+        slots: Sequence[int],
+        before: Sequence[int] | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> Tensor:
         """Processes one token in each slot.
 
         Args:
-            tokens: (B,) int64, B from 1 to 16, each in [0, V).
-            slots: B different slots of the pool.
+            tokens: (B,) int64, B from 1 to `most_rows`, each in [0, V).
+            slots: B slots of the pool, which are different without `before`.
             before: the slot whose state each token follows, which may be the slot of an earlier token, so that several
                 tokens of one sequence are processed at a time; None means its own. Not for CUDA graphs.
+            wanted: the tokens after which logits are computed, with `before` only; None for all of them.
 
         Returns:
-            Logits (B, V) float32 on the head's device.
+            Logits (B, V) float32 on the head's device, or (W, V) with `wanted`.
 
         Raises:
-            RequestError: B is not from 1 to 16, or `slots` are not B different slots of the pool.
+            RequestError: B is not from 1 to `most_rows`, or `slots` are not such slots of the pool.
         """
         with self._turns.take():
-            return self._step(tokens, slots, before)
+            return self._step(tokens, slots, before, wanted)
 
     @torch.no_grad()
     def run(
@@ -154,7 +164,7 @@ class Decoder:
         Raises:
             RequestError: as for `step`.
         """
-        self._check(tokens, slots)
+        self._check(tokens, slots, BUCKETS[-1])
         with self._turns.take():
             key = size_for(slots), all(row.temperature == 0 for row in rows)
             if key not in self._sampled:
@@ -164,26 +174,34 @@ class Decoder:
             return bucket.logits[: len(slots)], ids
 
     @torch.no_grad()
-    def _step(self, tokens: Tensor, slots: Sequence[int], before: Sequence[int] | None = None) -> Tensor:
+    def _step(
+        self,
+        tokens: Tensor,
+        slots: Sequence[int],
+        before: Sequence[int] | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> Tensor:
         if self._capture is eager:  # which needs neither fixed addresses nor padding
-            self._check(tokens, slots)
+            self._check(tokens, slots, self.most_rows, may_repeat=before is not None)
             home, first = self._model.device_map.home, self._model.device_map.devices[0]
 
             def index(device: torch.device) -> tuple[Tensor, Tensor | None]:
                 origins = None if before is None else self.pool.index(tuple(before), device)
                 return self.pool.index(tuple(slots), device), origins
 
-            logits = self._model.step(tokens, self.pool.layers, *index(first))
+            rows = None if wanted is None else torch.tensor(wanted)
+            logits = self._model.step(tokens, self.pool.layers, *index(first), wanted=rows)
             self.pool.advance(*index(home))
             return logits
         assert before is None
+        assert wanted is None
         bucket = self._loaded(tokens, slots)
         bucket.advance()
         return bucket.logits[: len(slots)].clone()
 
     @torch.no_grad()
     def _loaded(self, tokens: Tensor, slots: Sequence[int]) -> Bucket:
-        self._check(tokens, slots)
+        self._check(tokens, slots, BUCKETS[-1])
         size = size_for(slots)
         if size not in self._buckets:
             self._buckets[size] = Bucket(self._model, self.pool, size, self._capture)
@@ -191,17 +209,29 @@ class Decoder:
         bucket.load(tokens, slots)
         return bucket
 
-    def _check(self, tokens: Tensor | Sequence[int], slots: Sequence[int]) -> None:
+    def _check(self, tokens: Tensor | Sequence[int], slots: Sequence[int], most: int, may_repeat: bool = False) -> None:
         shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else (len(tokens),)
-        if not 1 <= len(slots) <= BUCKETS[-1] or shape != (len(slots),):
-            raise RequestError(f"got {shape} tokens for {len(slots)} slots, expected 1 to {BUCKETS[-1]}, one for each")
-        if len(set(slots)) < len(slots) or not all(0 <= slot < self.pool.dummy for slot in slots):
+        if not 1 <= len(slots) <= most or shape != (len(slots),):
+            raise RequestError(f"got {shape} tokens for {len(slots)} slots, expected 1 to {most}, one for each")
+        is_repeated = not may_repeat and len(set(slots)) < len(slots)
+        if is_repeated or not all(0 <= slot < self.pool.dummy for slot in slots):
             raise RequestError(f"slots: got {list(slots)}, expected different slots below {self.pool.dummy}")
 
 
 def size_for(slots: Sequence[int]) -> int:
     """The size of the bucket for 1 to 16 slots."""
     return next(size for size in BUCKETS if size >= len(slots))
+
+
+def chains(model: Model) -> bool:
+    """Whether steps read the weights once for several tokens of one sequence."""
+    is_packed = all(layer.is_packed for layer in model.layers)
+    return model.block.chains and is_packed and all(device.type == "cpu" for device in model.device_map.devices)
+
+
+def most_rows(model: Model) -> int:
+    """The number of tokens that share a step of a model."""
+    return MOST_ROWS_ON_CPU if chains(model) and model.device_map.home.type == "cpu" else MOST_ROWS
 
 
 def recordable(model: Model) -> torch.device | None:

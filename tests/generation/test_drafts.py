@@ -179,13 +179,13 @@ def test_paused_texts_make_room_for_others(engine):
 
 
 def test_a_full_step_has_no_room_for_drafts(engine, monkeypatch):
-    scheduler = Scheduler(engine.model, slots=20)
+    scheduler = Scheduler(engine.model, slots=40)
     rows = counted_steps(scheduler, monkeypatch)
-    requests = [request([i + 1], 12, temperature=0) for i in range(20)]
+    requests = [request([i % 32 + 1], 12, temperature=0) for i in range(40)]
     for each in requests:
         scheduler.add(each)
     finish(scheduler, requests)
-    assert max(rows) <= 16
+    assert max(rows) == 32
     for each in requests:
         check(engine, each, SamplingParams(temperature=0))
 

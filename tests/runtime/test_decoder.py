@@ -233,12 +233,31 @@ def test_non_finite_logits_give_minus_one_and_do_not_affect_other_rows(engine):
     assert drawn[1].tolist() == [-1] * 5
 
 
+def test_tokens_of_one_sequence_follow_one_another_in_a_slot(engine):
+    """Beside one token of another sequence; logits are computed where they are wanted."""
+    decoder = Decoder(engine.model)
+    if not decoder.chains:
+        pytest.skip("needs compiled kernels")
+    _, state = read(engine, 2)
+    slots, tokens = decoder.pool.take(state), torch.arange(1, 21)
+    own = [slots[1]] * 19
+    got = decoder.step(tokens, [slots[0], *own], [slots[0], *own], [0, 3, 19])
+    expected = [decoder.forward(tokens[:1], state.rows(slice(0, 1)))]
+    after = state.rows(slice(1, 2))
+    for token in tokens[1:].split(1):
+        logits, after = decoder.forward(token, after)
+        expected.append((logits, after))
+    assert torch.equal(got, torch.cat([expected[i][0] for i in (0, 3, 19)]))
+    for slot, (_, wanted) in zip(slots, (expected[0], expected[-1]), strict=True):
+        assert_states_equal(decoder.pool.read([slot]), wanted)
+
+
 @pytest.mark.parametrize(
     ("tokens", "slots", "message"),
     [
-        ([1], [0, 1], r"got \(1,\) tokens for 2 slots, expected 1 to 16"),
+        ([1], [0, 1], r"got \(1,\) tokens for 2 slots, expected 1 to (16|32)"),
         ([], [], r"got \(0,\) tokens for 0 slots"),
-        ([1] * 17, range(17), r"got \(17,\) tokens for 17 slots"),
+        ([1] * 33, range(33), r"got \(33,\) tokens for 33 slots"),
         ([1, 2], [1, 1], r"slots: got \[1, 1\], expected different slots below 16"),
         ([1], [16], r"slots: got \[16\], expected different slots below 16"),
     ],
