@@ -169,8 +169,8 @@ class Model(nn.Module):
         layers: Sequence[LayerState],
         slots: Tensor | None = None,
         before: Tensor | None = None,
-        counted: Counted | None = None,
         wanted: Tensor | None = None,
+        counted: Counted | None = None,
     ) -> Tensor:
         """Processes one token of each of B sequences.
 
@@ -180,8 +180,8 @@ class Model(nn.Module):
             slots: (B,) int64, the state's row for each of the B sequences, see `ops.TimeMixing4Step`; None if the
                 states have B rows in the same order.
             before: (B,) int64, the state's row that each of them begins from, see `ops.Blocks4Step`; None: its slot.
-            counted: the positions that this token advances, on the device of the embedding; None: the caller does it.
             wanted: (W,) int64, the tokens after which logits are computed; None for all of them.
+            counted: the positions that this token advances, on the device of the embedding; None: the caller does it.
 
         Returns:
             Logits (B, V), or (W, V) with `wanted`.

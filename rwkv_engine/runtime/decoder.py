@@ -190,7 +190,7 @@ class Decoder:
                 return self.pool.index(tuple(slots), device), origins
 
             rows = None if wanted is None else torch.tensor(wanted)
-            logits = self._model.step(tokens, self.pool.layers, *index(first), wanted=rows)
+            logits = self._model.step(tokens, self.pool.layers, *index(first), rows)
             self.pool.advance(*index(home))
             return logits
         assert before is None
