@@ -122,8 +122,8 @@ def test_packing_holds_one_matrix(kind, strategy, tmp_path, run_python):
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     largest = 4 * 1024 * 8192
-    # The next matrix is one of 4 MB, and a file that is written has a buffer of 2 MB. In int8 there are two copies, row after row and in the other form, and a piece of
-    # the matrix in float64, which is less than a copy in float32.
+    # The next matrix is one of 4 MB, and a file that is written has a buffer of 2 MB. In int8 there are two copies, row
+    # after row and in the other form, and a piece of the matrix in float64, which is less than a copy in float32.
     least = largest if strategy == "cpu fp32" else largest / 2
     assert least < seen["RssAnon"] < copies * largest + 5e6, seen
 
