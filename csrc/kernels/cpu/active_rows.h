@@ -67,10 +67,14 @@ struct ActiveRows {
     return reinterpret_cast<const Weight*>(rows[i]);
   }
 
-  // To be called for every 64 bytes. The rows go to the L2 cache: so many streams at once fill the L1 cache more
-  // slowly.
-  RWKV_INLINE void prefetch(int64_t offset) const {
-    for (int64_t i = 0; i < together; ++i) __builtin_prefetch(ahead[i] + offset, 0, 2);
+  // To be called for every 64 bytes. Into the L2 cache: rows of 2^n bytes compete for the same few lines of L1, where
+  // those ahead would displace each other and those that are read.
+  RWKV_INLINE void prefetch(int64_t offset) const { prefetch<together>(offset, 0); }
+
+  // Only `n` rows, from this one on.
+  template <int64_t n>
+  RWKV_INLINE void prefetch(int64_t offset, int64_t from) const {
+    for (int64_t i = from; i < from + n; ++i) __builtin_prefetch(ahead[i] + offset, 0, 2);
   }
 };
 

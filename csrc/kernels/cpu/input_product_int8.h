@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/active_rows.h"
+#include "kernels/cpu/input_product_alone.h"
 #include "kernels/cpu/input_product_floats.h"
 #include "kernels/cpu/input_product_strips.h"
 #include "kernels/cpu/scratch.h"
@@ -19,6 +20,9 @@ struct InputProduct<int8_t> {
   static constexpr int kSharing = 4;
 
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
+#ifdef __AVX512VNNI__
+    if (B == 1) return AloneProduct::multiply(matrix, x, begin, end, sums);
+#endif
     if (B >= kMany) return StripProduct::multiply(matrix, x, B, begin, end, sums);
     const int64_t N = matrix.N, blocks = tile_blocks(N);
     const auto [floats, ints, numbers, scales] =  // the first two: [set][column][row of the set]
