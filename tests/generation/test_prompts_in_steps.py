@@ -116,3 +116,17 @@ def test_long_prompts_are_read_by_themselves(engine, monkeypatch):
     scheduler.add(each)
     finish(scheduler, [each])
     assert rows == [1, 1]
+
+
+def test_many_prompts_are_read_by_themselves_where_large_products_are_fast(engine, monkeypatch):
+    monkeypatch.setattr("rwkv_engine.native.ways.int8_way", lambda _: "amx")
+    for n, expected in ((1, [20, 1]), (3, [3, 3])):
+        scheduler = Scheduler(engine.model)
+        rows = counted_rows(scheduler, monkeypatch)
+        requests = [Request([i] * 20, Sampler(SamplingParams(drafts=0, seed=7)), 3) for i in range(n)]
+        for each in requests:
+            scheduler.add(each)
+        finish(scheduler, requests)
+        assert rows[:2] == expected
+        for each in requests:
+            check(engine, each, SamplingParams(seed=7))
