@@ -93,6 +93,11 @@ class Prompts:
         for request in part.requests:
             request.state, request.unread, request.edges = part.state, unread, edges
 
+    @property
+    def n_unread(self) -> int:
+        """The tokens that are left to be read."""
+        return sum(len(group[0].unread) for group in self._groups())
+
     def initial_state(self) -> State:
         """The state before the first token of a text."""
         return State.initial(self._config).to(self._home)

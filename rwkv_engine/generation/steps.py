@@ -21,6 +21,7 @@ from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.running import Running
 from rwkv_engine.generation.sampling_rows import sample_rows
 from rwkv_engine.models import Model
+from rwkv_engine.native import cpu_kernels, ways
 from rwkv_engine.runtime.ragged import read_texts
 
 
@@ -41,6 +42,8 @@ class Steps:
         self._prompts = Prompts(model)
         self._running = Running(model, slots)
         self._reads_in_steps = model.steps_as_it_reads and self._running.chains
+        # Tiles of AMX multiply many rows faster than a step does, so there only few tokens are read in steps.
+        self._reads_fast = ways.int8_way(cpu_kernels.status().level) == "amx"
         self._turns: dict[Request, int] = {}  # the numbers of tokens at which running texts have had their turns
 
     @property
@@ -122,10 +125,12 @@ class Steps:
         limit = self._budget if is_watched else self._chunk
         texts = [request for request in self._running if request.unread and not request.is_paused]
         at_once = most = self._running.most_rows
-        if self._prompts.requests and self._reads_in_steps:
+        places = 0
+        if self._reads_in_steps and (not self._reads_fast or min(limit, self._prompts.n_unread) <= most):
+            places = self._running.room_for(len(self._prompts.requests))
+        if places:
             at_once -= min(self._budget, most // 2)  # so that there is room for prompts
         n_first = min(len(texts), at_once)
-        places = self._running.room_for(len(self._prompts.requests)) if self._reads_in_steps else 0
         joining, apart = self._prompts.next(limit, most - n_first, places)
         self._decode(texts[:n_first], joining)
         for first in range(n_first, len(texts), most):

@@ -95,17 +95,34 @@ def test_short_prompts_fill_the_steps_of_running_texts(engine, monkeypatch):
     assert len(rows) <= sum(rows) / 32 + 40  # few are not full but for those of the last texts
 
 
-def test_a_watched_text_shares_each_step_with_the_budget_of_a_long_prompt(engine, monkeypatch):
+def test_a_watched_text_shares_each_step_with_the_budget_of_long_prompts(engine, monkeypatch):
     scheduler = Scheduler(engine.model, budget=5)
     rows = counted_rows(scheduler, monkeypatch)
-    running, entering = (Request([1] * n, Sampler(SamplingParams(drafts=0, seed=7)), 60) for n in (1, 100))
+    running, *entering = (Request([n] * n, Sampler(SamplingParams(drafts=0, seed=7)), 60) for n in (1, 30, 20))
     scheduler.add(running)
     scheduler.wait(lambda: running.tokens)
+    for each in entering:
+        scheduler.add(each)
+    scheduler.wait(lambda: entering[0].tokens)
+    assert rows == [1] + [6] * 6
+    finish(scheduler, [running, *entering])
+    for each in (running, *entering):
+        check(engine, each, SamplingParams(seed=7))
+
+
+def test_there_is_room_for_a_prompt_beside_many_texts(engine, monkeypatch):
+    scheduler = Scheduler(engine.model, budget=9)
+    rows = counted_rows(scheduler, monkeypatch)
+    running = [Request([i], Sampler(SamplingParams(drafts=0, seed=7)), 9) for i in range(31)]
+    for each in running:
+        scheduler.add(each)
+    scheduler.wait(lambda: running[0].tokens)
+    entering = Request([1, 2, 3] * 3, Sampler(SamplingParams(drafts=0, seed=7)), 9)
     scheduler.add(entering)
     scheduler.wait(lambda: entering.tokens)
-    assert rows == [1] + [6] * 20
-    finish(scheduler, [running, entering])
-    for each in (running, entering):
+    assert rows == [31, 23 + 9, 31 - 23]
+    finish(scheduler, [*running, entering])
+    for each in (*running, entering):
         check(engine, each, SamplingParams(seed=7))
 
 
@@ -116,3 +133,17 @@ def test_long_prompts_are_read_by_themselves(engine, monkeypatch):
     scheduler.add(each)
     finish(scheduler, [each])
     assert rows == [1, 1]
+
+
+def test_many_prompts_are_read_by_themselves_where_large_products_are_fast(engine, monkeypatch):
+    monkeypatch.setattr("rwkv_engine.native.ways.int8_way", lambda _: "amx")
+    for n, expected in ((1, [20, 1]), (3, [3, 3])):
+        scheduler = Scheduler(engine.model)
+        rows = counted_rows(scheduler, monkeypatch)
+        requests = [Request([i] * 20, Sampler(SamplingParams(drafts=0, seed=7)), 3) for i in range(n)]
+        for each in requests:
+            scheduler.add(each)
+        finish(scheduler, requests)
+        assert rows[:2] == expected
+        for each in requests:
+            check(engine, each, SamplingParams(seed=7))
