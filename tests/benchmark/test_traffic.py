@@ -18,6 +18,7 @@ LAYER = 3 * 6 * 10 + 10 * 6 + 30 * 10 + 10 * 10  # matrices but for the value ma
 VALUE = 10 * 30
 HEAD = 100 * 10
 LN0_AND_OUT = 4 * 10
+STATE = 2 * 2 * (10 + 3 * 6 + 10)  # read and written in two layers
 
 
 def counted(strategy, zeros=(0.0, 0.0)):
@@ -25,11 +26,20 @@ def counted(strategy, zeros=(0.0, 0.0)):
 
 
 def test_float_matrices_vectors_and_one_row_of_the_embedding():
-    rest = 4 * (2 * VECTORS + LN0_AND_OUT)
+    rest = 4 * (2 * VECTORS + LN0_AND_OUT + STATE)
     assert counted("cpu fp32") == 4 * (2 * (LAYER + VALUE) + HEAD + 10) + rest
     assert counted("cpu bf16") == 2 * (2 * (LAYER + VALUE) + HEAD + 10) + rest
     # The embedding belongs to the first layer, the head has its own placement.
     assert counted("cpu fp32 *1 -> cpu fp16") == 4 * (LAYER + VALUE + 10) + 2 * (LAYER + VALUE + HEAD) + rest
+
+
+def test_the_matrices_in_the_state_of_an_rwkv7_are_counted():
+    """Its state without them would be 2 x 2 vectors of each layer."""
+    config = SHAPES["rwkv7-0.4b"]
+    plans = plan_tensors(config, Strategy.parse("cpu fp32i8").place(config))
+    weights = sum(plan.nbytes for name, plan in plans.items() if name != "emb.weight") + 4 * 1024
+    state = 2 * 4 * 24 * (16 * 64 * 64 + 2 * 1024)
+    assert bytes_per_token(config, plans, [0.0] * 24) == weights + state
 
 
 def test_zeros_are_not_read_in_their_layer():
@@ -41,7 +51,7 @@ def test_zeros_are_not_read_in_their_layer():
 
 
 def test_int8_weights_are_one_byte_and_their_scales_are_always_read():
-    rest = 4 * (2 * VECTORS + LN0_AND_OUT) + 4 * 10
+    rest = 4 * (2 * VECTORS + LN0_AND_OUT + STATE) + 4 * 10
     shapes = [s for name, s in SMALL.tensor_shapes().items() if len(s) == 2 and name != "emb.weight"]
     scales = 4 * sum(n + k for n, k in shapes)
     assert counted("cpu fp32i8") == 2 * (LAYER + VALUE) + HEAD + scales + rest
