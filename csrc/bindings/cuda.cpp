@@ -8,6 +8,7 @@
 #include "bindings/mixing7_steps_cuda.h"
 #include "bindings/philox_cuda.h"
 #include "bindings/prefill_cuda.h"
+#include "bindings/quantised_product_cuda.h"
 #include "bindings/scale_rows_cuda.h"
 #include "bindings/wkv4_cuda.h"
 #include "bindings/wkv7_cuda.h"

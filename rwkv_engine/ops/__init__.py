@@ -12,6 +12,7 @@ from rwkv_engine.ops.linear_many import linear_many
 from rwkv_engine.ops.ln_shift import ln_shift, ln_shift_rounded
 from rwkv_engine.ops.most_likely import most_likely
 from rwkv_engine.ops.philox_uniform import philox_uniform
+from rwkv_engine.ops.quantised_product import quantised_product
 from rwkv_engine.ops.residual_rows import residual_rows
 from rwkv_engine.ops.scale_rows import scale_rows
 from rwkv_engine.ops.squared_relu import squared_relu_
@@ -43,6 +44,7 @@ __all__ = [
     "ln_shift_rounded",
     "most_likely",
     "philox_uniform",
+    "quantised_product",
     "residual_rows",
     "scale_rows",
     "squared_relu_",

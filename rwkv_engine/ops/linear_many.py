@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops._library import define
 from rwkv_engine.ops.in_floats import rows_in_floats, tiles_in_floats
+from rwkv_engine.ops.quantised_product import has_quantised_product, quantised_product
 from rwkv_engine.ops.scale_rows import scale_rows
 from rwkv_engine.ops.tiles import untile
 
@@ -45,6 +46,9 @@ def linear_many(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None =
 def linear_many_reference(x: Tensor, weight: Tensor, outputs: int, scales: Tensor | None = None) -> Tensor:
     """`linear_many` in plain torch."""
     in_tiles = weight.ndim != 2
+    if scales is not None and has_quantised_product(x, weight):
+        columns = scales.split([len(scales) - x.shape[1], x.shape[1]])[1]
+        return quantised_product(*scale_rows(x, columns), weight, outputs, scales)
     if x.is_cuda and weight.dtype == torch.int8 and scales is not None:
         return int8_product(x, untile(weight, outputs, x.shape[1]) if in_tiles else weight.t(), scales)
     if on_gpu_in_int4 := x.is_cuda and weight.dtype == torch.uint8 and scales is not None:

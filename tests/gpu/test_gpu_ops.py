@@ -62,6 +62,7 @@ FOR_GPUS = {
     "embed_norm",
     "ln_shift_rounded",
     "most_likely",
+    "quantised_product",
     "residual_rows",
     "scale_rows",
     "untile_alike",

@@ -9,8 +9,9 @@
 //   atomicAdd of int, unsigned and unsigned long long (a float's sum would depend on the order)
 //   __ldg __ldcs __ldcg  __byte_perm __popc __ffs __clz  __float_as_uint __uint_as_float and the like  __expf rsqrtf
 //   min max cuda_fp16.h and cuda_bf16.h as far as the host has them: conversions and packed types, and their operators
-// Not: cooperative groups, __activemask, warp matrices, inline assembly, asynchronous copies, clusters, and blocks that
-// wait for one another (they run one after another).
+//   nvcuda::wmma as far as emulated_matrices.h has it
+// Not: cooperative groups, __activemask, inline assembly, asynchronous copies, clusters, and blocks that wait for one
+// another (they run one after another).
 //
 // Stricter than the hardware, so that what passes here is sure there: a barrier must be reached by all threads of the
 // block, at one place in the source; a warp operation by all lanes its mask names, which must exist; and a lane may
