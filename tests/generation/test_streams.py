@@ -214,7 +214,7 @@ def test_a_stream_that_has_failed_does_not_end_as_if_it_were_whole(tales, monkey
     stream = tales.stream("The king", 20)
     next(stream)
     with monkeypatch.context() as broken:
-        broken.setattr(steps, "_decode", lambda: 1 / 0)
+        broken.setattr(steps, "_decode", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             list(stream)
     with pytest.raises(ZeroDivisionError):
