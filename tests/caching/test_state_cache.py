@@ -205,7 +205,8 @@ def test_with_int8_the_next_turn_begins_after_the_answer():
     history = text(rng, 150)
     for turn in range(3):
         [each] = run(scheduler, history, n=20, temperature=0.9)
-        assert len(history) - each.n_cached == (150 if turn == 0 else 1 + 7), "the last token of an answer is not processed"
+        n_read = len(history) - each.n_cached
+        assert n_read == (150 if turn == 0 else 1 + 7), "the last token of an answer is not processed"
         check(tales.engine, each)
         history = (*history, *each.tokens, *text(rng, 7))
 
