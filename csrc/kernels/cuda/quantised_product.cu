@@ -36,6 +36,7 @@ class Next {
   static constexpr int kLaneInputs = Read::kParts * Read::kPart;
   static constexpr int kReadInputs = kWarpGroups * kLaneInputs;
   static constexpr int kReads = kInputs / kReadInputs;
+  using Vector = Pack<Float16, kVectorInputs>;
 
  public:
   __device__ Next(const Float16* x, const Matrix& matrix, int64_t M) : x_(x), M_(M), K_(matrix.K) {
@@ -57,7 +58,7 @@ class Next {
       const auto [row, input] = place(i);
       const int64_t m = static_cast<int64_t>(blockIdx.x) * kSide + row, k = first + input;
       rows_[i] = {};
-      if (m < M_ && k < K_) rows_[i] = *reinterpret_cast<const uint4*>(x_ + m * K_ + k);
+      if (m < M_ && k < K_) rows_[i] = *reinterpret_cast<const Vector*>(x_ + m * K_ + k);
     }
   }
 
@@ -81,7 +82,7 @@ class Next {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const auto [row, input] = place(i);
-      *reinterpret_cast<uint4*>(&shared.x[row * kStride + input]) = rows_[i];
+      *reinterpret_cast<Vector*>(&shared.x[row * kStride + input]) = rows_[i];
     }
   }
 
@@ -100,7 +101,7 @@ class Next {
   int64_t M_, K_;
   bool exists_;
   Read reads_[kReads];
-  uint4 rows_[kVectors];
+  Vector rows_[kVectors];
 };
 
 template <class Weight>
