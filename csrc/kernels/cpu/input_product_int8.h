@@ -16,7 +16,7 @@ namespace rwkv::cpu {
 template <>
 struct InputProduct<int8_t> {
   static_assert(kGroup == kQuantized);
-  static constexpr int64_t kMany = 8;
+  static constexpr int64_t kMany = 5;
   static constexpr int kSharing = 4;
 
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {

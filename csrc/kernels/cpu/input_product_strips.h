@@ -32,12 +32,19 @@ struct StripProduct {
       for (int64_t n = 0; n < N; n += kColumns) {
         pack(rows, words, n, N, packed);
         for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
-          for (int64_t j = 0; j < kBlocks && n + j * kTileRows < N; ++j) {
-            const int64_t c = n + j * kTileRows;
-            const Ahead ahead{rows + j * words, n + kColumns};
-            LaneInts whole[sharing()];
-            add<sharing()>(packed + j, numbers + b * kWords, words, ahead, whole);
-            for (int64_t s = 0; s < sharing; ++s) add_scaled(whole[s], scales[b + s], N - c, sums + (b + s) * N + c);
+          LaneInts whole[kBlocks][sharing()];
+          for (int64_t j = 0; j < kBlocks; ++j) {
+            const int8_t* const next = matrix.as<int8_t>() + (first + kQuantized) * N;
+            const Ahead ahead{rows + j * words, n + kColumns, next + (n + j * kTileRows) * kQuantized};
+            add<sharing()>(packed + j, numbers + b * kWords, words, ahead, whole[j]);
+          }
+          for (int64_t s = 0; s < sharing; ++s) {
+            LaneInts strip[kBlocks] = {whole[0][s], whole[1][s], whole[2][s], whole[3][s]};
+            to_columns(strip);
+            for (int64_t j = 0; j < kBlocks && n + j * kTileRows < N; ++j) {
+              const int64_t c = n + j * kTileRows;
+              add_scaled(strip[j], scales[b + s], N - c, sums + (b + s) * N + c);
+            }
           }
         });
       }
@@ -47,10 +54,12 @@ struct StripProduct {
   }
 
  private:
-  // The rows that are prefetched from this column on, one for each word.
+  // What is prefetched with each word: a row from this column on, for the next strip, and a line of the next group,
+  // which memory delivers fastest from beginning to end.
   struct Ahead {
     const int8_t* const* rows;
     int64_t column;
+    const int8_t* group;
   };
 
   // Quantises the active inputs of a group, which begins at `first`: the next four of all rows of a set, then the
@@ -62,14 +71,56 @@ struct StripProduct {
       for (int64_t s = 0; s < sharing; ++s) {
         int16_t chosen[kQuantized] = {};
         scales[b + s] = quantize(x + (b + s) * matrix.K + first, matrix.columns + first, n, chosen);
-        for (int64_t i = 0; i < active.size(); ++i) chosen[i] = chosen[active[i] - first];
-        std::fill(chosen + active.size(), chosen + kQuantized, 0);
+        if (active.size() < n) {
+          for (int64_t i = 0; i < active.size(); ++i) chosen[i] = chosen[active[i] - first];
+          std::fill(chosen + active.size(), chosen + kQuantized, 0);
+        }
         order_in_pairs(chosen, kQuantized);
         for (int64_t w = 0; 4 * w < active.size(); ++w)
           memcpy(numbers + b * kWords + w * sharing + s, chosen + 4 * w, sizeof *numbers);
       }
     });
   }
+
+#ifdef __AVX512BW__
+  // Copies the columns from n on: to[word][block]. Instructions interleave 16 bytes at a time, so a block has four
+  // columns of each 16.
+  static void pack(const int8_t* const* rows, int64_t words, int64_t n, int64_t N, LaneBits* to) {
+    const __mmask64 mask = ~uint64_t{0} >> (kColumns - std::min(kColumns, N - n));
+    for (int64_t w = 0; w < words; ++w, rows += 4, to += kBlocks) {
+      const auto load = [&](int i) { return _mm512_maskz_loadu_epi8(mask, rows[i] + n); };
+      const __m512i a = load(0), b = load(1), c = load(2), d = load(3);
+      const __m512i low[] = {_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d)},
+                    high[] = {_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d)};
+      to[0] = (LaneBits)_mm512_unpacklo_epi16(low[0], low[1]), to[1] = (LaneBits)_mm512_unpackhi_epi16(low[0], low[1]);
+      to[2] = (LaneBits)_mm512_unpacklo_epi16(high[0], high[1]);
+      to[3] = (LaneBits)_mm512_unpackhi_epi16(high[0], high[1]);
+    }
+  }
+
+  // Brings the sums of a strip into the order of its columns: transposes the quarters of its four vectors.
+  static RWKV_INLINE void to_columns(LaneInts (&strip)[kBlocks]) {
+    const auto& [a, b, c, d] = strip;
+    const LaneInts low[] = {lower(a, b), lower(c, d)}, high[] = {upper(a, b), upper(c, d)};
+    const LaneInts columns[] = {even(low[0], low[1]), odd(low[0], low[1]), even(high[0], high[1]),
+                                odd(high[0], high[1])};
+    std::copy_n(columns, kBlocks, strip);
+  }
+  // Of both vectors: the lower halves, the upper halves, the quarters 0 and 2, the quarters 1 and 3.
+  static RWKV_INLINE LaneInts lower(LaneInts a, LaneInts b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+  }
+  static RWKV_INLINE LaneInts upper(LaneInts a, LaneInts b) {
+    return __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  static RWKV_INLINE LaneInts even(LaneInts a, LaneInts b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+  }
+  static RWKV_INLINE LaneInts odd(LaneInts a, LaneInts b) {
+    return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+#else
+  static void to_columns(LaneInts (&)[kBlocks]) {}  // in which `pack` leaves them
 
   // Copies the columns from n on: to[word][block].
   static void pack(const int8_t* const* rows, int64_t words, int64_t n, int64_t N, LaneBits* to) {
@@ -82,7 +133,7 @@ struct StripProduct {
       } else {
         int8_t tails[4][kColumns] = {};
         for (int i = 0; i < 4; ++i) std::copy(rows[i] + n, rows[i] + N, tails[i]);
-        for (int64_t j = 0; n + j * kTileRows < N; ++j) {
+        for (int64_t j = 0; j < kBlocks; ++j) {
           const int64_t c = j * kTileRows;
           interleave(tails[0] + c, tails[1] + c, tails[2] + c, tails[3] + c, to + j);
         }
@@ -121,6 +172,7 @@ struct StripProduct {
   static RWKV_INLINE Shorts high(Shorts a, Shorts b) {
     return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
   }
+#endif
 
   // The sums of a block for a set of rows. Meanwhile the next strip is prefetched.
   template <int sharing>
@@ -129,6 +181,7 @@ struct StripProduct {
     LaneInts sums[sharing] = {};
     for (int64_t w = 0; w < words; ++w, x += sharing) {
       __builtin_prefetch(ahead.rows[w] + ahead.column);
+      __builtin_prefetch(ahead.group + w * 64, 0, 2);
       const Pairs pairs = pairs_of(block[w * kBlocks]);
 #pragma GCC unroll 16
       for (int b = 0; b < sharing; ++b)
