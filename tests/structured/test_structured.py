@@ -346,8 +346,9 @@ def test_any_schema_is_refused_or_met(schema, seed, small):
     try:
         text = "".join(stream)
     except RequestError as error:  # nothing is an example of the schema, such as {"$ref": ""}
-        assert "beyond 0 tokens: no token may follow there" in str(error)
-        return
+        if "beyond 0 tokens: no token may follow there" in str(error):
+            return
+        raise
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError:
