@@ -1,4 +1,4 @@
-"""Decoding over a pool of states: one token of up to 16 sequences per step, as a CUDA graph where possible."""
+"""Decoding over a pool of states: one token of several sequences per step, as a CUDA graph where possible."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Decoder:
         with self._turns.take():
             slots = self.pool.take(state)
             try:
-                return self._step(tokens, slots), self.pool.read(slots)
+                return self.step(tokens, slots), self.pool.read(slots)
             finally:
                 self.pool.free(slots)
 
@@ -83,6 +83,7 @@ class Decoder:
         """The number of tokens that `step` can process at a time."""
         return MOST_ROWS if self.records else most_rows(self._model)
 
+    @torch.no_grad()
     def step(
         self,
         tokens: Tensor,
@@ -106,7 +107,23 @@ class Decoder:
             RequestError: B is not from 1 to `most_rows`, or `slots` are not such slots of the pool.
         """
         with self._turns.take():
-            return self._step(tokens, slots, before, wanted)
+            if self._capture is eager:  # which needs neither fixed addresses nor padding
+                self._check(tokens, slots, self.most_rows, may_repeat=before is not None)
+                home, first = self._model.device_map.home, self._model.device_map.devices[0]
+
+                def index(device: torch.device) -> tuple[Tensor, Tensor | None]:
+                    origins = None if before is None else self.pool.index(tuple(before), device)
+                    return self.pool.index(tuple(slots), device), origins
+
+                rows = None if wanted is None else torch.tensor(wanted)
+                logits = self._model.step(tokens, self.pool.layers, *index(first), rows)
+                self.pool.advance(*index(home))
+                return logits
+            assert before is None
+            assert wanted is None
+            bucket = self._loaded(tokens, slots)
+            bucket.advance()
+            return bucket.logits[: len(slots)].clone()
 
     @torch.no_grad()
     def run(
@@ -172,32 +189,6 @@ class Decoder:
             bucket = self._sampled[key]
             ids = bucket.run(tokens, slots, rows)
             return bucket.logits[: len(slots)], ids
-
-    @torch.no_grad()
-    def _step(
-        self,
-        tokens: Tensor,
-        slots: Sequence[int],
-        before: Sequence[int] | None = None,
-        wanted: Sequence[int] | None = None,
-    ) -> Tensor:
-        if self._capture is eager:  # which needs neither fixed addresses nor padding
-            self._check(tokens, slots, self.most_rows, may_repeat=before is not None)
-            home, first = self._model.device_map.home, self._model.device_map.devices[0]
-
-            def index(device: torch.device) -> tuple[Tensor, Tensor | None]:
-                origins = None if before is None else self.pool.index(tuple(before), device)
-                return self.pool.index(tuple(slots), device), origins
-
-            rows = None if wanted is None else torch.tensor(wanted)
-            logits = self._model.step(tokens, self.pool.layers, *index(first), rows)
-            self.pool.advance(*index(home))
-            return logits
-        assert before is None
-        assert wanted is None
-        bucket = self._loaded(tokens, slots)
-        bucket.advance()
-        return bucket.logits[: len(slots)].clone()
 
     @torch.no_grad()
     def _loaded(self, tokens: Tensor, slots: Sequence[int]) -> Bucket:

@@ -199,7 +199,7 @@ def test_a_failed_step_frees_the_slots_of_its_drafts(engine, monkeypatch):
     scheduler._take_orders()
     for _ in range(3):
         scheduler._steps.step()
-    monkeypatch.setattr(scheduler._steps._running._decoder, "_step", lambda *_: 1 / 0)
+    monkeypatch.setattr(scheduler._steps._running._decoder, "step", lambda *_: 1 / 0)
     finish(scheduler, requests)
     assert {each.finish_reason for each in requests} == {"error"}
     assert free_slots(scheduler)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import oracle
 import pytest
 import torch
-from checkpoint_files import save_pth
-from conftest import SMALL
 from generation.test_scheduler import PARAMS, V, check, finish, free_slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +15,8 @@ from rwkv_engine.generation.scheduler import Scheduler
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    path = save_pth(oracle.random_weights(SMALL[4]), tmp_path_factory.mktemp("int8") / "m.pth")
-    engine = RWKV.from_pretrained(path, "cpu fp32i8").engine
+def engine(each_version):
+    engine = RWKV.from_pretrained(each_version, "cpu fp32i8").engine
     if not engine.model.steps_as_it_reads:
         pytest.skip("needs compiled kernels: without them prompts are read by themselves")
     return engine

@@ -99,7 +99,7 @@ def test_loading_a_packed_file_takes_no_memory(strategy, size, large, tmp_path, 
     seen = json.loads(result.stdout)
     assert seen["placed"] > size, seen
     assert seen["RssAnon"] < 20e6, seen  # measured: 1.5 MB
-    assert seen["RssFile"] < 0.75 * seen["placed"], seen  # with 17 MB of libraries
+    assert seen["RssFile"] < 0.75 * seen["placed"], seen  # measured: 0.24 and 0.64, with 17 MB of libraries
 
 
 @pytest.mark.slow
