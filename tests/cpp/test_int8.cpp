@@ -4,6 +4,7 @@
 #include "kernels/cpu/input_product.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_many.h"
+#include "kernels/cpu/residual_input_product.h"
 #include "kernels/cpu/time_mixing4_step.h"
 #include "mixing_reference.h"
 #include "threads.h"
@@ -88,6 +89,24 @@ Floats sum_of_parts(const Matrix& transposed, const Floats& x, int64_t M) {
   return sums;
 }
 
+// Channel mixing's last product. The gates are powers of two, so that it does not matter whether products are rounded.
+void check_residual_product(const Matrix& transposed, const Floats& a, int64_t B, const Floats& sums) {
+  const Floats x = normal(B * transposed.N);
+  Floats gates(x.size()), y(x.size());
+  for (size_t i = 0; i < gates.size(); ++i) gates[i] = i % 3 ? 0.5f : -2.0f;
+  for (const float* gate : {gates.data(), static_cast<float*>(nullptr)}) {
+    const cpu::ResidualInputProduct product{transposed, a.data(), B, gate, x.data(), y.data()};
+    check_same_bits([&](const cpu::Run& run) {
+      std::vector<char> scratch(product.scratch_bytes(), -1);
+      cpu::residual_input_product(product, scratch.data(), run);
+      return bytes_of(y);
+    });
+    Floats expected = x;
+    for (size_t i = 0; i < x.size(); ++i) expected[i] += (gate ? gate[i] : 1) * sums[i];
+    CHECK(bytes_of(y) == bytes_of(expected), transposed.N, transposed.K, B);
+  }
+}
+
 // Also with W^T row after row, which must give the bits of a decoding step.
 Floats run_linear_many(const Weights& w, const Floats& x, int64_t M) {
   Weights transpose(w.K, w.N, [&](int64_t k, int64_t n) { return w.rows[n * w.K + k]; });
@@ -102,7 +121,9 @@ Floats run_linear_many(const Weights& w, const Floats& x, int64_t M) {
       return bytes_of(y);
     });
   }
-  CHECK(bytes_of(results[0]) == bytes_of(sum_of_parts(transpose.transposed(), x, M)), w.N, w.K, M);
+  const Floats sums = sum_of_parts(transpose.transposed(), x, M);
+  CHECK(bytes_of(results[0]) == bytes_of(sums), w.N, w.K, M);
+  check_residual_product(transpose.transposed(), x, M, sums);
   return results[1];
 }
 
@@ -289,6 +310,7 @@ int main() {
     for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {1, 300}, {15, 63}, {17, 65}, {33, 513}})
       hostile_products(n, k, B);
   hostile_products(3, 8192, 2);
+  hostile_products(130, 4400, 6);  // strips, and parts of two groups
   for (const int64_t B : {1, 3, 11, 16})
     for (const auto& [c, inside] : {std::pair<int64_t, int64_t>{3, 1}, {15, 17}, {65, 300}})
       hostile_steps(B, c, inside);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "kernels/cpu/input_product.h"
+#include "kernels/cpu/residual_input_product.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/step_inputs.h"
 #include "kernels/math.h"
@@ -11,20 +11,28 @@
 namespace rwkv::cpu {
 namespace {
 
+struct Pieces;
+ResidualInputProduct value_product(const ChannelMixing4Step& step, const Pieces& at);
+
 struct Pieces {
-  float *now, *squared, *gate, *parts;  // (B, C), (B, F), (B, C), (kInputParts, B, C)
-  char *in_k, *in_r;                    // prepared
+  float *now, *squared, *gate;  // (B, C), (B, F), (B, C)
+  char *in_k, *in_r, *product;  // prepared, and the scratch memory of the last product
   int64_t size;
 
   Pieces(const ChannelMixing4Step& step, void* allocation) {
     Scratch scratch(allocation);
     now = scratch.take<float>(step.B * step.C), squared = scratch.take<float>(step.B * step.F);
-    gate = scratch.take<float>(step.B * step.C), parts = scratch.take<float>(kInputParts * step.B * step.C);
+    gate = scratch.take<float>(step.B * step.C);
     in_k = scratch.take<char>(step.B * prepared_size(step.key));
     in_r = scratch.take<char>(step.B * prepared_size(step.receptance));
+    product = scratch.take<char>(value_product(step, *this).scratch_bytes());
     size = scratch.used();
   }
 };
+
+ResidualInputProduct value_product(const ChannelMixing4Step& step, const Pieces& at) {
+  return {step.value, at.squared, step.B, at.gate, step.x, step.y};
+}
 
 }  // namespace
 
@@ -46,26 +54,15 @@ void channel_mixing4_step(const ChannelMixing4Step& step, void* scratch, const R
       const int64_t rows = std::min<int64_t>(kTileRows, width - n);
       for (int64_t b = 0; b < B; ++b) {
         float out[kTileRows];  // of all lanes: the compiler vectorises a loop whose length it knows
-        store_lanes(out, sums[b]);
-        for (float& sum : out) {
-          const float positive = sum < 0 ? 0 : sum;  // keeps NaN
-          sum = is_key ? positive * positive : sigmoid(sum);
-        }
-        std::copy_n(out, rows, (is_key ? at.squared : at.gate) + b * width + n);
+        store_lanes(out, is_key ? squared_relu(sums[b]) : sums[b]);
+        if (!is_key)
+          for (float& sum : out) sum = sigmoid(sum);
+        copy_lanes(out, rows, (is_key ? at.squared : at.gate) + b * width + n);
       }
     }
   });
 
-  run(kInputParts, B * F * C / kInputParts, [=, &step](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part)
-      input_product(step.value, at.squared, B, part, at.parts + part * B * C);
-  });
-  run(B * C, kInputParts, [=, &step](int64_t begin, int64_t end) {
-    float* const sums = at.parts;  // those of the first part
-    for (int64_t part = 1; part < kInputParts; ++part)
-      for (int64_t i = begin; i < end; ++i) sums[i] += at.parts[part * B * C + i];
-    for (int64_t i = begin; i < end; ++i) step.y[i] = step.x[i] + at.gate[i] * sums[i];
-  });
+  residual_input_product(value_product(step, at), at.product, run);
 }
 
 }  // namespace rwkv::cpu

@@ -6,7 +6,6 @@
 #include "kernels/cpu/active_rows.h"
 #include "kernels/cpu/input_product_alone.h"
 #include "kernels/cpu/input_product_floats.h"
-#include "kernels/cpu/input_product_strips.h"
 #include "kernels/cpu/scratch.h"
 
 namespace rwkv::cpu {
@@ -16,14 +15,12 @@ namespace rwkv::cpu {
 template <>
 struct InputProduct<int8_t> {
   static_assert(kGroup == kQuantized);
-  static constexpr int64_t kMany = 5;
   static constexpr int kSharing = 4;
 
   static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
 #ifdef __AVX512VNNI__
     if (B == 1) return AloneProduct::multiply(matrix, x, begin, end, sums);
 #endif
-    if (B >= kMany) return StripProduct::multiply(matrix, x, B, begin, end, sums);
     const int64_t N = matrix.N, blocks = tile_blocks(N);
     const auto [floats, ints, numbers, scales] =  // the first two: [set][column][row of the set]
         thread_buffers<Lanes, LaneInts, int16_t, float>(B * blocks, B * blocks, B * kQuantized, B);

@@ -1,202 +1,197 @@
-// The product of cpu/input_product.h with int8 weights for so many rows that it waits for arithmetic. Torch-free.
+// The product of cpu/residual_input_product.h with int8 weights for so many rows that it waits for arithmetic.
+// Torch-free.
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/cpu/active_rows.h"
+#include "kernels/cpu/input_product.h"
+#include "kernels/cpu/residual_input_product.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/strip_packing.h"
 
 namespace rwkv::cpu {
 
 // The columns of W^T are divided into strips. The weights of a strip for a group of active inputs are copied to the L1
-// cache in the order of tiles (kernels/tiles.h), so that each sum stays in a register for the whole group.
+// cache in the order of tiles (kernels/tiles.h), so that each sum stays in a register for the whole group. The sums are
+// those of cpu/input_product.h, in the same order.
 struct StripProduct {
-  static constexpr int64_t kBlocks = 4, kColumns = kBlocks * kTileRows;  // of a strip, which is a cache line wide
-  static constexpr int64_t kWords = kQuantized / 4;                      // of four inputs, for a group
+  static constexpr int64_t kBlocks = Strip::kBlocks, kColumns = Strip::kColumns;
+  static constexpr int64_t kWords = kQuantized / 4;  // of four inputs, for a group
   struct Numbers {
     uint32_t pair[2];
   };
 
-  static void multiply(const Matrix& matrix, const float* x, int64_t B, int64_t begin, int64_t end, float* sums) {
-    const int64_t N = matrix.N;
-    const auto [numbers, scales, packed] = thread_buffers<Numbers, float, LaneBits>(B * kWords, B, kBlocks * kWords);
-    std::fill_n(sums, B * N, 0.0f);
-    for (int64_t first = begin; first < end; first += kQuantized) {
-      const ActiveInputs active(x, B, matrix.K, first, std::min(end, first + kQuantized));
-      if (active.size() == 0) continue;
-      prepare(matrix, x, B, first, active, numbers, scales);
-      const int8_t* rows[kQuantized];  // the last one is repeated
-      for (int64_t i = 0; i < kQuantized; ++i)
-        rows[i] = matrix.as<int8_t>() + active[std::min(i, active.size() - 1)] * N;
-      const int64_t words = (active.size() + 3) / 4;
-      for (int64_t n = 0; n < N; n += kColumns) {
-        pack(rows, words, n, N, packed);
-        for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
-          LaneInts whole[kBlocks][sharing()];
-          for (int64_t j = 0; j < kBlocks; ++j) {
-            const int8_t* const next = matrix.as<int8_t>() + (first + kQuantized) * N;
-            const Ahead ahead{rows + j * words, n + kColumns, next + (n + j * kTileRows) * kQuantized};
-            add<sharing()>(packed + j, numbers + b * kWords, words, ahead, whole[j]);
-          }
-          for (int64_t s = 0; s < sharing; ++s) {
-            LaneInts strip[kBlocks] = {whole[0][s], whole[1][s], whole[2][s], whole[3][s]};
-            to_columns(strip);
-            for (int64_t j = 0; j < kBlocks && n + j * kTileRows < N; ++j) {
-              const int64_t c = n + j * kTileRows;
-              add_scaled(strip[j], scales[b + s], N - c, sums + (b + s) * N + c);
-            }
-          }
-        });
-      }
+  // A group of inputs as all threads use it.
+  struct Group {
+    Numbers* numbers;  // (kWords, B): of active inputs, then zeros; set by set
+    float* scales;     // (B,)
+    int32_t* rows;     // (kQuantized,): active inputs; the last one is repeated
+    int64_t* words;    // of four active inputs
+  };
+
+  // Divides the scratch memory among the groups.
+  struct Pieces {
+    int64_t B, groups;
+    Group all;
+    int64_t size;
+
+    Pieces(int64_t K, int64_t rows, void* allocation) : B(rows), groups(quantized_groups(K)) {
+      Scratch scratch(allocation);
+      all.numbers = scratch.take<Numbers>(groups * kWords * B), all.scales = scratch.take<float>(groups * B);
+      all.rows = scratch.take<int32_t>(groups * kQuantized), all.words = scratch.take<int64_t>(groups);
+      size = scratch.used();
     }
-    for (int64_t b = 0; b < B; ++b)
-      for (int64_t n = 0; n < N; ++n) sums[b * N + n] *= matrix.rows[n];
+    Group operator[](int64_t g) const {
+      return {all.numbers + g * kWords * B, all.scales + g * B, all.rows + g * kQuantized, all.words + g};
+    }
+  };
+
+  static int64_t scratch_bytes(int64_t K, int64_t B) { return Pieces(K, B, nullptr).size; }
+
+  static void compute(const ResidualInputProduct& product, void* scratch, const Run& run) {
+    const Matrix& matrix = product.matrix;
+    const Pieces pieces(matrix.K, product.B, scratch);
+    run(pieces.groups, 16 * product.B * kQuantized, [=, &product](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g) prepare(product, g, pieces[g]);
+    });
+    const int64_t strips = (matrix.N + kColumns - 1) / kColumns;
+    run(strips, product.B * matrix.K * kColumns,
+        [=, &product](int64_t begin, int64_t end) { multiply(product, pieces, begin, end); });
   }
 
  private:
-  // What is prefetched with each word: a row from this column on, for the next strip, and a line of the next group,
-  // which memory delivers fastest from beginning to end.
-  struct Ahead {
-    const int8_t* const* rows;
-    int64_t column;
-    const int8_t* group;
+  // The sums of the strips [begin, end), which are read together, because memory is read fastest in long pieces.
+  static void multiply(const ResidualInputProduct& product, const Pieces& pieces, int64_t begin, int64_t end) {
+    const auto& [matrix, a, B, gate, x, y] = product;
+    const int64_t N = matrix.N, strips = end - begin, size = B * kColumns;
+    const auto [sums, parts, packed] =
+        thread_buffers<float, float, LaneBits>(strips * size, strips * size, kBlocks * kWords);
+    std::fill_n(sums, strips * size, 0.0f);
+    for (int64_t part = 0; part < kInputParts; ++part) {
+      const auto [from, to] = inputs_of_part(matrix.K, part);
+      for (int64_t first = from; first < to; first += kQuantized) {
+        const int64_t g = first / kQuantized;
+        const Group group = pieces[g];
+        Ahead ahead(matrix, g + 1 < pieces.groups ? pieces[g + 1] : group, begin * kColumns, end * kColumns);
+        for (int64_t strip = 0; strip < strips; ++strip) {
+          const int64_t n = (begin + strip) * kColumns;
+          Strip::pack(matrix.as<int8_t>(), group.rows, *group.words, n, N, packed);
+          add_group(group, packed, B, first == from, ahead, parts + strip * size);
+        }
+      }
+      if (from == to) continue;
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t n = (begin + strip) * kColumns;
+        float scales[kColumns] = {};
+        std::copy_n(matrix.rows + n, std::min(kColumns, N - n), scales);
+        float* const own = parts + strip * size;
+        // The products are rounded before they are added, as where the parts are sums of their own.
+        for (int64_t b = 0; b < B; ++b)
+          for (int64_t c = 0; c < kColumns; ++c) own[b * kColumns + c] *= scales[c];
+        for (int64_t i = 0; i < size; ++i) sums[strip * size + i] += own[i];
+      }
+    }
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t n = (begin + strip) * kColumns, at = b * N + n, columns = std::min(kColumns, N - n);
+        const float* const sum = sums + strip * size + b * kColumns;
+        if (gate) {
+          for (int64_t c = 0; c < columns; ++c) y[at + c] = x[at + c] + gate[at + c] * sum[c];
+        } else {
+          for (int64_t c = 0; c < columns; ++c) y[at + c] = x[at + c] + sum[c];
+        }
+      }
+  }
+
+  // What is prefetched with each word: the active rows of the next group, of each the columns of all strips.
+  class Ahead {
+   public:
+    Ahead(const Matrix& matrix, const Group& group, int64_t from, int64_t to)
+        : weights_(matrix.as<int8_t>() + from),
+          N_(matrix.N),
+          width_(std::min(to, matrix.N) - from),
+          row_(weights_),
+          rows_(group.rows),
+          left_(4 * *group.words) {
+      next_row();
+    }
+    RWKV_INLINE void prefetch() {
+      __builtin_prefetch(row_ + column_, 0, 2);
+      column_ += 64;
+      if (column_ >= width_) next_row();
+    }
+
+   private:
+    void next_row() {
+      column_ = 0;
+      if (left_ > 0) row_ = weights_ + *rows_++ * N_, --left_;
+    }
+
+    const int8_t* weights_;
+    int64_t N_, width_, column_ = 0;
+    const int8_t* row_;
+    const int32_t* rows_;
+    int64_t left_;
   };
 
-  // Quantises the active inputs of a group, which begins at `first`: the next four of all rows of a set, then the
-  // following four; zeros after the last one.
-  static void prepare(const Matrix& matrix, const float* x, int64_t B, int64_t first, const ActiveInputs& active,
-                      Numbers* numbers, float* scales) {
-    const int64_t n = std::min(kQuantized, matrix.K - first);
+  // Adds the sums of a strip for a group, or writes them if it is the first one: (B, kColumns).
+  static void add_group(const Group& group, const LaneBits* packed, int64_t B, bool is_first, Ahead& ahead,
+                        float* sums) {
     for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
+      LaneInts whole[kBlocks][sharing()];
+      for (int64_t j = 0; j < kBlocks; ++j)
+        multiply_block<sharing()>(packed + j, group.numbers + b * kWords, *group.words, ahead, whole[j]);
       for (int64_t s = 0; s < sharing; ++s) {
-        int16_t chosen[kQuantized] = {};
-        scales[b + s] = quantize(x + (b + s) * matrix.K + first, matrix.columns + first, n, chosen);
-        if (active.size() < n) {
-          for (int64_t i = 0; i < active.size(); ++i) chosen[i] = chosen[active[i] - first];
-          std::fill(chosen + active.size(), chosen + kQuantized, 0);
+        LaneInts strip[kBlocks] = {whole[0][s], whole[1][s], whole[2][s], whole[3][s]};
+        Strip::to_columns(strip);
+        const float scale = group.scales[b + s];
+        float* const to = sums + (b + s) * kColumns;
+        for (int64_t j = 0; j < kBlocks; ++j) {
+          const Lanes before = is_first ? Lanes{} : load_lanes(to + j * kTileRows);
+          store_lanes(to + j * kTileRows, before + to_float(strip[j]) * scale);
         }
-        order_in_pairs(chosen, kQuantized);
-        for (int64_t w = 0; 4 * w < active.size(); ++w)
-          memcpy(numbers + b * kWords + w * sharing + s, chosen + 4 * w, sizeof *numbers);
       }
     });
   }
 
-#ifdef __AVX512BW__
-  // Copies the columns from n on: to[word][block]. Instructions interleave 16 bytes at a time, so a block has four
-  // columns of each 16.
-  static void pack(const int8_t* const* rows, int64_t words, int64_t n, int64_t N, LaneBits* to) {
-    const __mmask64 mask = ~uint64_t{0} >> (kColumns - std::min(kColumns, N - n));
-    for (int64_t w = 0; w < words; ++w, rows += 4, to += kBlocks) {
-      const auto load = [&](int i) { return _mm512_maskz_loadu_epi8(mask, rows[i] + n); };
-      const __m512i a = load(0), b = load(1), c = load(2), d = load(3);
-      const __m512i low[] = {_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d)},
-                    high[] = {_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d)};
-      to[0] = (LaneBits)_mm512_unpacklo_epi16(low[0], low[1]), to[1] = (LaneBits)_mm512_unpackhi_epi16(low[0], low[1]);
-      to[2] = (LaneBits)_mm512_unpacklo_epi16(high[0], high[1]);
-      to[3] = (LaneBits)_mm512_unpackhi_epi16(high[0], high[1]);
-    }
-  }
-
-  // Brings the sums of a strip into the order of its columns: transposes the quarters of its four vectors.
-  static RWKV_INLINE void to_columns(LaneInts (&strip)[kBlocks]) {
-    const auto& [a, b, c, d] = strip;
-    const LaneInts low[] = {lower(a, b), lower(c, d)}, high[] = {upper(a, b), upper(c, d)};
-    const LaneInts columns[] = {even(low[0], low[1]), odd(low[0], low[1]), even(high[0], high[1]),
-                                odd(high[0], high[1])};
-    std::copy_n(columns, kBlocks, strip);
-  }
-  // Of both vectors: the lower halves, the upper halves, the quarters 0 and 2, the quarters 1 and 3.
-  static RWKV_INLINE LaneInts lower(LaneInts a, LaneInts b) {
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-  }
-  static RWKV_INLINE LaneInts upper(LaneInts a, LaneInts b) {
-    return __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  }
-  static RWKV_INLINE LaneInts even(LaneInts a, LaneInts b) {
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
-  }
-  static RWKV_INLINE LaneInts odd(LaneInts a, LaneInts b) {
-    return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  }
-#else
-  static void to_columns(LaneInts (&)[kBlocks]) {}  // in which `pack` leaves them
-
-  // Copies the columns from n on: to[word][block].
-  static void pack(const int8_t* const* rows, int64_t words, int64_t n, int64_t N, LaneBits* to) {
-    for (int64_t w = 0; w < words; ++w, rows += 4, to += kBlocks) {
-      if (n + kColumns <= N) {
-        for (int64_t j = 0; j < kBlocks; ++j) {
-          const int64_t c = n + j * kTileRows;
-          interleave(rows[0] + c, rows[1] + c, rows[2] + c, rows[3] + c, to + j);
+  // Finds the active inputs of a group, and quantises them: the next four of all rows of a set, then the following
+  // four.
+  static void prepare(const ResidualInputProduct& product, int64_t g, const Group& group) {
+    const Matrix& matrix = product.matrix;
+    const int64_t first = g * kQuantized, n = std::min(kQuantized, matrix.K - first);
+    const ActiveInputs active(product.a, product.B, matrix.K, first, first + n);
+    *group.words = (active.size() + 3) / 4;
+    for (int64_t i = 0; i < kQuantized && active.size(); ++i)
+      group.rows[i] = static_cast<int32_t>(active[std::min(i, active.size() - 1)]);
+    for_each_set<kSharing>(product.B, [&](auto sharing, int64_t b) {
+      for (int64_t s = 0; s < sharing; ++s) {
+        int16_t chosen[kQuantized] = {};
+        group.scales[b + s] = quantize(product.a + (b + s) * matrix.K + first, matrix.columns + first, n, chosen);
+        if (active.size() < n) {
+          for (int64_t i = 0; i < active.size(); ++i) chosen[i] = chosen[active[i] - first];
+          std::fill(chosen + active.size(), chosen + kQuantized, 0);
         }
-      } else {
-        int8_t tails[4][kColumns] = {};
-        for (int i = 0; i < 4; ++i) std::copy(rows[i] + n, rows[i] + N, tails[i]);
-        for (int64_t j = 0; j < kBlocks; ++j) {
-          const int64_t c = j * kTileRows;
-          interleave(tails[0] + c, tails[1] + c, tails[2] + c, tails[3] + c, to + j);
-        }
+        order_in_pairs(chosen);
+        for (int64_t w = 0; w < *group.words; ++w)
+          memcpy(group.numbers + b * kWords + w * sharing + s, chosen + 4 * w, sizeof(Numbers));
       }
-    }
+    });
   }
 
-  // 16 columns of four inputs become a word of a tile.
-  static RWKV_INLINE void interleave(const int8_t* first, const int8_t* second, const int8_t* third,
-                                     const int8_t* fourth, LaneBits* word) {
-    const Bytes a = load(first), b = load(second), c = load(third), d = load(fourth);
-    const Shorts pairs[4] = {low(a, b), high(a, b), low(c, d), high(c, d)};
-    store(low(pairs[0], pairs[2]), word, 0), store(high(pairs[0], pairs[2]), word, 1);
-    store(low(pairs[1], pairs[3]), word, 2), store(high(pairs[1], pairs[3]), word, 3);
-  }
-
-  using Bytes = uint8_t __attribute__((vector_size(16)));
-  using Shorts = uint16_t __attribute__((vector_size(16)));
-
-  static RWKV_INLINE Bytes load(const int8_t* from) {
-    Bytes bytes;
-    memcpy(&bytes, from, sizeof bytes);
-    return bytes;
-  }
-  static RWKV_INLINE void store(Shorts shorts, LaneBits* word, int quarter) {
-    memcpy(reinterpret_cast<char*>(word) + quarter * sizeof shorts, &shorts, sizeof shorts);
-  }
-  // The lower or the upper halves of both, in turn.
-  static RWKV_INLINE Shorts low(Bytes a, Bytes b) {
-    return (Shorts)__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  }
-  static RWKV_INLINE Shorts high(Bytes a, Bytes b) {
-    return (Shorts)__builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  }
-  static RWKV_INLINE Shorts low(Shorts a, Shorts b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
-  static RWKV_INLINE Shorts high(Shorts a, Shorts b) {
-    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-  }
-#endif
-
-  // The sums of a block for a set of rows. Meanwhile the next strip is prefetched.
+  // The sums of a block for a set of rows.
   template <int sharing>
-  static RWKV_INLINE void add(const LaneBits* block, const Numbers* __restrict x, int64_t words, Ahead ahead,
-                              LaneInts* __restrict whole) {
+  static RWKV_INLINE void multiply_block(const LaneBits* block, const Numbers* __restrict x, int64_t words,
+                                         Ahead& ahead, LaneInts* __restrict whole) {
     LaneInts sums[sharing] = {};
     for (int64_t w = 0; w < words; ++w, x += sharing) {
-      __builtin_prefetch(ahead.rows[w] + ahead.column);
-      __builtin_prefetch(ahead.group + w * 64, 0, 2);
+      ahead.prefetch();
       const Pairs pairs = pairs_of(block[w * kBlocks]);
 #pragma GCC unroll 16
       for (int b = 0; b < sharing; ++b)
         sums[b] = add_pairs(add_pairs(sums[b], pairs.even, x[b].pair[0]), pairs.odd, x[b].pair[1]);
     }
     std::copy_n(sums, sharing, whole);
-  }
-
-  // Adds 16 columns, of which `columns` exist.
-  static RWKV_INLINE void add_scaled(LaneInts whole, float scale, int64_t columns, float* sums) {
-    if (columns >= kTileRows) {
-      store_lanes(sums, load_lanes(sums) + to_float(whole) * scale);
-    } else {
-      for (int64_t c = 0; c < columns; ++c) sums[c] += static_cast<float>(whole[c]) * scale;
-    }
   }
 };
 

@@ -1,6 +1,7 @@
 // Vectors of sixteen float32, and the conversion of weights to them. Torch-free.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -33,6 +34,20 @@ RWKV_INLINE Lanes as_float(LaneBits bits) {
 RWKV_INLINE Lanes load_lanes(const float* from) { return as_float(load_bits(from)); }
 
 RWKV_INLINE void store_lanes(float* to, Lanes lanes) { memcpy(to, &lanes, sizeof lanes); }
+
+// max(x, 0)^2, which keeps NaN.
+RWKV_INLINE Lanes squared_relu(Lanes x) {
+  const Lanes positive = x < 0 ? Lanes{} : x;
+  return positive * positive;
+}
+
+// Copies the first `n` of 16 numbers, mostly all of them: copying a number that the compiler knows calls no function.
+RWKV_INLINE void copy_lanes(const float* from, int64_t n, float* to) {
+  if (n == kTileRows)
+    memcpy(to, from, kTileRows * sizeof *to);
+  else
+    std::copy_n(from, n, to);
+}
 
 // Converts a float16 in the low 16 bits to float32. Sign, exponent and mantissa are shifted into place, which gives a
 // number too small by 2^112; scaling it is exact, and also converts float16's subnormal numbers. Weights are never

@@ -160,7 +160,7 @@ struct Panel<int8_t> : PanelOf<kPanelRows> {
         const float scale =
             i < rows ? quantize(x + i * K + k, matrix.columns + k, std::min(kQuantized, K - k), numbers) : 0;
         scales[k / kQuantized * kRows + i] = scale;
-        order_in_pairs(numbers, kQuantized);
+        order_in_pairs(numbers);
         const int64_t first = k / 4, words = std::min(kWords, groups - first);
         for (int64_t g = 0; g < words; ++g) memcpy(to + (first + g) * kRows + i, numbers + 4 * g, sizeof *to);
       }

@@ -115,9 +115,14 @@ RWKV_INLINE Pairs pairs_of(LaneBits group) {
   return {shorts << 8 >> 8, shorts >> 8};
 }
 
-// Stores activations in the same order: 0, 2, 1, 3 of every four.
-inline void order_in_pairs(int16_t* numbers, int64_t n) {
-  for (int64_t k = 0; k < n; k += 4) std::swap(numbers[k + 1], numbers[k + 2]);
+// Stores a group of activations in the same order: 0, 2, 1, 3 of every four.
+RWKV_INLINE void order_in_pairs(int16_t (&numbers)[kQuantized]) {
+  for (int64_t k = 0; k < kQuantized; k += 2 * kTileRows) {
+    LaneShorts s = (LaneShorts)load_bits(numbers + k);
+    s = __builtin_shufflevector(s, s, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 16, 18, 17, 19, 20, 22, 21,
+                                23, 24, 26, 25, 27, 28, 30, 29, 31);
+    memcpy(numbers + k, &s, sizeof s);
+  }
 }
 
 }  // namespace rwkv::cpu

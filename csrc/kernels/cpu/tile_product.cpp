@@ -31,7 +31,7 @@ struct TileProduct<int8_t> {
     for (int64_t k = 0, word = 0; k < K; k += kQuantized) {
       alignas(64) int16_t numbers[kQuantized] = {};
       scales[k / kQuantized * sharing + i] = quantize(x + k, matrix.columns + k, std::min(kQuantized, K - k), numbers);
-      order_in_pairs(numbers, kQuantized);
+      order_in_pairs(numbers);
       for (int64_t j = 0; j < kWords && word < words; ++j, ++word) memcpy(to + word * sharing + i, numbers + 4 * j, 8);
     }
   }

@@ -27,6 +27,14 @@ struct Pieces {
   }
 };
 
+// The states of 16 channels of many sequences are as many cache lines in as many places.
+void prefetch_states(const TimeMixing4Step& step, int64_t a) {
+  for (int64_t b = 0; b < step.B; ++b) {
+    const int64_t from = origin_of(step.before, step.slots, b) * step.wkv_stride + a;
+    __builtin_prefetch(step.num + from), __builtin_prefetch(step.den + from), __builtin_prefetch(step.max + from);
+  }
+}
+
 // sigmoid(r) * wkv for up to 16 channels of one sequence, beginning at channel a; updates the state. k, v and r have
 // one lane per channel. The arithmetic is on all lanes of local arrays, so that the compiler vectorises it.
 void gate_channels(const TimeMixing4Step& step, int64_t b, int64_t a, int64_t lanes, const Lanes& k, const Lanes& v,
@@ -38,17 +46,17 @@ void gate_channels(const TimeMixing4Step& step, int64_t b, int64_t a, int64_t la
         max[kTileRows], gated[kTileRows];
   } at = {};
   store_lanes(at.k, k), store_lanes(at.v, v), store_lanes(at.r, r);
-  std::copy_n(step.decay + a, lanes, at.decay), std::copy_n(step.first + a, lanes, at.first);
-  std::copy_n(step.num + from, lanes, at.num), std::copy_n(step.den + from, lanes, at.den);
-  std::copy_n(step.max + from, lanes, at.max);
+  copy_lanes(step.decay + a, lanes, at.decay), copy_lanes(step.first + a, lanes, at.first);
+  copy_lanes(step.num + from, lanes, at.num), copy_lanes(step.den + from, lanes, at.den);
+  copy_lanes(step.max + from, lanes, at.max);
   for (int i = 0; i < kTileRows; ++i) {
     const Wkv4State<float> state{at.num[i], at.den[i], at.max[i]};
     at.gated[i] = sigmoid(at.r[i]) * wkv4_output(at.first[i], at.k[i], at.v[i], state);
     const auto next = wkv4_update(at.decay[i], at.k[i], at.v[i], state);
     at.num[i] = next.num, at.den[i] = next.den, at.max[i] = next.max;
   }
-  std::copy_n(at.num, lanes, step.num + to), std::copy_n(at.den, lanes, step.den + to);
-  std::copy_n(at.max, lanes, step.max + to), std::copy_n(at.gated, lanes, gated);
+  copy_lanes(at.num, lanes, step.num + to), copy_lanes(at.den, lanes, step.den + to);
+  copy_lanes(at.max, lanes, step.max + to), copy_lanes(at.gated, lanes, gated);
 }
 
 }  // namespace
@@ -68,7 +76,10 @@ void time_mixing4_step(const TimeMixing4Step& step, void* scratch, const Run& ru
     // One matrix after the other, because three streams of weights at a time are read more slowly than one.
     for (int64_t i = 0; i < blocks; ++i) tile_product(step.key, begin + i, at.in_k, B, &k[i * B]);
     for (int64_t i = 0; i < blocks; ++i) tile_product(step.value, begin + i, at.in_v, B, &v[i * B]);
-    for (int64_t i = 0; i < blocks; ++i) tile_product(step.receptance, begin + i, at.in_r, B, &r[i * B]);
+    for (int64_t i = 0; i < blocks; ++i) {
+      prefetch_states(step, (begin + i) * kTileRows);
+      tile_product(step.receptance, begin + i, at.in_r, B, &r[i * B]);
+    }
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t a = (begin + i) * kTileRows;
       const int64_t lanes = std::min<int64_t>(kTileRows, A - a);
