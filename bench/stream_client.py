@@ -8,8 +8,8 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 
-# A client is woken when so many bytes have come, or the last ones. It stands for clients on other machines: one that was
-# woken for every event would take a third of the time that the server takes for it, and on the server's cores.
+# A client is woken when so many bytes have come, or the last ones. It stands for clients on other machines: woken for
+# every event, it would take a third of the time that the server takes for it, on the server's cores.
 ENOUGH = 2**16
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
 
