@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections import deque
 
 import pytest
 
@@ -42,6 +43,25 @@ def test_nothing_is_lost_whenever_threads_report():
             thread.start()
         for queue in queues:
             assert [await asyncio.wait_for(queue.get(), 10) for _ in range(n)] == list(range(n))
+
+    asyncio.run(run())
+
+
+def test_what_comes_after_the_last_look_wakes_the_loop_again():
+    async def run():
+        queue, inbox = asyncio.Queue(), inbox_of(asyncio.get_running_loop())
+        late = ["late"]
+
+        class Items(deque):
+            def __len__(self):
+                n = super().__len__()
+                if n == 0 and late:  # as if another thread ran between this look and the next line
+                    inbox.put(queue, late.pop())
+                return n
+
+        inbox._items = Items()
+        inbox.put(queue, "first")
+        assert [await asyncio.wait_for(queue.get(), 10) for _ in range(2)] == ["first", "late"]
 
     asyncio.run(run())
 
