@@ -3,7 +3,7 @@
     python -m bench.serving --tokenizer 20B_tokenizer.json --shape 169m --strategy "cpu fp32i8"
 
 The server is a process of its own. It and the library run in turn, on the same prompts, options and seeds. The client
-shares the machine with the server, so it does little more than to read sockets.
+shares the machine with the server, so it does little more than to read sockets; its time is measured, too.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def main() -> None:
     chosen = parser.parse_args()
     rates: dict[str, list[float]] = {"library": [], "server": []}
     firsts: dict[str, list[float]] = {"library": [], "server": []}
+    clients: list[float] = []  # the seconds of a core that the client takes for a token
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pth")
         write_synthetic(path, parse_shape(chosen.shape), torch.float32, 0.7)
@@ -112,11 +113,14 @@ def main() -> None:
         with server(path, chosen.strategy, chosen.tokenizer) as port:
             for round_ in range(-1, chosen.rounds):  # the first one warms up
                 rate = library_round(model, chosen.streams, chosen.tokens)
+                before = time.thread_time()
                 served = serve_round(port, chosen.streams, chosen.tokens)
+                client = (time.thread_time() - before) / (chosen.streams * chosen.tokens)
                 shorts = [(first_piece(model), served_first_piece(port)) for _ in range(10)]
                 if round_ >= 0:
                     rates["library"].append(rate)
                     rates["server"].append(served)
+                    clients.append(client)
                     firsts["library"] += [short for short, _ in shorts]
                     firsts["server"] += [short for _, short in shorts]
     table = Table(box=box.MARKDOWN)
@@ -125,12 +129,14 @@ def main() -> None:
     for name in rates:
         table.add_row(name, spread(rates[name]), spread(firsts[name], 1000))
     Console(width=120).print(table)
-    share = median(rates["server"]) / median(rates["library"])
+    # Of the rounds, because the machine's speed changes from one to the next.
+    share = median(served / rate for served, rate in zip(rates["server"], rates["library"], strict=True))
     more = median(firsts["server"]) - median(firsts["library"])
     print(f"the server reaches {share:.1%} of the library's tok/s; a first piece takes {more * 1000:.1f} ms longer")
+    print(f"the client took {spread(clients, 1e6)} us of a core for a token")
     if chosen.json:
         about = {name: value for name, value in vars(chosen).items() if name not in ("json", "tokenizer")}
-        result = {"about": about, "machine": facts(), "tok_per_s": rates, "first_piece_s": firsts}
+        result = {"about": about, "machine": facts(), "tok_per_s": rates, "first_piece_s": firsts, "client_s": clients}
         chosen.json.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,9 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 
+# A client is woken when so many bytes have come, or the last ones. It stands for clients on other machines: woken for
+# every event, it would take a third of the time that the server takes for it, on the server's cores.
+ENOUGH = 2**16
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
 
 
@@ -33,6 +36,7 @@ class Stream:
         data = self.socket.recv(65536)
         if not self.first and b"data: {" in data:
             self.first = time.perf_counter()
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, ENOUGH)
         self._received.append(data)
         if not data:
             lines = b"".join(self._received).splitlines()

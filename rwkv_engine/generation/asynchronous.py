@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from rwkv_engine.core.state import State
 from rwkv_engine.generation.background import News
+from rwkv_engine.generation.inbox import inbox_of
 from rwkv_engine.generation.many import AHEAD, Prompt, request_of, requests_of
 from rwkv_engine.generation.params import TextOptions
 from rwkv_engine.generation.scheduler import Scheduler, scheduler_of
@@ -34,15 +35,14 @@ async def arriving(
     """
     loop, source = asyncio.get_running_loop(), iter(requests)
     news, live = asyncio.Queue[News](), set[TextRequest]()
+    inbox = inbox_of(loop)
     try:
         while True:
             while len(live) < AHEAD and (request := next(source, None)):
                 request.is_watched = pieces
                 scheduler.add(request)
                 live.add(request)
-                scheduler.background.watch(
-                    request, lambda item: loop.call_soon_threadsafe(news.put_nowait, item), pieces, scheduler.perform
-                )
+                scheduler.background.watch(request, lambda item: inbox.put(news, item), pieces, scheduler.perform)
             if not live:
                 return
             item = await news.get()

@@ -53,14 +53,17 @@ class ServedText(TextRequest):
         super().__init__(index, tokenizer, prompt, sampler, n, state, sample, owner, begun)
         self._ends: deque[int] = deque()  # for each piece that was not read yet, the number of tokens up to its end
         self._n_read = 0
+        self._has_logprobs = sampler.params.logprobs is not None
 
     def _keep(self, piece: str) -> None:
-        if piece:
+        if piece and self._has_logprobs:
             self._ends.append(len(self.generated.logprobs))  # first, because `pieces` are taken in other threads
         super()._keep(piece)
 
     def read_logprobs(self, n_pieces: int, ended: bool) -> list[Logprob]:
         """Those of the tokens that end in the next pieces, or of all that are left if the text has ended."""
+        if not self._has_logprobs:
+            return []
         ends = [self._ends.popleft() for _ in range(n_pieces)]
         if ended:
             ends.append(len(self.generated.logprobs))
