@@ -27,7 +27,7 @@ from torch.utils import cpp_extension
 from rwkv_engine.native import build, toolkit
 
 # Files with kernels of decoding. They are memory-bound, so spilled registers would slow them down.
-NO_SPILLS = ("linear", "residual_product", "*_mixing?_step")
+NO_SPILLS = ("linear", "norm_linear", "residual_product", "*_mixing?_step")
 # Those of a default build, and the later generations, for which ptxas allocates registers in another way.
 ARCHITECTURES = (*build.ARCHITECTURES, 100, 120)
 TORCH_DEFINES = ("-DTORCH_EXTENSION_NAME=check", "-DTORCH_API_INCLUDE_EXTENSION_H")

@@ -28,7 +28,7 @@ from tools import check_cuda, launches, sass
 
 KERNELS = {"pass 1": ("time_mixing4_step", "gated_kernelINS_7Float16ELi1E", 20)}
 KERNELS["pass 3"] = ("channel_mixing4_step", "inner_kernelINS_7Float16ELi1E", 20)
-DECODING = ("linear", "time_mixing4_step", "channel_mixing4_step")
+DECODING = ("linear", "norm_linear", "time_mixing4_step", "channel_mixing4_step")
 DRAWS = {"greedy": (Draw(0.0), 3), "temperature": (Draw(1.0), 4), "top-p": (Draw(1.0, top_p=0.9), 8)}
 PARAMS = {
     "greedy": SamplingParams(temperature=0),
