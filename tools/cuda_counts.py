@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from rwkv_engine import RWKV
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.draw import Draw
@@ -34,6 +36,7 @@ PARAMS = {
     "greedy": SamplingParams(temperature=0),
     "top-p": SamplingParams(top_p=0.9, seed=1),
     "penalties": SamplingParams(presence_penalty=0.5, seed=1),
+    "mask": SamplingParams(allowed_tokens=lambda _: np.full(2048 // 32, -1, dtype=np.int32), seed=1),
 }
 CHUNK, CHUNK_TARGET, LAYERS = 2048, 500, 24
 
