@@ -86,9 +86,9 @@ ADJUSTED = [
 
 @pytest.mark.parametrize("more", [[], [{"compat": "rwkv", "presence_penalty": 0.5}]], ids=["recorded", "and not"])
 def test_penalties_bans_and_masks_are_a_part_of_the_recording(engine, monkeypatch, more):
-    """Texts that give their slots to others; in company with texts that cannot be recorded, all are sampled without."""
+    """Texts give their slots to others, which use all of the pool. In company that cannot be recorded, none is."""
     kinds = [*ADJUSTED, *more]
-    params = [SamplingParams(seed=i, temperature=i % 5 / 3, **kinds[i % len(kinds)]) for i in range(24)]
+    params = [SamplingParams(seed=i, temperature=i % 5 / 3, **kinds[i % len(kinds)]) for i in range(60)]
     expected = run(engine, params, 13, slots=5, turn=3)
     eager = []
     monkeypatch.setattr(steps, "sample_rows", lambda *given: eager.append(given) or sample_rows(*given))
