@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from rwkv_engine import RWKV
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.draw import Draw
@@ -28,12 +30,13 @@ from tools import check_cuda, launches, sass
 
 KERNELS = {"pass 1": ("time_mixing4_step", "gated_kernelINS_7Float16ELi1E", 20)}
 KERNELS["pass 3"] = ("channel_mixing4_step", "inner_kernelINS_7Float16ELi1E", 20)
-DECODING = ("linear", "time_mixing4_step", "channel_mixing4_step")
+DECODING = ("linear", "norm_linear", "time_mixing4_step", "channel_mixing4_step")
 DRAWS = {"greedy": (Draw(0.0), 3), "temperature": (Draw(1.0), 4), "top-p": (Draw(1.0, top_p=0.9), 8)}
 PARAMS = {
     "greedy": SamplingParams(temperature=0),
     "top-p": SamplingParams(top_p=0.9, seed=1),
     "penalties": SamplingParams(presence_penalty=0.5, seed=1),
+    "mask": SamplingParams(allowed_tokens=lambda _: np.full(2048 // 32, -1, dtype=np.int32), seed=1),
 }
 CHUNK, CHUNK_TARGET, LAYERS = 2048, 500, 24
 

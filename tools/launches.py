@@ -6,9 +6,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -24,7 +25,9 @@ from rwkv_engine.runtime import Decoder, decoder
 from rwkv_engine.runtime.bucket import RowSampling
 
 # The modules, whose names the package gives to their functions.
-linear_many, embed_norm = (sys.modules[f"rwkv_engine.ops.{name}"] for name in ("linear_many", "embed_norm"))
+linear_many = sys.modules["rwkv_engine.ops.linear_many"]
+# Operators whose functions look at the device: without their kernel, the function `<name>_reference` serves them.
+CHOOSING = {name: sys.modules[f"rwkv_engine.ops.{name}"] for name in ("embed_norm", "norm_linear")}
 
 # What launches nothing: views and allocations.
 NOTHING = re.compile(
@@ -32,7 +35,7 @@ NOTHING = re.compile(
     r"|as_strided|detach|lift_fresh|empty\w*|new_empty\w*)$"
 )
 # Kernels of one call of our operators, where it is not one; wkv4 with more than its chunk of tokens.
-OURS = {"time_mixing4_step": 2, "channel_mixing4_step": 2, "draw_tokens": 2, "wkv4": 3, "wkv7_backward": 2}
+OURS = {"time_mixing4_step": 2, "channel_mixing4_step": 2, "draw_tokens": 2, "wkv4": 3, "wkv7_backward": 3}
 LAYERS = {"time_mixing4_step", "channel_mixing4_step", "blocks7_step"}
 
 
@@ -69,13 +72,11 @@ class Launches(TorchDispatchMode):
 @contextmanager
 def _as_on_gpu() -> Iterator[None]:
     """Makes functions that look at the device do what they do on a GPU."""
-    before = linear_many._has_mixed_products, embed_norm.embed_norm_reference
-    linear_many._has_mixed_products = lambda x: True
-    embed_norm.embed_norm_reference = torch.ops.rwkv_engine.embed_norm
-    try:
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(linear_many, "_has_mixed_products", lambda x: True))
+        for name, module in CHOOSING.items():
+            patches.enter_context(patch.object(module, f"{name}_reference", getattr(torch.ops.rwkv_engine, name)))
         yield
-    finally:
-        linear_many._has_mixed_products, embed_norm.embed_norm_reference = before
 
 
 def counted(function: Callable[[], object]) -> Counter[str]:

@@ -6,6 +6,7 @@
 #include "bindings/linear_cuda.h"
 #include "bindings/mixing4_steps_cuda.h"
 #include "bindings/mixing7_steps_cuda.h"
+#include "bindings/norm_linear_cuda.h"
 #include "bindings/philox_cuda.h"
 #include "bindings/prefill_cuda.h"
 #include "bindings/quantised_product_cuda.h"

@@ -19,8 +19,8 @@ from torch import Tensor
 from rwkv_engine.core.state import State
 from rwkv_engine.generation.drafts import Drafts
 from rwkv_engine.generation.prompts import Part
+from rwkv_engine.generation.recorded import Recorded, is_recordable
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.sampling_rows import is_plain, row_sampling
 from rwkv_engine.generation.step_cost import StepCost
 from rwkv_engine.models import Model
 from rwkv_engine.ops.linear import MOST_ROWS
@@ -48,6 +48,7 @@ class Running:
         """Creates a pool for `slots` requests at a time, which run or are read, and for the drafts of a step."""
         self._decoder = Decoder(model, slots + MOST_ROWS)
         self.most_rows, self.chains = self._decoder.most_rows, self._decoder.chains
+        self._recorded = Recorded(self._decoder)
         self._slots: dict[Request, int] = {}
         self._ahead: dict[Request, deque[_Row]] = {}  # what was processed after the slot's state
         self._cost = StepCost()
@@ -78,6 +79,7 @@ class Running:
     def drop(self, request: Request) -> None:
         """Takes a request's slot, and forgets its state."""
         self._drop_ahead(request)
+        self._recorded.release(request)
         del self._ahead[request]
         self._decoder.pool.free([self._slots.pop(request)])
 
@@ -122,7 +124,7 @@ class Running:
 
     def samples(self, requests: Sequence[Request]) -> bool:
         """Whether `sample` can do what `advance` and sampling behind it do."""
-        return self._decoder.records and all(is_plain(request) for request in requests)
+        return self._decoder.records and all(is_recordable(request) for request in requests)
 
     def sample(self, requests: Sequence[Request]) -> tuple[Tensor, list[int]]:
         """Makes the unread token of each of up to 16 requests a part of its state, and samples the next.
@@ -130,8 +132,7 @@ class Running:
         Returns:
             Logits (B, V), which the next step overwrites, and B ids, see `Decoder.sample`.
         """
-        tokens, slots = [request.unread[0] for request in requests], [self._slots[request] for request in requests]
-        logits, ids = self._decoder.sample(tokens, slots, [row_sampling(request) for request in requests])
+        logits, ids = self._recorded.sample(requests, [self._slots[request] for request in requests])
         for request in requests:
             request.unread = ()
         return logits, ids

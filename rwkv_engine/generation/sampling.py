@@ -36,6 +36,10 @@ class History:
         self.counts *= decay
         self.counts.scatter_(-1, ids, self.counts.gather(-1, ids) + more.unsqueeze(-1))
 
+    def move(self, seen: Tensor, counts: Tensor) -> None:
+        """Copies the history to tensors of the same shapes, which have it from now on."""
+        self.seen, self.counts = seen.copy_(self.seen), counts.copy_(self.counts)
+
 
 @dataclass(frozen=True)
 class Logprob:
@@ -120,7 +124,7 @@ class Sampler:
         params = self.params
         logits = logits.double()
         if params.logit_bias or params.banned_tokens:
-            logits = logits + self._offset(logits.shape[-1], logits.device)
+            logits = logits + self.offset(logits.shape[-1], logits.device)
         if history:
             logits = logits - (
                 params.presence_penalty * history.seen.double() + params.frequency_penalty * history.counts
@@ -136,7 +140,7 @@ class Sampler:
             for token, row, row_ids, row_top in zip(tokens, logits, ids, top, strict=True)
         ]
 
-    def _offset(self, n_vocab: int, device: torch.device) -> Tensor:
+    def offset(self, n_vocab: int, device: torch.device) -> Tensor:
         """(V,) float64: the biases, and -inf for banned tokens."""
         if (n_vocab, device) in self._offsets:
             return self._offsets[n_vocab, device]

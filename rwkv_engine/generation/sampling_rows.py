@@ -12,7 +12,6 @@ from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.token_mask import masks_of, none_allowed
 from rwkv_engine.ops.draw_tokens import NONE_ALLOWED, draw_tokens, unpacked
 from rwkv_engine.ops.philox_uniform import as_int64
-from rwkv_engine.runtime.bucket import RowSampling
 from rwkv_engine.runtime.transfer import listed, moved
 
 
@@ -43,27 +42,19 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
         drawn = draw_tokens(adjusted, *of_rows(draws, logits.device), (numbers[0], numbers[1], numbers[2]), allowed)
         is_own = torch.tensor([bool(d.compat) for d in draws], device=ids.device) if own else None
         ids = drawn if is_own is None else torch.where(is_own, ids, drawn)
-    tokens = listed(ids if adjusted is logits else where_finite(logits, ids))
-    for request, token in zip(requests, tokens, strict=True):
-        if token == NONE_ALLOWED and not request.error:
-            request.error = none_allowed(request)
-    tokens = [-1 if r.error else token for r, token in zip(requests, tokens, strict=True)]
+    tokens = without_errors(requests, listed(ids if adjusted is logits else where_finite(logits, ids)))
     for request, token in zip(requests, tokens, strict=True):
         if request.history and token >= 0:
             request.history.add([token], request.sampler.params.penalty_decay, request.sampler.uncounted)
     return tokens
 
 
-def is_plain(request: Request) -> bool:
-    """Whether a request's tokens are sampled from the logits as they are, with the parameters of `row_sampling`."""
-    return not request.adjusts and request.allowed is None and not request.sampler.params.compat
-
-
-def row_sampling(request: Request) -> RowSampling:
-    """How the next token of a plain request is sampled."""
-    draw = request.sampler.draw
-    seed, sample = as_int64(request.sampler.seed), as_int64(request.sample)
-    return RowSampling(seed, sample, draw.top_k, draw.temperature, draw.top_p, draw.min_p)
+def without_errors(requests: Sequence[Request], ids: Sequence[int]) -> list[int]:
+    """The sampled ids, with -1 for requests that have an error, such as that of a text in which no token may follow."""
+    for request, token in zip(requests, ids, strict=True):
+        if token == NONE_ALLOWED and not request.error:
+            request.error = none_allowed(request)
+    return [-1 if request.error else token for request, token in zip(requests, ids, strict=True)]
 
 
 def _adjusted(logits: Tensor, requests: Sequence[Request]) -> Tensor:

@@ -25,7 +25,7 @@ from rwkv_engine.errors import StrategyError
 from rwkv_engine.models.block import Block, float32_norm
 from rwkv_engine.models.int4 import Int4Error
 from rwkv_engine.models.streaming import Streaming
-from rwkv_engine.models.weights import Dense
+from rwkv_engine.models.weights import Dense, Tiled
 from rwkv_engine.ops.embed_norm import Counted, embed_norm
 from rwkv_engine.ops.linear import MOST_ROWS
 
@@ -197,8 +197,8 @@ class Model(nn.Module):
                     before = None if before is None else before.to(device)
                 with self._in_place(run.start):
                     x, first = self.block.steps(blocks[run], x, layers[run], slots, first, before)
-        x = x if wanted is None else x[wanted]
-        return self.head(self.ln_out(x.to(self.device_map.home)))
+        x = (x if wanted is None else x[wanted]).to(self.device_map.home)
+        return self.head.after(self.ln_out, x) if isinstance(self.head, Tiled) else self.head(self.ln_out(x))
 
     def _forward_pass(self) -> AbstractContextManager[None]:
         return self.streaming.forward_pass() if self.streaming else nullcontext()

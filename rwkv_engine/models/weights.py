@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rwkv_engine.ops import linear, linear_many
+from rwkv_engine.ops import linear, linear_many, norm_linear
 from rwkv_engine.ops.in_floats import rows_in_floats, tiles_in_floats
 from rwkv_engine.ops.linear import MOST_ROWS, MOST_ROWS_ON_CPU
 from rwkv_engine.ops.linear_many import dense_product, mixed_product
@@ -51,6 +51,10 @@ class Tiled(nn.Module):
         product = linear if few else linear_many
         rows = product(x.reshape(-1, self.in_features), self.tiles, self.out_features, self.scales)
         return rows.view(*x.shape[:-1], self.out_features)
+
+    def after(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        """The product with norm(x) for few rows x (B, inputs), without a gradient -> (B, outputs)."""
+        return norm_linear(x, norm.weight, norm.bias, norm.eps, self.tiles, self.out_features, self.scales)
 
 
 class InputMajor(nn.Module):

@@ -11,6 +11,7 @@ from rwkv_engine.ops.linear import linear
 from rwkv_engine.ops.linear_many import linear_many
 from rwkv_engine.ops.ln_shift import ln_shift, ln_shift_rounded
 from rwkv_engine.ops.most_likely import most_likely
+from rwkv_engine.ops.norm_linear import norm_linear
 from rwkv_engine.ops.philox_uniform import philox_uniform
 from rwkv_engine.ops.quantised_product import quantised_product
 from rwkv_engine.ops.residual_rows import residual_rows
@@ -43,6 +44,7 @@ __all__ = [
     "ln_shift",
     "ln_shift_rounded",
     "most_likely",
+    "norm_linear",
     "philox_uniform",
     "quantised_product",
     "residual_rows",

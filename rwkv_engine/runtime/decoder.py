@@ -13,12 +13,14 @@ from rwkv_engine.errors import RequestError
 from rwkv_engine.models import Model
 from rwkv_engine.models.turns import Turns
 from rwkv_engine.ops.linear import MOST_ROWS, MOST_ROWS_ON_CPU
-from rwkv_engine.runtime.bucket import Bucket, RowSampling, SampledBucket
+from rwkv_engine.runtime.adjusted_bucket import AdjustedBucket
+from rwkv_engine.runtime.adjustments import Adjustments
+from rwkv_engine.runtime.bucket import Bucket, Masks, RowSampling, SampledBucket
 from rwkv_engine.runtime.graph import Capture, cuda_graph, eager
 from rwkv_engine.runtime.pool import StatePool
 
-# A batch is padded to one of these sizes. Each size is captured at most three times, whatever the sampling parameters:
-# the step alone, and the step with greedy or with any other sampling behind it.
+# A batch is padded to one of these sizes. Each size is captured at most five times, whatever the sampling parameters:
+# the step alone, with greedy or any other sampling behind it, and a step and the sampling from adjusted logits.
 BUCKETS = (1, 2, 4, 8, MOST_ROWS)
 
 # A sampling function: (logits (B, V), positions (B,), seeds (B,), samples (B,)) -> ids (B,) int64, negative where no
@@ -44,7 +46,7 @@ class Decoder:
         self._model = model
         self._capture = capture or _capture_for(model)
         self._buckets: dict[int, Bucket] = {}
-        self._sampled: dict[tuple[int, bool], SampledBucket] = {}  # by the size, and whether all rows are greedy
+        self._sampled: dict[tuple[int, bool, bool], SampledBucket] = {}  # by size, is_greedy, and whether adjusted
         own = Turns({*model.device_map.devices, model.device_map.home})
         self._turns = model.streaming.turns if model.streaming else own  # its buffers are those of all decoders
 
@@ -72,6 +74,11 @@ class Decoder:
     def chains(self) -> bool:
         """Whether `step` with `before` reads the weights once for all tokens."""
         return chains(self._model) and not self.records
+
+    @cached_property
+    def adjustments(self) -> Adjustments:
+        """What `sample` with `masks` adjusts logits by; the caller sets the rows of its slots."""
+        return Adjustments(self.pool.dummy + 1, self._model.config.n_vocab, self._model.device_map.home)
 
     @property
     def records(self) -> bool:
@@ -165,30 +172,38 @@ class Decoder:
 
     @torch.no_grad()
     def sample(
-        self, tokens: Sequence[int], slots: Sequence[int], rows: Sequence[RowSampling]
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        rows: Sequence[RowSampling],
+        masks: Masks | None = None,
     ) -> tuple[Tensor, list[int]]:
-        """Processes one token in each slot and samples the next; everything on the device is one captured graph.
+        """Processes one token in each slot and samples the next, in one captured graph, or in two with `masks`.
 
         Args:
             tokens: B ids, B from 1 to 16, each in [0, V).
             slots: B different slots of the pool.
             rows: how to sample the B next tokens.
+            masks: makes the masks of allowed tokens, while the device does the step; logits are then adjusted by what
+                `adjustments` has for the slots, and the ids become a part of it. None for neither.
 
         Returns:
             Logits (B, V) float32 on the head's device, which a later call overwrites; and B ids, -1 where no token can
-            be sampled.
+            be sampled, and `NONE_ALLOWED` where a mask has none.
 
         Raises:
             RequestError: as for `step`.
         """
         self._check(tokens, slots, BUCKETS[-1])
         with self._turns.take():
-            key = size_for(slots), all(row.temperature == 0 for row in rows)
+            is_greedy = masks is None and all(row.temperature == 0 for row in rows)
+            key = size_for(slots), is_greedy, masks is not None
             if key not in self._sampled:
-                self._sampled[key] = SampledBucket(self._model, self.pool, *key, self._capture)
-            bucket = self._sampled[key]
-            ids = bucket.run(tokens, slots, rows)
-            return bucket.logits[: len(slots)], ids
+                of = self._model, self.pool, key[0], self._capture
+                made = AdjustedBucket(*of, self.adjustments) if masks else SampledBucket(*of, is_greedy)
+                self._sampled[key] = made
+            ids = self._sampled[key].run(tokens, slots, rows, masks)
+            return self._sampled[key].logits[: len(slots)], ids
 
     @torch.no_grad()
     def _loaded(self, tokens: Tensor, slots: Sequence[int]) -> Bucket:
@@ -204,8 +219,7 @@ class Decoder:
         shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else (len(tokens),)
         if not 1 <= len(slots) <= most or shape != (len(slots),):
             raise RequestError(f"got {shape} tokens for {len(slots)} slots, expected 1 to {most}, one for each")
-        is_repeated = not may_repeat and len(set(slots)) < len(slots)
-        if is_repeated or not all(0 <= slot < self.pool.dummy for slot in slots):
+        if (not may_repeat and len(set(slots)) < len(slots)) or not all(0 <= slot < self.pool.dummy for slot in slots):
             raise RequestError(f"slots: got {list(slots)}, expected different slots below {self.pool.dummy}")
 
 

@@ -26,9 +26,9 @@ def moved(host: Tensor, device: torch.device) -> Tensor:
     return to
 
 
-def host_buffer(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Zeros in int64 on the CPU, in memory from and to which a device copies without the driver's help."""
-    return torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+def host_buffer(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Zeros on the CPU, in memory from and to which a device copies without the driver's help."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def wait_for(device: torch.device) -> None:

@@ -33,6 +33,7 @@ from rwkv_engine.ops import (
     ln_shift,
     ln_shift_rounded,
     most_likely,
+    norm_linear,
     philox_uniform,
     residual_rows,
     scale_rows,
@@ -62,6 +63,7 @@ FOR_GPUS = {
     "embed_norm",
     "ln_shift_rounded",
     "most_likely",
+    "norm_linear",
     "quantised_product",
     "residual_rows",
     "scale_rows",
@@ -305,6 +307,20 @@ def test_normalised_embeddings(dtype, gpu):
     with torch.no_grad():
         got = embed_norm(*on(gpu, [tokens, table, weight, bias]), 1e-5)
     torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_with_normalised_rows(dtype, gpu):
+    """As LayerNorm and the product do in float64, and bit for bit the same whatever the number of rows."""
+    x, weight, bias, matrix = normal(16, 777) + 3, normal(777, seed=1), normal(777, seed=2), normal(50, 777).to(dtype)
+    exact = torch.nn.functional.layer_norm(x.double(), (777,), weight.double(), bias.double(), 1e-5)
+    exact = exact @ matrix.double().t()
+    x, weight, bias, tiles = on(gpu, [x, weight, bias, tiled(matrix)])
+    got = norm_linear(x, weight, bias, 1e-5, tiles, 50)
+    torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-5, atol=1e-4 * exact.abs().max().item())
+    if gpu != "cpu":
+        for rows in (1, 2, 3, 4, 5, 8):
+            assert torch.equal(norm_linear(x[:rows], weight, bias, 1e-5, tiles, 50), got[:rows])
 
 
 def test_normalised_embeddings_count_their_tokens(gpu):

@@ -15,7 +15,7 @@ template <class Number>
 __global__ void __launch_bounds__(kThreads) embed_norm_kernel(const int64_t* tokens, const Number* table, int64_t C,
                                                               LayerNorm norm, Counted counted, float* out) {
   __shared__ RowStatistics<1, kThreads> statistics;
-  const Number* const row = table + tokens[blockIdx.x] * C;
+  const Number* const row = table + (tokens ? tokens[blockIdx.x] : blockIdx.x) * C;
   float* const x = out + blockIdx.x * C;
   if (counted.positions && thread() == 0) counted.after[blockIdx.x] = counted.positions[counted.slots[blockIdx.x]] += 1;
   for (int64_t c = thread(); c < C; c += kThreads) x[c] = widen(row[c]);

@@ -17,7 +17,8 @@ struct Counted {
   int64_t* after;
 };
 
-// out[b] = LayerNorm(table[tokens[b]]) for B tokens of width C. Number is float, Bfloat16 or Float16.
+// out[b] = LayerNorm(table[tokens[b]]) for B tokens of width C, or LayerNorm(table[b]) if `tokens` is null. Number is
+// float, Bfloat16 or Float16.
 template <class Number>
 cudaError_t embed_norm(const int64_t* tokens, int64_t B, const Number* table, int64_t C, const LayerNorm& norm,
                        const Counted& counted, float* out, cudaStream_t stream);

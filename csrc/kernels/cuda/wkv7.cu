@@ -1,16 +1,11 @@
-// Rows of a head's matrix are independent. A block processes 32 of them for all tokens, with the rows in registers; so
-// few, because a single sequence has only as many blocks as heads, times two or four. The vectors of the next tokens
-// are loaded while those in shared memory are used.
+// Rows of a head's matrix are independent. A block processes its rows for all tokens, with the rows in registers. The
+// vectors of the next tokens are loaded while those in shared memory are used.
 #include "kernels/cuda/wkv7.h"
 
-#include "kernels/cuda/batch.cuh"
 #include "kernels/cuda/wkv7_lanes.cuh"
 
 namespace rwkv::cuda {
 namespace {
-
-constexpr int kRows = 32;
-constexpr int kThreads = kRows * kWkv7Lanes;
 
 // One channel of one token.
 template <class Real>
@@ -26,15 +21,14 @@ struct Vectors {
 
 // out.y, out.state and the arrays of `kept` may be null.
 template <class Real, int kN>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(Wkv7Part<Real, kN>::kThreads, 1)
     wkv7_kernel(Wkv7Size size, Wkv7Inputs<Real> in, Wkv7Outputs<Real> out, Wkv7Kept<Real> kept) {
-  constexpr int kPart = kWkv7Part<kN>, kEach = kWkv7Tokens * kN / kThreads;
+  using Part = Wkv7Part<Real, kN>;
+  constexpr int kPart = Part::kSize, kThreads = Part::kThreads, kEach = kWkv7Tokens * kN / kThreads;
   __shared__ __align__(16) Vectors<Real, kN> both[2];  // of these tokens, and of the next ones
-  const int N = static_cast<int>(size.N), parts = (N + kRows - 1) / kRows;
-  const int64_t head = blockIdx.x / parts, b = head / size.H, h = head % size.H;
-  const int i = static_cast<int>(blockIdx.x % parts) * kRows + thread() / kWkv7Lanes;
-  const bool first_lane = thread() % kWkv7Lanes == 0;
-  const int64_t start = (b * size.T * size.H + h) * N, step = size.H * N;  // of the first token, and to the next one
+  const Wkv7Slice<Part> rows(size);
+  const int N = rows.N, i = rows.mine();
+  const int64_t head = rows.head, start = rows.start, step = rows.step;
 
   Channel<Real> next[kEach];
   Real a[kEach];
@@ -66,10 +60,10 @@ __global__ void __launch_bounds__(kThreads)
   const auto store = [&](Real* state) {
 #pragma unroll
     for (int m = 0; m < kPart; ++m)
-      if (const int j = wkv7_place<Real>(m); i < N && j < N) state[i * N + j] = s[m];
+      if (const int j = Part::place(m); i < N && j < N) state[i * N + j] = s[m];
   };
 #pragma unroll
-  for (int m = 0; m < kPart; ++m) s[m] = element(in.state + head * N * N, N, i, wkv7_place<Real>(m));
+  for (int m = 0; m < kPart; ++m) s[m] = element(in.state + head * N * N, N, i, Part::place(m));
   const int64_t chunks = (size.T + kept.chunk - 1) / kept.chunk;
   int64_t chunk = 0;
   load(0);
@@ -82,20 +76,20 @@ __global__ void __launch_bounds__(kThreads)
     const int tokens = static_cast<int>(min(size.T - first, static_cast<int64_t>(kWkv7Tokens)));
 #pragma unroll 1
     for (int t = 0; t < tokens; ++t) {
-      Products<Real, 4> with_kappa, with_r;
+      Products<Real, kN, 4> with_kappa, with_r;
 #pragma unroll
-      for (int m = 0; m < kPart; ++m) with_kappa.add(m, s[m], vectors.kappa[t][wkv7_place<Real>(m)]);
+      for (int m = 0; m < kPart; ++m) with_kappa.add(m, s[m], vectors.kappa[t][Part::place(m)]);
       const Real removed = with_kappa.total(), v = vectors.v[t][i];
 #pragma unroll
       for (int m = 0; m < kPart; ++m) {
-        const int j = wkv7_place<Real>(m);
+        const int j = Part::place(m);
         s[m] = wkv7_update(s[m], vectors.w[t][j], removed, vectors.replaced[t][j], v, vectors.k[t][j]);
         with_r.add(m, s[m], vectors.r[t][j]);
       }
       const Real y = with_r.total();
       const int64_t at = start + (first + t) * step + i;
-      if (first_lane && i < N && out.y) out.y[at] = y;
-      if (first_lane && i < N && kept.removed) kept.removed[at] = removed;
+      if (rows.writes() && out.y) out.y[at] = y;
+      if (rows.writes() && kept.removed) kept.removed[at] = removed;
     }
   }
   if (out.state) store(out.state + head * N * N);
@@ -103,10 +97,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class Real>
 cudaError_t run(Wkv7Size size, Wkv7Inputs<Real> in, Wkv7Outputs<Real> out, Wkv7Kept<Real> kept, cudaStream_t stream) {
-  // blockIdx.x counts the blocks of a head, then heads, then sequences, of which blockIdx.y could have 65535 only.
-  const dim3 grid = grid_of(size.B * size.H * pieces(size.N, kRows));
   return for_channels(size.N, [&](auto channels) {
-    return launch(wkv7_kernel<Real, channels>, grid, kThreads, 0, stream, size, in, out, kept);
+    return launch_wkv7<Wkv7Part<Real, channels>>(wkv7_kernel<Real, channels>, size, stream, in, out, kept);
   });
 }
 
