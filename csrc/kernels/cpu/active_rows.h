@@ -34,10 +34,12 @@ class ActiveInputs {
         memcpy(&bits, x + b * K + k, sizeof bits);
         any[k - begin] |= bits << 1;
       }
+    int64_t size = 0;  // a member would go through memory for every input
     for (int64_t k = begin; k < end; ++k) {
-      inputs_[size_] = k;
-      size_ += any[k - begin] != 0;
+      inputs_[size] = k;
+      size += any[k - begin] != 0;
     }
+    size_ = size;
   }
   int64_t size() const { return size_; }
   int64_t operator[](int64_t i) const { return inputs_[i]; }
