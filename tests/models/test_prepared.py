@@ -114,7 +114,7 @@ def test_only_one_layer_is_told(model):
     assert not same(before, decode(model))
 
 
-def test_it_is_neither_copied_nor_stored_and_ends_with_the_model(model):
+def test_it_is_neither_copied_nor_stored_and_forget_drops_it(model):
     expected = decode(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert same(expected, decode(other))
