@@ -6,6 +6,7 @@
 #include "bindings/mixing7_steps_cpu.h"
 #include "bindings/philox_cpu.h"
 #include "bindings/prefill_cpu.h"
+#include "bindings/prepared_layers_cpu.h"
 #include "bindings/ways_cpu.h"
 #include "bindings/wkv4_cpu.h"
 #include "bindings/wkv7_cpu.h"

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from rwkv_engine.core.layer_states import LayerStates
 from rwkv_engine.core.state import LayerState, State
 
 
@@ -56,8 +57,10 @@ class DeviceMap:
             for device, indices in self.indices.items()
         }
 
-    def layers(self, parts: Mapping[torch.device, State]) -> list[LayerState]:
+    def layers(self, parts: Mapping[torch.device, State]) -> Sequence[LayerState]:
         """Views of each layer's state in the parts that `spread` returned, first layer first."""
+        if len(self.indices) == 1:
+            return LayerStates(next(iter(parts.values())))
         views = {device: parts[device].layers() for device in self.indices}
         return [next(views[device]) for device in self.devices]
 
@@ -74,6 +77,8 @@ class DeviceMap:
 
         A single part is returned without a copy, if it is on the home device.
         """
+        if parts.keys() == {self.home}:  # no tensor needs to be asked for its device
+            return State(parts[self.home].fields, position.to(self.home), fingerprint)
         parts = {device: part.to(self.home) for device, part in parts.items()}
         position = position.to(self.home)
         if len(parts) == 1:

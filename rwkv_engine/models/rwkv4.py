@@ -20,6 +20,7 @@ from rwkv_engine.core.rwkv4 import Rwkv4Config
 from rwkv_engine.core.state import LayerState
 from rwkv_engine.models.block import Block, float32_parameter
 from rwkv_engine.models.model import Model
+from rwkv_engine.models.prepared import forget, prepared, whole_fields
 from rwkv_engine.models.rwkv4_derived import Derived, shifted
 from rwkv_engine.models.rwkv4_noise import input_moments, noise
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled, scales_of
@@ -194,10 +195,14 @@ class Rwkv4Block(Block):
         if any(layer is None for layer in fixed):
             return super().steps(blocks, x, states, slots, first, before)
         packed = cast("list[Fixed]", fixed)
-        parameters = [tensor for layer in packed for tensor in layer.parameters]
-        scales = [tensor for layer in packed for tensor in layer.scales]
+
+        def lists() -> tuple[list[Tensor], list[Tensor | None]]:
+            return [t for layer in packed for t in layer.parameters], [t for layer in packed for t in layer.scales]
+
+        if (fields := whole_fields(states, _STATE)) is not None:
+            return prepared("PreparedLayers4", blocks, packed, lists).step(x, fields, slots, before), None
         state = [layer[name] for layer in states for name in _STATE]
-        return blocks4_step(Blocks4Step(x, blocks[0].ln1.eps, parameters, scales, state, slots, before)), None
+        return blocks4_step(Blocks4Step(x, blocks[0].ln1.eps, *lists(), state, slots, before)), None
 
     @cached_property
     def _fixed(self) -> Fixed | None:
@@ -233,6 +238,7 @@ class Rwkv4Block(Block):
         """Drops tensors that were computed from parameters."""
         for name in ("_fixed", "_derived"):
             self.__dict__.pop(name, None)
+        forget(self)
 
 
 class Rwkv4(Model):

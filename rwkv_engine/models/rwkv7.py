@@ -23,6 +23,7 @@ from rwkv_engine.core.weight_format import float_format
 from rwkv_engine.models.arrange import arrange
 from rwkv_engine.models.block import Block, float32_norm, float32_parameter
 from rwkv_engine.models.model import Model
+from rwkv_engine.models.prepared import forget, prepared, whole_fields
 from rwkv_engine.models.rwkv7_fixed import STATE, Fixed, fixed
 from rwkv_engine.models.rwkv7_noise import input_moments
 from rwkv_engine.models.weights import Dense, InputMajor, Tiled
@@ -190,10 +191,14 @@ class Rwkv7Block(Block):
         packed = cast("list[Fixed]", fixed)
         if first is None:  # layer 0 writes it
             first = torch.empty(len(x), packed[0].layer.r_k.numel(), dtype=x.dtype, device=x.device)
-        parameters = [tensor for layer in packed for tensor in layer.layer]
-        scales = [tensor for layer in packed for tensor in layer.scales]
+
+        def lists() -> tuple[list[Tensor], list[Tensor | None]]:
+            return [t for layer in packed for t in layer.layer], [t for layer in packed for t in layer.scales]
+
+        if (fields := whole_fields(states, STATE)) is not None:
+            return prepared("PreparedLayers7", blocks, packed, lists).step(x, first, fields, slots, before), first
         state = [layer[name] for layer in states for name in STATE]
-        step = Blocks7Step(x, first, blocks[0].ln1.eps, parameters, scales, state, slots, before)
+        step = Blocks7Step(x, first, blocks[0].ln1.eps, *lists(), state, slots, before)
         return blocks7_step(step), first
 
     @cached_property
@@ -216,6 +221,7 @@ class Rwkv7Block(Block):
         """Drops tensors that were computed from parameters."""
         self.att.factors.clear()
         self.__dict__.pop("_fixed", None)
+        forget(self)
 
 
 class Rwkv7(Model):

@@ -117,7 +117,7 @@ def check_tokens(tokens: Tensor, n_vocab: int) -> None:
         raise RequestError(f"tokens: got shape {tuple(tokens.shape)}, expected (B, T) with at least one token each")
     if tokens.dtype != torch.int64:
         raise RequestError(f"tokens: got {tokens.dtype}, expected integer ids (int64)")
-    low, high = int(tokens.min()), int(tokens.max())
+    low, high = (int(extreme) for extreme in tokens.aminmax())
     if low < 0 or high >= n_vocab:
         raise RequestError(
             f"token id {low if low < 0 else high} is outside this model's vocabulary of {n_vocab};"

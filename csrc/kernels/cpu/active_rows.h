@@ -34,7 +34,7 @@ class ActiveInputs {
         memcpy(&bits, x + b * K + k, sizeof bits);
         any[k - begin] |= bits << 1;
       }
-    int64_t size = 0;  // in a register, which `inputs_` cannot overlap
+    int64_t size = 0;  // a member would go through memory for every input
     for (int64_t k = begin; k < end; ++k) {
       inputs_[size] = k;
       size += any[k - begin] != 0;

@@ -43,14 +43,16 @@ void prepare_activated(const Matrix& second, Activation activation, const float*
   prepare(second, x, b, B, prepared);
 }
 
-void second_products(const LowRanks7& products, char* const* prepared, int64_t block, int64_t B, Lanes* sums) {
-  for (int i = 0; i < kLowRanks; ++i, sums += B) {
-    const Matrix& second = products.of[i].factors.second;
-    if (second.K > 0)
-      tile_product(second, block, prepared[i], B, sums);
-    else
-      std::fill_n(sums, B, Lanes{});
-  }
+void second_products(const LowRanks7& products, char* const* prepared, int64_t first, int64_t blocks, int64_t B,
+                     Lanes* sums) {
+  for (int i = 0; i < kLowRanks; ++i)
+    for (int64_t block = first; block < first + blocks; ++block, sums += B) {
+      const Matrix& second = products.of[i].factors.second;
+      if (second.K > 0)
+        tile_product(second, block, prepared[i], B, sums);
+      else
+        std::fill_n(sums, B, Lanes{});
+    }
 }
 
 // The arithmetic is on all lanes of local arrays, so that the compiler vectorises it.

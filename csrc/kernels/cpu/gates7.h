@@ -42,8 +42,10 @@ struct LowRanks7 {
 void prepare_activated(const Matrix& second, Activation activation, const float* hidden, int64_t b, int64_t B, float* x,
                        void* prepared);
 
-// The second factors of all low-rank products for 16 channels of B rows: sums (4, B). They are zero without a rank.
-void second_products(const LowRanks7& products, char* const* prepared, int64_t block, int64_t B, Lanes* sums);
+// The second factors of all low-rank products for B rows and blocks of 16 channels: sums (4, blocks, B), zero without a
+// rank. One factor after the other, because four streams of weights at a time are read more slowly than one.
+void second_products(const LowRanks7& products, char* const* prepared, int64_t first, int64_t blocks, int64_t B,
+                     Lanes* sums);
 
 // (B, A) each: the products k and v, which may be the same as those that the recurrence takes.
 struct Rows7 {

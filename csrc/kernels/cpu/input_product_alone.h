@@ -46,13 +46,26 @@ struct AloneProduct {
       }
       for (int64_t i = 0; i < blocks; ++i) floats[i] += to_float(ints[i]) * scale;
     }
-    for (int64_t n = 0; n < N; ++n) sums[n] = floats[block_of(n)][lane_of(n)] * matrix.rows[n];
+    for (int64_t c = 0; c < N; c += kColumns) store(floats + c / kTileRows, matrix.rows + c, N - c, sums + c);
   }
 
  private:
-  // Where the sum of a column is: sixteen bytes of a row become four lanes in each of four vectors.
-  static int64_t block_of(int64_t n) { return n / kColumns * kBlocks + n % 16 / 4; }
-  static int64_t lane_of(int64_t n) { return n % kColumns / 16 * 4 + n % 4; }
+  // Stores the sums of up to 64 columns times their scales. Sixteen bytes of a row became four lanes in each of four
+  // vectors, so the quarters of the vectors are transposed.
+  static void store(const Lanes* sums, const float* scales, int64_t columns, float* to) {
+    const auto of = [sums](int i) { return (__m512)sums[i]; };
+    const __m512 low[] = {_mm512_shuffle_f32x4(of(0), of(1), 0x44), _mm512_shuffle_f32x4(of(2), of(3), 0x44)};
+    const __m512 high[] = {_mm512_shuffle_f32x4(of(0), of(1), 0xee), _mm512_shuffle_f32x4(of(2), of(3), 0xee)};
+    const __m512 ordered[kBlocks] = {
+        _mm512_shuffle_f32x4(low[0], low[1], 0x88), _mm512_shuffle_f32x4(low[0], low[1], 0xdd),
+        _mm512_shuffle_f32x4(high[0], high[1], 0x88), _mm512_shuffle_f32x4(high[0], high[1], 0xdd)};
+    for (int i = 0; i < kBlocks && i * kTileRows < columns; ++i) {
+      const int64_t there = std::min<int64_t>(kTileRows, columns - i * kTileRows);
+      const auto mask = static_cast<__mmask16>(0xffff >> (kTileRows - there));
+      const __m512 scaled = _mm512_mul_ps(ordered[i], _mm512_maskz_loadu_ps(mask, scales + i * kTileRows));
+      _mm512_mask_storeu_ps(to + i * kTileRows, mask, scaled);
+    }
+  }
 
   static RWKV_INLINE Bytes bytes_of(const int16_t* numbers) {
     Bytes bytes;

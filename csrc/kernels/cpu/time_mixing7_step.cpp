@@ -19,6 +19,7 @@ struct Product {
   float* out;  // (B, N)
 };
 constexpr int kProducts = 7;
+constexpr int64_t kTogether = 16;  // rows, times blocks of channels, whose four second factors are computed in turn
 
 Gates7 gates_of(const TimeMixing7Step& step) {
   return {step.C, step.A(), step.w0, step.a0, step.v0, step.k_k, step.k_a, step.w, step.a, step.g, step.v};
@@ -135,13 +136,17 @@ void time_mixing7_step(const TimeMixing7Step& step, void* scratch, const Run& ru
   activate(low_ranks, at, B, run);
   const int64_t ranks = step.w.first.N + step.a.first.N + step.g.first.N + step.v.first.N;
   run(tile_blocks(A), B * ranks * kTileRows, [=, &gates, &low_ranks, &at, &step](int64_t begin, int64_t end) {
-    const auto [sums] = thread_buffers<Lanes>(kLowRanks * B);
-    for (int64_t block = begin; block < end; ++block) {
-      second_products(low_ranks, at.second_inputs().data(), block, B, sums);
-      for (int64_t b = 0; b < B; ++b) {
-        const Lanes low[] = {sums[b], sums[B + b], sums[2 * B + b], sums[3 * B + b]};
-        combine(gates, at.rows(step), b, block * kTileRows, low);
-      }
+    const int64_t together = std::min(end - begin, std::max<int64_t>(1, kTogether / B));
+    const auto [sums] = thread_buffers<Lanes>(together * kLowRanks * B);
+    for (int64_t first = begin; first < end; first += together) {
+      const int64_t blocks = std::min(together, end - first);
+      second_products(low_ranks, at.second_inputs().data(), first, blocks, B, sums);
+      for (int64_t i = 0; i < blocks; ++i)
+        for (int64_t b = 0; b < B; ++b) {
+          const auto of = [=, sums = sums](int64_t product) { return sums[(product * blocks + i) * B + b]; };
+          const Lanes low[] = {of(0), of(1), of(2), of(3)};
+          combine(gates, at.rows(step), b, (first + i) * kTileRows, low);
+        }
     }
   });
 

@@ -50,7 +50,7 @@ void wkv7_inputs(const Wkv7InputsOp& op, const Run& run) {
           prepare_activated(factors.second, activation, hidden + b * rank, b, n, x, second[i]);
       }
       for (int64_t block = 0; block < tile_blocks(A); ++block) {
-        second_products(products, second.data(), block, n, sums);
+        second_products(products, second.data(), block, 1, n, sums);
         for (int64_t b = 0; b < n; ++b) {
           const Lanes low[] = {sums[b], sums[n + b], sums[2 * n + b], sums[3 * n + b]};
           combine(gates, op.rows, row + b, block * kTileRows, low);
