@@ -55,8 +55,8 @@ class TokenArguments {
 
 // No rows, from which layers are converted before there is a token.
 struct NoRows {
-  explicit NoRows(int64_t C) : x(at::empty({0, C})), slots(at::empty({0}, at::kLong)) {}
-  static Tensor state(at::IntArrayRef shape) { return at::empty(shape); }
+  explicit NoRows(int64_t C) : x(at::empty({0, C}, at::kFloat)), slots(at::empty({0}, at::kLong)) {}
+  static Tensor state(at::IntArrayRef shape) { return at::empty(shape, at::kFloat); }
   Tensor x, slots;
 };
 
@@ -64,7 +64,7 @@ struct NoRows {
 template <class Step, class Fill, class Kernel>
 Tensor run_prepared(std::vector<Step> layers, const TokenArguments& token, int64_t C, const Fill& fill,
                     const Kernel& kernel) {
-  Tensor y = at::empty({token.B, C}), between = at::empty({token.B, C});
+  Tensor y = at::empty({token.B, C}, at::kFloat), between = at::empty({token.B, C}, at::kFloat);
   for (size_t i = 0; i < layers.size(); ++i) {
     Step& layer = layers[i];
     layer.time.B = layer.channel.B = token.B;
@@ -133,7 +133,7 @@ class PreparedLayers7 : public torch::CustomClassHolder {
         H_(parameters.at(16).size(0)),
         N_(parameters.at(16).size(1)),
         none_(C_),
-        arguments_(kOp, none_.x, at::empty({0, H_ * N_}), none_.slots, {}) {
+        arguments_(kOp, none_.x, at::empty({0, H_ * N_}, at::kFloat), none_.slots, {}) {
     const auto L = static_cast<int64_t>(parameters.size()) / kParameters7;
     TORCH_CHECK(static_cast<int64_t>(scales.size()) == L * kScales7, kOp, ": expected ", kScales7, " scales a layer");
     const std::vector<Tensor> state{NoRows::state({0, C_}), NoRows::state({0, H_, N_, N_}), NoRows::state({0, C_})};
