@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/active_rows.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/strip_packing.h"
 
 namespace rwkv::cpu {
 
@@ -18,9 +19,9 @@ namespace rwkv::cpu {
 // unsigned bytes. That takes half as many instructions as widening weights to 16 bits, which memory would wait for. The
 // sums are the same integers; parts of them may overflow, which wraps.
 struct AloneProduct {
-  static constexpr int64_t kTogether = 8;                    // rows of W^T
-  static constexpr int kBlocks = 4, kQuads = kTogether / 4;  // vectors of sums, and of inputs
-  static constexpr int64_t kColumns = kBlocks * kTileRows;   // a cache line of a row
+  static constexpr int64_t kTogether = 8;                                 // rows of W^T
+  static constexpr int kBlocks = Strip::kBlocks, kQuads = kTogether / 4;  // vectors of sums, and of inputs
+  static constexpr int64_t kColumns = Strip::kColumns;                    // a cache line of a row
   using Rows = ActiveRows<kTogether>;
   struct Bytes {
     __m512i high[kQuads], low[kQuads];  // of four activations, in all lanes
@@ -50,20 +51,18 @@ struct AloneProduct {
   }
 
  private:
-  // Stores the sums of up to 64 columns times their scales. Sixteen bytes of a row became four lanes in each of four
-  // vectors, so the quarters of the vectors are transposed.
+  // Stores the sums of up to 64 columns times their scales.
   static void store(const Lanes* sums, const float* scales, int64_t columns, float* to) {
-    const auto of = [sums](int i) { return (__m512)sums[i]; };
-    const __m512 low[] = {_mm512_shuffle_f32x4(of(0), of(1), 0x44), _mm512_shuffle_f32x4(of(2), of(3), 0x44)};
-    const __m512 high[] = {_mm512_shuffle_f32x4(of(0), of(1), 0xee), _mm512_shuffle_f32x4(of(2), of(3), 0xee)};
-    const __m512 ordered[kBlocks] = {
-        _mm512_shuffle_f32x4(low[0], low[1], 0x88), _mm512_shuffle_f32x4(low[0], low[1], 0xdd),
-        _mm512_shuffle_f32x4(high[0], high[1], 0x88), _mm512_shuffle_f32x4(high[0], high[1], 0xdd)};
-    for (int i = 0; i < kBlocks && i * kTileRows < columns; ++i) {
-      const int64_t there = std::min<int64_t>(kTileRows, columns - i * kTileRows);
-      const auto mask = static_cast<__mmask16>(0xffff >> (kTileRows - there));
-      const __m512 scaled = _mm512_mul_ps(ordered[i], _mm512_maskz_loadu_ps(mask, scales + i * kTileRows));
-      _mm512_mask_storeu_ps(to + i * kTileRows, mask, scaled);
+    LaneInts bits[kBlocks];
+    for (int i = 0; i < kBlocks; ++i) bits[i] = (LaneInts)sums[i];
+    Strip::to_columns(bits);
+    for (int i = 0; i < kBlocks && i * kTileRows < columns; ++i, scales += kTileRows, to += kTileRows) {
+      const Lanes ordered = (Lanes)bits[i];
+      if (columns - i * kTileRows >= kTileRows) {
+        store_lanes(to, ordered * load_lanes(scales));
+      } else {
+        for (int64_t c = 0; c < columns - i * kTileRows; ++c) to[c] = ordered[c] * scales[c];
+      }
     }
   }
 

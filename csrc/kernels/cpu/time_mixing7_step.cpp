@@ -78,7 +78,7 @@ void multiply(const std::array<Product, kProducts>& products, int64_t B, int64_t
       for (int64_t unit = std::max(begin, before); unit < std::min(end, before + own); ++unit) {
         const int64_t n = (unit - before) * kTileRows, lanes = std::min<int64_t>(kTileRows, N - n);
         tile_product(matrix, unit - before, in, B, sums);
-        for (int64_t b = 0; b < B; ++b) std::copy_n(reinterpret_cast<const float*>(sums + b), lanes, out + b * N + n);
+        for (int64_t b = 0; b < B; ++b) copy_lanes(reinterpret_cast<const float*>(sums + b), lanes, out + b * N + n);
       }
       before += own;
     }

@@ -1,7 +1,7 @@
 // One token of one row of a head's matrix S in the RWKV-7 recurrence; rows are independent. Torch-free.
 #pragma once
 
-#include <algorithm>
+#include <cstring>
 
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/wkv7.h"
@@ -14,13 +14,23 @@ constexpr int kKeyLanes = kTileRows;
 template <class Real>
 using KeySums = Real[kKeyLanes];
 
+// The lower half of a vector, or of the partial sums, and the upper one, added.
+template <class Half, class Whole>
+RWKV_INLINE Half halved(const Whole& whole) {
+  static_assert(sizeof(Whole) == 2 * sizeof(Half));
+  Half low, high;
+  memcpy(&low, &whole, sizeof low);
+  memcpy(&high, reinterpret_cast<const char*>(&whole) + sizeof low, sizeof high);
+  return low + high;
+}
+
+// In vectors, because a loop stores and loads the sums for each width.
 template <class Real>
 RWKV_INLINE Real total(const KeySums<Real>& sums) {
-  Real halves[kKeyLanes];
-  std::copy_n(sums, kKeyLanes, halves);
-  for (int width = kKeyLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) halves[i] += halves[i + width];
-  return halves[0];
+  typedef Real Eight __attribute__((vector_size(8 * sizeof(Real))));
+  typedef Real Four __attribute__((vector_size(4 * sizeof(Real))));
+  typedef Real Two __attribute__((vector_size(2 * sizeof(Real))));
+  return halved<Real>(halved<Two>(halved<Four>(halved<Eight>(sums))));
 }
 
 // sum of row * kappa
