@@ -70,6 +70,8 @@ struct StripProduct {
     std::fill_n(sums, strips * size, 0.0f);
     for (int64_t part = 0; part < kInputParts; ++part) {
       const auto [from, to] = inputs_of_part(matrix.K, part);
+      if (from == to) continue;
+      std::fill_n(parts, strips * size, 0.0f);
       for (int64_t first = from; first < to; first += kQuantized) {
         const int64_t g = first / kQuantized;
         const Group group = pieces[g];
@@ -77,10 +79,9 @@ struct StripProduct {
         for (int64_t strip = 0; strip < strips; ++strip) {
           const int64_t n = (begin + strip) * kColumns;
           Strip::pack(matrix.as<int8_t>(), group.rows, *group.words, n, N, packed);
-          add_group(group, packed, B, first == from, ahead, parts + strip * size);
+          add_group(group, packed, B, ahead, parts + strip * size);
         }
       }
-      if (from == to) continue;
       for (int64_t strip = 0; strip < strips; ++strip) {
         const int64_t n = (begin + strip) * kColumns;
         float scales[kColumns] = {};
@@ -135,9 +136,8 @@ struct StripProduct {
     int64_t left_;
   };
 
-  // Adds the sums of a strip for a group, or writes them if it is the first one: (B, kColumns).
-  static void add_group(const Group& group, const LaneBits* packed, int64_t B, bool is_first, Ahead& ahead,
-                        float* sums) {
+  // Adds the sums of a strip for a group: (B, kColumns).
+  static void add_group(const Group& group, const LaneBits* packed, int64_t B, Ahead& ahead, float* sums) {
     for_each_set<kSharing>(B, [&](auto sharing, int64_t b) {
       LaneInts whole[kBlocks][sharing()];
       for (int64_t j = 0; j < kBlocks; ++j)
@@ -148,8 +148,7 @@ struct StripProduct {
         const float scale = group.scales[b + s];
         float* const to = sums + (b + s) * kColumns;
         for (int64_t j = 0; j < kBlocks; ++j) {
-          const Lanes before = is_first ? Lanes{} : load_lanes(to + j * kTileRows);
-          store_lanes(to + j * kTileRows, before + to_float(strip[j]) * scale);
+          store_lanes(to + j * kTileRows, load_lanes(to + j * kTileRows) + to_float(strip[j]) * scale);
         }
       }
     });
