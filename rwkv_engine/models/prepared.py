@@ -8,6 +8,7 @@ does it once for a model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,14 +26,24 @@ from rwkv_engine.native import cpu_kernels
 _known: WeakKeyDictionary[Block, tuple[Sequence[Any], Any]] = WeakKeyDictionary()
 
 
-def whole_fields(states: Sequence[LayerState], names: Sequence[str]) -> list[Tensor] | None:
-    """The fields (B, L, *shape) of these names, if one call can run all layers on the CPU; otherwise None."""
+@cache
+def _is_registered(name: str) -> bool:
+    """Whether the CPU library has this class, which one that was built from some of the sources has not."""
+    try:
+        getattr(torch.classes.rwkv_engine, name)
+    except RuntimeError:
+        return False
+    return True
+
+
+def whole_fields(name: str, states: Sequence[LayerState], fields_of: Sequence[str]) -> list[Tensor] | None:
+    """The fields (B, L, *shape) of these names, if one call of the class `name` can run all layers; otherwise None."""
     is_watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None  # they see operators only
     if not isinstance(states, LayerStates) or torch.is_grad_enabled() or is_watched:
         return None
-    fields = [states.whole.fields[name] for name in names]
+    fields = [states.whole.fields[field] for field in fields_of]
     is_served = all(type(field) is Tensor and field.is_cpu and field.is_contiguous() for field in fields)
-    return fields if is_served and cpu_kernels.status().path else None
+    return fields if is_served and cpu_kernels.status().path and _is_registered(name) else None
 
 
 def prepared(

@@ -199,7 +199,7 @@ class Rwkv4Block(Block):
         def lists() -> tuple[list[Tensor], list[Tensor | None]]:
             return [t for layer in packed for t in layer.parameters], [t for layer in packed for t in layer.scales]
 
-        if (fields := whole_fields(states, _STATE)) is not None:
+        if (fields := whole_fields("PreparedLayers4", states, _STATE)) is not None:
             return prepared("PreparedLayers4", blocks, packed, lists).step(x, fields, slots, before), None
         state = [layer[name] for layer in states for name in _STATE]
         return blocks4_step(Blocks4Step(x, blocks[0].ln1.eps, *lists(), state, slots, before)), None

@@ -195,7 +195,7 @@ class Rwkv7Block(Block):
         def lists() -> tuple[list[Tensor], list[Tensor | None]]:
             return [t for layer in packed for t in layer.layer], [t for layer in packed for t in layer.scales]
 
-        if (fields := whole_fields(states, STATE)) is not None:
+        if (fields := whole_fields("PreparedLayers7", states, STATE)) is not None:
             return prepared("PreparedLayers7", blocks, packed, lists).step(x, first, fields, slots, before), first
         state = [layer[name] for layer in states for name in STATE]
         step = Blocks7Step(x, first, blocks[0].ln1.eps, *lists(), state, slots, before)
