@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import ExitStack, aclosing
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from fastapi import Request
+from sse_starlette import EventSourceResponse
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from rwkv_engine.generation.asynchronous import arriving
 from rwkv_engine.generation.sampling import Logprob
 from rwkv_engine.server.deadline import aborted_in_time, in_time, require_in_time
-from rwkv_engine.server.errors import ApiError, Json, as_json, of_model
-from rwkv_engine.server.event_stream import EventStream
-from rwkv_engine.server.presence import while_connected
+from rwkv_engine.server.errors import CLIENT_HAS_GONE, ApiError, Json, as_json, of_model
 from rwkv_engine.server.schemas import Sampled
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.states import Origin, state_of
 from rwkv_engine.server.texts import ServedText
+
+Result = TypeVar("Result")
 
 
 class Answer(ABC):
@@ -104,8 +107,8 @@ async def respond(service: Service, request: Request, answer: Answer, origin: Or
         stack.enter_context(aborted_in_time(service, request, answer.texts))
         request.state.answer = answer  # for the log
         if answer.body.stream:
-            return EventStream(_events(service, request, answer, origin), stack.pop_all())
-        return await while_connected(request.receive, _whole(service, request, answer, origin))
+            return _Stream(_events(service, request, answer, origin), stack.pop_all())
+        return await while_connected(request, _whole(service, request, answer, origin))
 
 
 async def _whole(service: Service, request: Request, answer: Answer, origin: Origin) -> Response:
@@ -124,7 +127,23 @@ async def _whole(service: Service, request: Request, answer: Answer, origin: Ori
     return Json({**answer.object(answer.whole, choices), "usage": answer.usage})
 
 
-async def _events(service: Service, request: Request, answer: Answer, origin: Origin) -> AsyncGenerator[bytes, None]:
+class _Stream(EventSourceResponse):
+    """Sends events, and gives back what they hold, also if they are never sent."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: ExitStack):
+        super().__init__(events)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """Sends an event without a time limit, which would take a fifth of an event's time: `Connection` has one."""
+        await send(message)
+
+
+async def _events(service: Service, request: Request, answer: Answer, origin: Origin) -> AsyncIterator[bytes]:
     # What is around a choice is the same in all events.
     before = as_json(answer.object(answer.chunk, [])).removesuffix("]}")
     after = '],"usage":null}' if answer.body.includes_usage else "]}"
@@ -161,3 +180,27 @@ async def _events(service: Service, request: Request, answer: Answer, origin: Or
 
 def _event(content: str) -> bytes:
     return f"data: {content}\n\n".encode("ascii")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of work, which is cancelled if the client disconnects.
+
+    Raises:
+        ApiError: the client has disconnected.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnection(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(CLIENT_HAS_GONE, "the client has disconnected")
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.wait({working, watching})
+
+
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

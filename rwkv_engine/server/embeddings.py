@@ -14,10 +14,10 @@ from torch import Tensor
 from rwkv_engine.checks import require_ids, require_text
 from rwkv_engine.embedding import dimension, embed
 from rwkv_engine.errors import RequestError
+from rwkv_engine.server.answers import while_connected
 from rwkv_engine.server.clients import Client
 from rwkv_engine.server.deadline import in_time
 from rwkv_engine.server.errors import ApiError, Json, of_model
-from rwkv_engine.server.presence import while_connected
 from rwkv_engine.server.schemas import EmbeddingRequest
 from rwkv_engine.server.service import Service
 from rwkv_engine.server.texts import require_short
@@ -49,7 +49,7 @@ def embeddings(service: Service) -> APIRouter:
         client: Client = request.state.client
         client.require_tokens()
         with service.places.hold(1), client.counted(1):
-            ids, vectors = await in_time(service, request, while_connected(request.receive, work()))
+            ids, vectors = await in_time(service, request, while_connected(request, work()))
         as_text = body.encoding_format == "base64"
         data = [
             {

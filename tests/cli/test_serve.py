@@ -26,7 +26,7 @@ def test_without_its_packages(call, monkeypatch):
 
 
 def test_what_cannot_be_served(call, tmp_path):
-    for module in ("fastapi", "prometheus_client", "uvicorn"):
+    for module in ("fastapi", "prometheus_client", "sse_starlette", "uvicorn"):
         pytest.importorskip(module, reason=f"{module} is not installed")
     code, _, err = call("serve", "tales", "--keys", str(tmp_path / "none"))
     assert code == 1
