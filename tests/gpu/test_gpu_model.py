@@ -8,13 +8,16 @@ import pytest
 import torch
 from checkpoint_files import save_pth
 from conftest import require_gpu
+from generation.test_recorded import ADJUSTED, V, run
 from models.test_precision import DTYPES, SHAPE, TOKENS, error, plain_torch, read
+from oracle import Shape
 from torch import Tensor
 
 from rwkv_engine import RWKV
 from rwkv_engine.generation import SamplingParams
 from rwkv_engine.generation.draw import Draw
 from rwkv_engine.models.weights import Dense
+from rwkv_engine.runtime import decoder
 from rwkv_engine.runtime.decoder import Decoder
 from rwkv_engine.runtime.graph import eager
 
@@ -147,3 +150,16 @@ def test_a_sampled_text_is_that_of_the_cpu(gpu):
     options = {"temperature": 0.9, "top_p": 0.9, "seed": 3}
     there = RWKV.from_pretrained("tales", f"{gpu} fp32").generate("The fox", 60, **options)
     assert there == RWKV.from_pretrained("tales").generate("The fox", 60, **options)
+
+
+def test_adjusted_texts_are_the_same_recorded_and_eager(load, monkeypatch):
+    """Penalties, biases, bans and masks; texts give their slots to others, with other adjustments."""
+    shape = Shape(n_layer=2, n_embd=64, n_att=64, n_ffn=128, n_vocab=V)
+    engine = load(oracle.random_weights(shape), "gpu fp32").engine
+    params = [SamplingParams(seed=i, temperature=i % 5 / 3, **ADJUSTED[i % len(ADJUSTED)]) for i in range(60)]
+    recorded = run(engine, params, 13, slots=5, turn=3)
+    monkeypatch.setattr(decoder, "_capture_for", lambda model: eager)
+    for request, other in zip(recorded, run(engine, params, 13, slots=5, turn=3), strict=True):
+        assert request.tokens == other.tokens
+        expected = [entry.logprob for entry in other.logprobs]
+        assert [entry.logprob for entry in request.logprobs] == pytest.approx(expected, abs=1e-4)
