@@ -95,23 +95,15 @@ def test_what_it_cannot_serve_takes_the_operator(model, calls):
     assert same(expected, decode(model))
 
 
-def test_other_parameters_replace_it(model):
+@pytest.mark.parametrize("told", ["the model", "one layer"])
+def test_other_parameters_replace_it(told, model):
     before = decode(model)
     block = model.layers[1]
     block.ln1.weight = torch.nn.Parameter(block.ln1.weight * 2, requires_grad=False)
-    model.forget()
-    after = decode(model)
-    assert not same(before, after)
+    (model if told == "the model" else block).forget()
+    assert not same(before, decode(model))
     block.ln1.weight.mul_(0.5)  # in place: nothing needs to be told
     assert same(before, decode(model))
-
-
-def test_only_one_layer_is_told(model):
-    before = decode(model)
-    block = model.layers[2]
-    block.ln1.weight = torch.nn.Parameter(block.ln1.weight * 2, requires_grad=False)
-    block.forget()
-    assert not same(before, decode(model))
 
 
 def test_it_is_neither_copied_nor_stored_and_forget_drops_it(model):
