@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from rwkv_engine.core.state import State
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.generation.request import Request
-from rwkv_engine.generation.sampling import Logprob, Sampler
+from rwkv_engine.generation.sampling import Sampler
 from rwkv_engine.generation.scheduler import scheduler_of
 from rwkv_engine.runtime.engine import Engine
 

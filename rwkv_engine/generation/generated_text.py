@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.text import StreamDecoder, Tokenizer
 
 

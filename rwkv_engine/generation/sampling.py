@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.draw import Draw, where_finite
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.generation.params import SamplingParams
 from rwkv_engine.ops.philox_uniform import as_int64
 
@@ -39,15 +39,6 @@ class History:
     def move(self, seen: Tensor, counts: Tensor) -> None:
         """Copies the history to tensors of the same shapes, which have it from now on."""
         self.seen, self.counts = seen.copy_(self.seen), counts.copy_(self.counts)
-
-
-@dataclass(frozen=True)
-class Logprob:
-    """Log-probabilities, in nats, of a sampled token, and of the most likely tokens in descending order."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
 
 
 class Sampler:
@@ -136,7 +127,7 @@ class Sampler:
         logits = torch.log_softmax(logits.double(), dim=-1)
         top, ids = logits.topk(min(self.params.logprobs or 0, logits.shape[-1]), dim=-1)
         return [
-            Logprob(token, row[token].item(), tuple(zip(row_ids.tolist(), row_top.tolist(), strict=True)))
+            Logprob(token, row[token].item(), zip(row_ids.tolist(), row_top.tolist(), strict=True))
             for token, row, row_ids, row_top in zip(tokens, logits, ids, top, strict=True)
         ]
 

@@ -9,7 +9,7 @@ import torch
 from rwkv_engine.core.state import State
 from rwkv_engine.generation.generate import TokenStream
 from rwkv_engine.generation.generated_text import GeneratedText, Mark
-from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.text import Tokenizer
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from rwkv_engine.generation.asynchronous import arriving
-from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.server.deadline import aborted_in_time, in_time, require_in_time
 from rwkv_engine.server.errors import CLIENT_HAS_GONE, ApiError, Json, as_json, of_model
 from rwkv_engine.server.schemas import Sampled

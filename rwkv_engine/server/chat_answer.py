@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.server import logprobs as forms
 from rwkv_engine.server.answers import Answer
 from rwkv_engine.server.formats import format_of

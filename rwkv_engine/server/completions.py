@@ -9,7 +9,7 @@ from typing import Any, cast
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.server import logprobs as forms
 from rwkv_engine.server.answers import Answer, respond
 from rwkv_engine.server.document import STREAM

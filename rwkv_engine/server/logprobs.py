@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.text import Tokenizer
 
 

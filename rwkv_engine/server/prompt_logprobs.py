@@ -11,7 +11,7 @@ import torch
 
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
-from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.runtime.engine import Engine
 from rwkv_engine.server.errors import ApiError
 from rwkv_engine.server.service import Service
@@ -84,7 +84,7 @@ def logprobs_of(engine: Engine, ids: Sequence[int], n_top: int, has_ended: Event
     Raises:
         RequestError: the logits are not finite, or nobody waits any more.
     """
-    found = [Logprob(ids[0], math.nan, ())]
+    found = [Logprob(ids[0], math.nan)]
     state: State | None = None
     for begin in range(0, len(ids) - 1, ROWS):
         if has_ended.is_set():
@@ -98,5 +98,5 @@ def logprobs_of(engine: Engine, ids: Sequence[int], n_top: int, has_ended: Event
         own = logp.gather(-1, torch.tensor(targets, device=logp.device).unsqueeze(-1)).squeeze(-1).tolist()
         values, others = (part.tolist() for part in logp.topk(min(n_top, logp.shape[-1]), dim=-1))
         for token, logprob, row, row_ids in zip(targets, own, values, others, strict=True):
-            found.append(Logprob(token, logprob, tuple(zip(row_ids, row, strict=True))))
+            found.append(Logprob(token, logprob, zip(row_ids, row, strict=True)))
     return found

@@ -10,9 +10,10 @@ from typing import cast
 from rwkv_engine.core.snapshot import Snapshot
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.generation.many import sampler_of
 from rwkv_engine.generation.params import TextOptions
-from rwkv_engine.generation.sampling import Logprob, Sampler
+from rwkv_engine.generation.sampling import Sampler
 from rwkv_engine.generation.text_request import TextRequest
 from rwkv_engine.server.errors import ApiError, of_request
 from rwkv_engine.server.formats import format_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from rwkv_engine.generation.sampling import Logprob
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.server.call_reader import Call, CallReader
 from rwkv_engine.server.chat_answer import ChatAnswer
 from rwkv_engine.server.schemas import ChatRequest

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from served import begun
 
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.generation.params import SamplingOptions
-from rwkv_engine.generation.sampling import Logprob
 from rwkv_engine.server.logprobs import Offsets, of_completion
 
 PATH = "/v1/completions"
