@@ -13,7 +13,6 @@ from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.sampling import History
 from rwkv_engine.generation.sampling_rows import without_errors
 from rwkv_engine.generation.token_mask import masks_of
-from rwkv_engine.ops.philox_uniform import as_int64
 from rwkv_engine.runtime.bucket import RowSampling
 from rwkv_engine.runtime.decoder import Decoder
 
@@ -72,6 +71,6 @@ def is_recordable(request: Request) -> bool:
 
 def _row(request: Request) -> RowSampling:
     draw, params = request.sampler.draw, request.sampler.params
-    seed, sample = as_int64(request.sampler.seed), as_int64(request.sample)
+    seed, sample = request.key
     cuts = draw.top_k, draw.temperature, draw.top_p, draw.min_p
     return RowSampling(seed, sample, *cuts, params.presence_penalty, params.frequency_penalty, params.penalty_decay)

@@ -12,8 +12,10 @@ from rwkv_engine.checks import require, require_text
 from rwkv_engine.core.state import State
 from rwkv_engine.errors import RequestError
 from rwkv_engine.generation.drafts import Drafts
+from rwkv_engine.generation.logprob import Logprob
 from rwkv_engine.generation.params import AllowedTokens
-from rwkv_engine.generation.sampling import History, Logprob, Sampler
+from rwkv_engine.generation.sampling import History, Sampler
+from rwkv_engine.ops.philox_uniform import as_int64
 from rwkv_engine.structured import CompiledFormat, Format, Matcher
 
 
@@ -28,6 +30,7 @@ class Request:
         sampler: samples the tokens.
         max_new_tokens: the largest number of tokens to generate.
         sample: the index of this text among the samples of one prompt; with one seed, each gives a different text.
+        key: the seed and the sample as `ops.philox_uniform` takes them.
         is_added: whether a scheduler has accepted it, which happens once.
         wanted: the number of tokens at which to pause; who wants more raises it and waits. Infinity by default.
         is_watched: whether somebody reads the tokens as they come; if not, only the speed of all texts counts.
@@ -81,6 +84,7 @@ class Request:
         self.sampler = sampler
         self.max_new_tokens = max_new_tokens
         self.sample = sample
+        self.key = as_int64(sampler.seed), as_int64(sample)
         self.is_added = False
         self.wanted = math.inf
         self.is_watched = True

@@ -106,6 +106,8 @@ class Running:
         The same step reads parts of prompts that have room in the pool.
         Requests that are not ahead, of which there are at most `most_rows`, share a step of the model.
         """
+        if not parts and not any(self._ahead[request] or self._may_draft(request) for request in requests):
+            return self._one_token_each(requests)
         behind = [request for request in requests if not self.is_ahead(request)]
         if behind or parts:
             begin = time.perf_counter()
@@ -136,6 +138,16 @@ class Running:
         for request in requests:
             request.unread = ()
         return logits, ids
+
+    def _one_token_each(self, requests: Sequence[Request]) -> Tensor:
+        """`advance` where nothing is ahead, drafted or read: the usual step, in which every call of Python counts."""
+        begin = time.perf_counter()
+        tokens = torch.tensor([request.unread[0] for request in requests], dtype=torch.int64)
+        logits = self._decoder.step(tokens, [self._slots[request] for request in requests])
+        self._cost.add(len(requests), 0, time.perf_counter() - begin)
+        for request in requests:
+            request.unread = ()
+        return logits
 
     def _compute(self, requests: Sequence[Request], parts: Sequence[Part]) -> int:
         """Processes the unread token of each request, drafts where they pay, and parts of prompts.
@@ -175,10 +187,14 @@ class Running:
             self._ahead[request].append(_Row(token, slot, logits, i))
         return len(rows)
 
+    def _may_draft(self, request: Request) -> bool:
+        """Whether a step may process tokens that have not been sampled yet."""
+        return self.chains and request.sampler.params.drafts > 0
+
     def _draft(self, request: Request, room: int, running: int) -> list[int]:
         """The tokens that may follow a request's unread one, and are worth a row each."""
         room = min(room, request.sampler.params.drafts, request.max_new_tokens - len(request.tokens) - 1)
-        if room <= 0 or not self.chains:
+        if room <= 0 or not self._may_draft(request):
             return []
         if request.drafts is None:
             request.drafts = Drafts([*request.prompt, *request.tokens])

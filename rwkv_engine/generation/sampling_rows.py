@@ -11,7 +11,6 @@ from rwkv_engine.generation.draw import of_rows, where_finite
 from rwkv_engine.generation.request import Request
 from rwkv_engine.generation.token_mask import masks_of, none_allowed
 from rwkv_engine.ops.draw_tokens import NONE_ALLOWED, draw_tokens, unpacked
-from rwkv_engine.ops.philox_uniform import as_int64
 from rwkv_engine.runtime.transfer import listed, moved
 
 
@@ -25,8 +24,8 @@ def sample_rows(logits: Tensor, requests: Sequence[Request]) -> list[int]:
     Returns:
         B ids, -1 where the logits are not finite, or where no token may be sampled, which is the request's `error`.
     """
-    keys = [(as_int64(r.sampler.seed), as_int64(r.sample), r.position) for r in requests]
-    numbers = moved(torch.tensor(keys, dtype=torch.int64).t().contiguous(), logits.device)  # in one transfer
+    keys = list(zip(*((*request.key, request.position) for request in requests), strict=True))
+    numbers = moved(torch.tensor(keys, dtype=torch.int64), logits.device)  # in one transfer
     adjusted, ids = _adjusted(logits, requests), torch.empty(len(requests), dtype=torch.int64, device=logits.device)
     allowed = masks_of(requests, logits.shape[1], logits.device)
     own = [row for row, request in enumerate(requests) if request.sampler.params.compat]

@@ -182,14 +182,14 @@ class Steps:
 
     def _take_each(self, requests: Sequence[Request], logits: Tensor, ids: list[int]) -> None:
         """Adds a sampled token to each request; `logits`: (B, V), those that it was sampled from."""
-        for request, row, token in zip(requests, logits, ids, strict=True):
+        for row, (request, token) in enumerate(zip(requests, ids, strict=True)):
             try:
-                self._take(request, row, token)
+                self._take(request, logits, row, token)
             except Exception as error:  # of this request alone, as in its `accept`
                 self.end(request, "error", error)
 
-    def _take(self, request: Request, logits: Tensor, token: int) -> None:
-        """Adds a sampled token to a request."""
+    def _take(self, request: Request, logits: Tensor, row: int, token: int) -> None:
+        """Adds to a request a token that was sampled from a row of the logits."""
         params = request.sampler.params
         if request.max_new_tokens == 0:  # only its prompt was to be read
             return self.end(request, "length")
@@ -200,7 +200,7 @@ class Steps:
         if token in params.stop_tokens:
             return self.end(request, "stop")
         if params.logprobs is not None:
-            request.logprobs += request.sampler.logprobs(logits.unsqueeze(0), [token])
+            request.logprobs += request.sampler.logprobs(logits[row : row + 1], [token])
         if request.drafts:
             request.drafts.add(token)
         request.unread = (token,)
