@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,18 +42,17 @@ def main(engine: str, path: str, strategy: str) -> None:
     def progress(done: int, total: int) -> None:
         say(progress=[done, total])
 
-    try:
-        watch = MemoryWatch()
-        watch.start()
-        measurements = Measurements(load(engine, Path(path), strategy, progress), watch)
-        watch.stop()
-        serve(sys.stdin, measurements, say, progress)
-    except RwkvError as error:
-        say(error=str(error))
-    except BrokenPipeError:
-        pass  # the parent has ended
-    except Exception as error:  # another program may raise anything
-        say(error=f"{type(error).__name__}: {error}".partition("\n")[0])
+    with suppress(BrokenPipeError):  # the parent has ended, also while the model was loaded, or an error was told
+        try:
+            watch = MemoryWatch()
+            watch.start()
+            measurements = Measurements(load(engine, Path(path), strategy, progress), watch)
+            watch.stop()
+            serve(sys.stdin, measurements, say, progress)
+        except RwkvError as error:
+            say(error=str(error))
+        except Exception as error:  # another program may raise anything
+            say(error=f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
 def load(engine: str, path: Path, strategy: str, progress: Progress) -> Subject:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from rwkv_engine.benchmark.lineup import EngineSpec
-from rwkv_engine.benchmark.process import Worker
+from rwkv_engine.benchmark.process import START, Worker
 from rwkv_engine.core import Strategy
 from rwkv_engine.errors import BenchmarkError
 
@@ -56,3 +59,17 @@ def test_a_failing_engine_is_reported_in_one_line(tmp_path):
             worker.ask("about")
         assert str(raised.value).startswith(f"rwkv, cpu fp32: {tmp_path}/missing.pth: no such file")
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_worker_whose_parent_has_ended_says_nothing(tmp_path):
+    """Its model is gone, too, and nobody is there to be told."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ["rwkv_engine", str(tmp_path / "missing.pth"), "cpu fp32"]
+    command = [sys.executable, "-c", START, json.dumps([sys.path, arguments])]
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
