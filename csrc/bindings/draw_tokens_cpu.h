@@ -15,6 +15,12 @@ struct DrawOnCpu {
 
   template <class Logit>
   void draw_tokens(const DrawTokens<Logit>& draw, const Tensor&) const {
+    for (int64_t b = 0; b < draw.B; ++b) {  // others would lead the kernel to tokens that are not there
+      TORCH_CHECK(draw.temperatures[b] >= 0, "rwkv_engine::draw_tokens: temperatures: expected numbers >= 0, got ",
+                  draw.temperatures[b], " in row ", b);
+      TORCH_CHECK(draw.top_p[b] > 0, "rwkv_engine::draw_tokens: top_p: expected numbers in (0, 1], got ", draw.top_p[b],
+                  " in row ", b);
+    }
     cpu::draw_tokens(draw, torch_threads);
   }
 };

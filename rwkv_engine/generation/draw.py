@@ -65,10 +65,15 @@ class Draw:
 
 @lru_cache(maxsize=64)  # copying to a GPU waits for its work, and rows seldom change from one token to the next
 def of_rows(draws: tuple[Draw, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The temperature, top-k, top-p and min-p of B rows as `draw_tokens` takes them, (B,) float64, but top-k int64."""
-    values = [[draw.temperature, draw.top_p, draw.min_p] for draw in draws]
+    """The temperature, top-k, top-p and min-p of B rows as `draw_tokens` takes them, (B,) float64, but top-k int64.
+
+    Those with `compat` are sampled in another way, and their parameters mean something else. They get the most likely
+    token, which takes the least time.
+    """
+    own = [Draw(0) if draw.compat else draw for draw in draws]
+    values = [[draw.temperature, draw.top_p, draw.min_p] for draw in own]
     temperatures, top_p, min_p = torch.tensor(values, dtype=torch.float64).t().contiguous().to(device)
-    return temperatures, torch.tensor([draw.top_k for draw in draws], dtype=torch.int64).to(device), top_p, min_p
+    return temperatures, torch.tensor([draw.top_k for draw in own], dtype=torch.int64).to(device), top_p, min_p
 
 
 def where_finite(logits: Tensor, ids: Tensor) -> Tensor:

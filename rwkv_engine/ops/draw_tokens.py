@@ -36,9 +36,9 @@ def draw_tokens(
 
     Args:
         logits: (B, V), float32, or float64 with -inf for banned tokens.
-        temperatures: (B,) float64; 0 takes the most likely token, the lowest id among equals.
+        temperatures: (B,) float64, at least 0; 0 takes the most likely token, the lowest id among equals.
         top_k: (B,) int64; 0 is off.
-        top_p: (B,) float64; 1 is off.
+        top_p: (B,) float64, above 0; 1 is off.
         min_p: (B,) float64; 0 is off.
         draws: (B,) float64, random numbers in [0, 1); or the seeds, samples and positions that `philox_uniform` makes
             them of, which on a GPU takes no kernel of its own.
@@ -50,7 +50,7 @@ def draw_tokens(
         banned, which with `allowed` get NONE_ALLOWED, as those do of which no token is allowed.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices do not match.
+        RuntimeError: shapes, dtypes or devices do not match; or, on the CPU, a temperature or top-p is out of range.
     """
     cpu_kernels.ensure_loaded()
     return torch.ops.rwkv_engine.draw_tokens(

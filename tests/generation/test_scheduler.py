@@ -469,3 +469,15 @@ def test_threads_that_add_and_abort(engine):
     assert free_slots(scheduler)
     assert after <= n_tensors + 20
     assert n_requests == 0
+
+
+@pytest.mark.parametrize("extreme", [{"top_p": 0.0}, {"top_k": 1, "top_p": 0.0, "temperature": 5.0}], ids=str)
+def test_texts_that_follow_the_rwkv_package_share_steps_with_others(engine, extreme):
+    kinds = [{"compat": "rwkv", **extreme}, {}, {"compat": "rwkv", "top_p": 0.5}, {"top_p": 0.9}]
+    scheduler = Scheduler(engine.model)
+    requests = [request([1 + i], 40, seed=i, **kinds[i % 4]) for i in range(8)]
+    for each in requests:
+        scheduler.add(each)
+    finish(scheduler, requests)
+    for each in requests:
+        check(engine, each, each.sampler.params)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv_engine.generation.token_mask import packed
+from rwkv_engine.native import cpu_kernels
 from rwkv_engine.ops import draw_tokens, philox_uniform
 from rwkv_engine.ops.draw_tokens import NONE_ALLOWED, draw_tokens_reference
 
@@ -163,4 +164,23 @@ def test_arguments_that_do_not_fit_are_named(index, value, message):
     arguments.append(torch.zeros(2, 1, dtype=torch.int32))
     arguments[index] = value
     with pytest.raises(RuntimeError, match=message):
+        draw_tokens(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("index", "wrong", "message"),
+    [
+        (1, -0.5, "temperatures: expected numbers >= 0, got -0.5"),
+        (1, math.nan, "temperatures: expected numbers >= 0, got nan"),
+        (3, 0.0, r"top_p: expected numbers in \(0, 1\], got 0"),
+        (3, math.nan, r"top_p: expected numbers in \(0, 1\], got nan"),
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(index, wrong, message):
+    if not cpu_kernels.status().level:
+        pytest.skip("needs compiled kernels")
+    arguments = [torch.zeros(2, 3), *(torch.ones(2, dtype=torch.float64) for _ in range(4))]
+    arguments.insert(2, torch.zeros(2, dtype=torch.int64))
+    arguments[index] = torch.tensor([0.5, wrong], dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=f"{message} in row 1"):
         draw_tokens(*arguments)
