@@ -31,18 +31,17 @@ def main(engine: str, path: str, strategy: str) -> None:
 
     An answer is `{"answer": ...}` or `{"error": "one line"}`, after any number of `{"progress": [done, total]}`.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    show_notices()
-    os.dup2(2, 1)  # anything a program prints is not an answer
+    with suppress(BrokenPipeError), os.fdopen(os.dup(1), "w") as answers:  # which breaks when the parent has ended
+        show_notices()
+        os.dup2(2, 1)  # anything a program prints is not an answer
 
-    def say(**message: Any) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
+        def say(**message: Any) -> None:
+            answers.write(json.dumps(message) + "\n")
+            answers.flush()
 
-    def progress(done: int, total: int) -> None:
-        say(progress=[done, total])
+        def progress(done: int, total: int) -> None:
+            say(progress=[done, total])
 
-    with suppress(BrokenPipeError):  # the parent has ended, also while the model was loaded, or an error was told
         try:
             watch = MemoryWatch()
             watch.start()

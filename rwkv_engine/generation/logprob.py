@@ -18,12 +18,23 @@ class Logprob:
     """
 
     __slots__ = ("_ids", "_values", "logprob", "token")
+    __match_args__ = ("token", "logprob", "top")
+
+    token: int
+    logprob: float
+    _ids: array[int]
+    _values: array[float]
 
     def __init__(self, token: int, logprob: float, top: Iterable[tuple[int, float]] = ()):
         """`top` are the ids of the most likely tokens and their log-probabilities."""
-        self.token, self.logprob = token, logprob
         pairs = list(top)
-        self._ids, self._values = array("i", [other for other, _ in pairs]), array("d", [value for _, value in pairs])
+        object.__setattr__(self, "token", token)
+        object.__setattr__(self, "logprob", logprob)
+        object.__setattr__(self, "_ids", array("i", [other for other, _ in pairs]))
+        object.__setattr__(self, "_values", array("d", [value for _, value in pairs]))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: a Logprob does not change")
 
     @property
     def top(self) -> tuple[tuple[int, float], ...]:
@@ -31,13 +42,16 @@ class Logprob:
         return tuple(zip(self._ids, self._values, strict=True))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Logprob) and self._all == other._all
+        return self._all == other._all if isinstance(other, Logprob) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._all)
 
     def __repr__(self) -> str:
         return f"Logprob(token={self.token!r}, logprob={self.logprob!r}, top={self.top!r})"
+
+    def __reduce__(self) -> tuple[type[Logprob], tuple[int, float, tuple[tuple[int, float], ...]]]:
+        return Logprob, self._all
 
     @property
     def _all(self) -> tuple[int, float, tuple[tuple[int, float], ...]]:

@@ -132,6 +132,7 @@ class _Stream(EventSourceResponse):
 
     def __init__(self, events: AsyncIterator[bytes], held: ExitStack):
         super().__init__(events)
+        del self.headers["connection"]  # which the server knows, and the response does not
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

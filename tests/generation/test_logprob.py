@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tracemalloc
+from unittest import mock
+
+import pytest
 
 from rwkv_engine.generation import Logprob
 
@@ -20,6 +25,18 @@ def test_equal_entries_are_one_in_a_set():
     assert len({Logprob(5, -0.25, TOP), Logprob(5, -0.25, list(TOP)), Logprob(5, -0.25, TOP[:2])}) == 2
     assert Logprob(5, -0.25, TOP) != Logprob(5, -0.5, TOP)
     assert Logprob(5, -0.25, TOP) != (5, -0.25, TOP)
+
+
+def test_it_is_copied_and_stored_but_does_not_change():
+    entry = Logprob(5, -0.25, TOP)
+    copies = [copy.copy(entry), copy.deepcopy(entry), *(pickle.loads(pickle.dumps(entry, n)) for n in range(6))]
+    assert all(other == entry for other in copies)
+    with pytest.raises(AttributeError, match="token"):
+        entry.token = 6
+    match entry:
+        case Logprob(token, logprob, top):
+            assert (token, logprob, top) == (5, -0.25, TOP)
+    assert entry == mock.ANY
 
 
 def test_twenty_pairs_take_little_memory():

@@ -72,6 +72,7 @@ def test_events_are_sent_as_they_are():
         assert headers[b"content-type"].startswith(b"text/event-stream")
         assert headers[b"cache-control"] == b"no-store"
         assert b"content-length" not in headers
+        assert b"connection" not in headers
 
     asyncio.run(run())
 
