@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from numbers import Integral, Real
 from operator import index
 from typing import Any
 
@@ -16,9 +17,10 @@ def require(name: str, got: Any, kind: type | tuple[type, ...], holds: Callable[
     """Checks the type and the value of one argument.
 
     Raises:
-        RequestError: `got` is not an instance of `kind`, or `holds(got)` is false.
+        RequestError: `got` is not an instance of `kind`, or `holds(got)` is false. Truth values are not numbers.
     """
-    if not isinstance(got, kind) or not holds(got):
+    is_truth = isinstance(got, bool) and kind in (Integral, Real)
+    if is_truth or not isinstance(got, kind) or not holds(got):
         raise RequestError(f"{name}: got {shown(got)}, expected {expected}")
 
 

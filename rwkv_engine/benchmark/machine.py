@@ -33,9 +33,15 @@ def facts() -> dict[str, Any]:
         "int8_products": ways.int8_way(kernels.level),
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), "rwkv_engine": __version__} | _versions(),
-        "command": shlex.join(["rwkv-engine", *sys.argv[1:]]),
+        "command": f"{_program()} {shlex.join(sys.argv[1:])}",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _program() -> str:
+    """How this program was started."""
+    path = Path(sys.argv[0])
+    return f"python -m bench.{path.stem}" if path.parent.name == "bench" else "rwkv-engine"
 
 
 def _versions() -> dict[str, str]:

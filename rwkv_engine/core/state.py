@@ -211,7 +211,9 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 raise RequestError(f"{path}: expected a saved state ({FORMAT}), got {found}")
             yield file, metadata
     except (OSError, SafetensorError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        if isinstance(error, SafetensorError):
+            reason += "; expected a file that State.save wrote"
         raise RequestError(f"{path}: no saved state can be read here: {reason}") from error
 
 

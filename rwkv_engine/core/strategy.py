@@ -112,7 +112,7 @@ class Strategy:
         free = [s for s in self.segments if s.count is None]
         streaming = [s for s in self.segments if s.streams]
         if rest < 0:
-            raise self._error(self._overflowing(total), f"too many layers: {layers}")
+            raise self._error(self._overflowing(total), f"too many layers: got {total - rest}, {layers}")
         if streaming and free:
             raise self._error(free[0], f"gets no layer: '{streaming[0]}' takes all remaining layers")
         if len(free) > rest:

@@ -118,7 +118,9 @@ def handle_errors(app: FastAPI) -> None:
     async def of_body(request: Request, error: RequestValidationError) -> Response:
         errors = error.errors()
         if errors[0]["type"] == "json_invalid":
-            return ApiError(HTTPStatus.BAD_REQUEST, "the body is not JSON", code="invalid_json").response()
+            reason = f"{errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
+            message = f"the body is not JSON: {reason}"
+            return ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_json").response()
         # Of a value that may be one of several types, the type that it is most like.
         depth = max(len(one["loc"]) for one in errors)
         deepest = [one for one in errors if len(one["loc"]) == depth]

@@ -18,14 +18,14 @@ _OPTIONS = {"name": "[A-Za-z0-9._@-]{1,64}", "texts": "[1-9][0-9]{0,8}", "tokens
 class Keys:
     """The clients of a server by their keys, which are kept as hashes only."""
 
-    def __init__(self, lines: Iterable[str]):
-        """Reads lines `KEY [name=NAME] [texts=N] [tokens-per-minute=N]`, see `Client`.
+    def __init__(self, lines: Iterable[str], source: str = "keys"):
+        """Reads lines `KEY [name=NAME] [texts=N] [tokens-per-minute=N]`, see `Client`; `source` is for messages.
 
         Raises:
             RequestError: there is none, or something else follows a key.
         """
         self._path: Path | None = None
-        self._clients = _clients(lines)
+        self._clients = _clients(lines, source)
 
     @classmethod
     def read(cls, path: Path) -> Keys:
@@ -34,7 +34,7 @@ class Keys:
         Raises:
             RequestError: the file cannot be read, has no key, or something else follows a key.
         """
-        keys = cls(_lines(path))
+        keys = cls(_lines(path), str(path))
         keys._path = path
         return keys
 
@@ -51,7 +51,7 @@ class Keys:
             RequestError: as for `read`; then the keys stay as they were.
         """
         if self._path:
-            found = _clients(_lines(self._path))
+            found = _clients(_lines(self._path), str(self._path))
             for key, client in found.items():
                 if known := self._clients.get(key):
                     known.limit_as(client)
@@ -75,10 +75,11 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RequestError(f"{path}: API keys cannot be read from this file: {reason}") from error
+        advice = "give a file with one key on each line"
+        raise RequestError(f"{path}: API keys cannot be read from this file: {reason}; {advice}") from error
 
 
-def _clients(lines: Iterable[str]) -> dict[bytes, Client]:
+def _clients(lines: Iterable[str], source: str) -> dict[bytes, Client]:
     """The clients by the hashes of their keys. No message has a part of a line, which may be one of a key."""
     found: dict[bytes, Client] = {}
     for number, line in enumerate(lines, start=1):
@@ -90,13 +91,13 @@ def _clients(lines: Iterable[str]) -> dict[bytes, Client]:
             name, _, value = option.partition("=")
             if name not in _OPTIONS or name in given or not re.fullmatch(_OPTIONS[name], value):
                 expected = "name=NAME, texts=N and tokens-per-minute=N, each at most once, N at least 1"
-                raise RequestError(f"keys: line {number}: after the key, expected only {expected}")
+                raise RequestError(f"{source}: line {number}: after the key, expected only {expected}")
             given[name] = value
         hashed = sha256(key.encode()).digest()
         if hashed in found:
-            raise RequestError(f"keys: line {number}: this key was in an earlier line; leave one of them out")
+            raise RequestError(f"{source}: line {number}: this key was in an earlier line; leave one of them out")
         texts, tokens = (int(given[name]) if name in given else None for name in ("texts", "tokens-per-minute"))
         found[hashed] = Client(given.get("name", f"key-{number}"), texts, tokens)
     if not found:
-        raise RequestError("keys: there is no API key, expected at least one, one on each line")
+        raise RequestError(f"{source}: there is no API key, expected at least one, one on each line")
     return found

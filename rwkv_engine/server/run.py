@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -86,7 +87,9 @@ def listen(host: str, port: int) -> socket.socket:
         waiting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         return waiting
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None)
+        told = getattr(error, "strerror", None) or error  # of an address in use, with the address once more
+        reason = os.strerror(number) if number and number > 0 else told
         raise RequestError(f"{host}:{port}: cannot listen here: {reason}; choose another --host or --port") from error
 
 

@@ -117,7 +117,7 @@ class Service:
         self.sealer: Sealer | None = None
         self.sessions: Sessions | None = None
         if settings.session_folder and not settings.state_keys:
-            raise RequestError("session_folder: sessions are sealed; give state_keys too")
+            raise RequestError("session_folder: sessions are sealed; give state_keys too (--state-keys FILE)")
         for origin in settings.origins:
             if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
                 raise RequestError(

@@ -23,20 +23,27 @@ IN_HUB_CACHE = {
     N_VOCAB_20B: ("tokenizer.json", ("EleutherAI/gpt-neox-20b", "RWKV/rwkv-raven-1b5", "RWKV/rwkv-4-169m-pile")),
     N_VOCAB_WORLD: (WORLD_FILE, tuple(f"RWKV/rwkv-4-world-{size}" for size in ("169m", "430m", "1b5", "3b", "7b"))),
 }
+EMBEDDED = Path(__file__).parents[1] / "assets"  # folders of models, by their names
 KINDS = (
     f"a vocabulary of {N_VOCAB_20B} needs 20B_tokenizer.json, {N_VOCAB_WORLD} needs {WORLD_FILE} (pip install rwkv has"
-    " it), 256 needs no file"
+    " it), that of tales is called tales, 256 needs no file"
 )
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer in a file: a World vocabulary if it ends in `.txt`, else the format of the `tokenizers` library.
 
+    The name of an embedded model, `tales`, stands for its file.
+
     Raises:
         TokenizerError: the file cannot be read or is neither.
     """
     if not os.path.exists(path):
-        raise TokenizerError(f"{path}: no such file; expected the path of a tokenizer.json or of {WORLD_FILE}")
+        embedded = EMBEDDED / Path(path).name / "tokenizer.json"
+        if Path(path).name == str(path) and embedded.is_file():
+            return BpeTokenizer(embedded)
+        expected = f"the path of a tokenizer.json or of {WORLD_FILE}, or tales"
+        raise TokenizerError(f"{path}: no such file; expected {expected}")
     return WorldTokenizer(path) if Path(path).suffix.lower() == ".txt" else BpeTokenizer(path)
 
 

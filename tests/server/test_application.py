@@ -68,6 +68,12 @@ def test_bodies_that_are_not_objects(client, path, body):
     assert is_error(response)
 
 
+def test_a_body_that_is_not_json_is_told_where(client):
+    response = client.post("/v1/completions", '{"prompt": The}')
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "the body is not JSON: Expecting value at character 11"
+
+
 def test_a_body_needs_its_content_type(client):
     response = client.call("POST", "/v1/completions", content=json.dumps(BODY), headers={"content-type": "text/plain"})
     assert response.status_code == 400
@@ -123,7 +129,7 @@ def test_files_of_keys(tmp_path):
     for wrong in (b"", b"Bearer", b"Bearer ", b"Bearer ab", b"Bearer abcd", b"Bearer # mine", b"abc"):
         assert not keys.accept(wrong)
     file.write_text("# nothing\n")
-    with pytest.raises(RequestError, match=r"keys: there is no API key, .* one on each line"):
+    with pytest.raises(RequestError, match=rf"{file}: there is no API key, .* one on each line"):
         Keys.read(file)
     with pytest.raises(RequestError, match="No such file"):
         Keys.read(tmp_path / "none")

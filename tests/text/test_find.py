@@ -26,6 +26,15 @@ def save_bpe(path: Path, n_vocab: int) -> Path:
     return path
 
 
+def test_an_embedded_model_names_its_tokenizer(tmp_path, monkeypatch):
+    assert load_tokenizer("tales").n_vocab == 2048
+    monkeypatch.chdir(tmp_path)
+    save_bpe(tmp_path / "tales", 300)
+    assert load_tokenizer("tales").n_vocab == 300, "a file of this name"
+    with pytest.raises(TokenizerError, match="sales: no such file"):
+        load_tokenizer("sales")
+
+
 def save_world(path: Path, n_vocab: int = 65530) -> Path:
     lines = [f"{byte + 1} {bytes([byte])!r} 1" for byte in range(256)]
     path.write_text("\n".join([*lines, f"{n_vocab - 1} 'the' 3\n"]))
