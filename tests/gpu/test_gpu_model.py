@@ -162,4 +162,5 @@ def test_adjusted_texts_are_the_same_recorded_and_eager(load, monkeypatch):
     for request, other in zip(recorded, run(engine, params, 13, slots=5, turn=3), strict=True):
         assert request.tokens == other.tokens
         expected = [entry.logprob for entry in other.logprobs]
+        # Steps are padded to other numbers of rows, and kernels for them may add float32 in another order.
         assert [entry.logprob for entry in request.logprobs] == pytest.approx(expected, abs=1e-4)
